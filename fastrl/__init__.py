@@ -1,0 +1,23 @@
+"""fastrl: reinforcement learning from verifiable rewards, built around the sign of the learning signal.
+
+Exports are lazy: `import fastrl` loads neither torch nor transformers (verifier workers rely on it).
+"""
+
+import importlib
+
+_EXPORTS = {
+    "TrainConfig": "fastrl.config",
+    "EvalConfig": "fastrl.config",
+    "WarmupConfig": "fastrl.config",
+    "load_config": "fastrl.config",
+    "train": "fastrl.runs",
+    "warmup": "fastrl.runs",
+    "evaluate": "fastrl.runs",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fastrl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
