@@ -1,4 +1,4 @@
-"""Fused log-prob, entropy and signed policy-loss operations: logits to gradient. See `ops` for the three entry points."""
+"""Fused log-prob, entropy and signed policy-loss operations, logits to gradient. `ops` has the three entry points."""
 
 from .dispatch import Choice, choose
 from .losses import SURROGATES, Cispo, Head, PolicyLoss, PpoClip, Reinforce, Surrogate, TokenLoss

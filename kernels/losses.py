@@ -1,12 +1,12 @@
 """Token-level policy losses: how the loss of one token depends on its log-probability.
 
-A surrogate maps (logp, old logp, signed advantage) to a loss ℓ and a flag that says where clipping removed the gradient.
+A surrogate maps (logp, old logp, signed advantage) to a loss ℓ and a flag: did clipping remove the gradient here?
 With ρ = exp(logp − old), clamped to e^±20:
 
     Reinforce   ℓ = −A·logp                                              Williams 1992
     PpoClip     ℓ = max(−A·ρ, −A·clip(ρ, 1−ε_low, 1+ε_high))             Schulman et al. 2017, arXiv:1707.06347, eq. 7
                 with `dual` d: for A < 0 additionally ℓ ≤ −A·d           Ye et al. 2020, arXiv:1912.09729, eq. 5
-    Cispo       ℓ = −sg[min(ρ, cap)]·A·logp                              MiniMax-M1, arXiv:2506.13585, eq. 4 (upper side)
+    Cispo       ℓ = −sg[min(ρ, cap)]·A·logp                             MiniMax-M1, arXiv:2506.13585, eq. 4 (upper side)
 
 `old=None` means that the policy has not moved since sampling: ρ ≡ 1 in value, with the gradient of ρ.
 A new surrogate is a new class here (and its Triton twin), not a new flag.
@@ -115,7 +115,7 @@ class TokenLoss:
 
 @dataclass(frozen=True)
 class Head:
-    """A language-model head. logits = softcap·tanh(scale·(hidden @ weightᵀ + bias)/softcap), or without softcap the inside.
+    """A language-model head: s = scale·(hidden @ weightᵀ + bias), then softcap·tanh(s/softcap) where there is a softcap.
 
     weight (V,H); bias (V,) or None; softcap and scale are floats.
     """

@@ -1,4 +1,4 @@
-"""The three public operations. Each asks the chooser and calls the back-end; `reference` says what the result must be."""
+"""The three public operations. Each asks the chooser and calls a back-end; `reference` says what the result must be."""
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     temperature: float | Tensor = 1.0,
 ) -> PolicyLoss:
-    """Signed policy loss of raw logits (N,V). It may overwrite `logits` with their gradient: do not use them afterwards.
+    """Signed policy loss of raw logits (N,V). It may overwrite `logits` with their gradient: do not use them again.
 
     targets (N,) int64; advantages (N,) fp32, signed; token_weights float or (N,) fp32, they multiply; the optional
     log-probs (N,) fp32 carry no gradient. L = Σ_i w_i·ℓ_i with ℓ as in `TokenLoss`.

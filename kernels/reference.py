@@ -60,7 +60,7 @@ def token_losses(
     sampler_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(ℓ, clipped), both (N,), before token weights. ValueError where a coefficient needs log-probs that are missing."""
+    """(ℓ, clipped), both (N,), before token weights. ValueError where a coefficient needs log-probs not given."""
     value, clipped = loss.surrogate(logprobs_N, old_logprobs, advantages_N)
     if loss.importance_cap is not None:
         if sampler_logprobs is None:
