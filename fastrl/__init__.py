@@ -9,10 +9,10 @@ _EXPORTS = {
     "TrainConfig": "fastrl.config",
     "EvalConfig": "fastrl.config",
     "WarmupConfig": "fastrl.config",
-    "load_config": "fastrl.config",
-    "train": "fastrl.runs",
-    "warmup": "fastrl.runs",
-    "evaluate": "fastrl.runs",
+    "load_config": "fastrl.config_files",
+    "train": "fastrl.training",
+    "warmup": "fastrl.warmup",
+    "evaluate": "fastrl.evaluation_run",
 }
 __all__ = sorted(_EXPORTS)
 

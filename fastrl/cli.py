@@ -1,0 +1,124 @@
+"""The command line: `fastrl train | warmup | eval | verify | doctor`. Heavy imports happen inside the commands."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
+from fastrl.config_files import load_config
+
+Flat = tyro.conf.arg(name="")  # --section.key, not --config.section.key
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train: fastrl train CONFIG.toml [--section.key value …] [--resume]"""
+
+    config: Annotated[TrainConfig, Flat] = field(default_factory=TrainConfig)
+    resume: bool = False
+    """Continue the run in run.folder from its newest sound checkpoint."""
+
+
+@dataclass(frozen=True)
+class WarmupCommand:
+    """Supervised warm start: fastrl warmup CONFIG.toml [--section.key value …]"""
+
+    config: Annotated[WarmupConfig, Flat] = field(default_factory=WarmupConfig)
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Evaluate a model: fastrl eval CONFIG.toml [--section.key value …]"""
+
+    config: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True)
+class VerifyCommand:
+    """Score a JSON-lines file of completions: rows `completion` and what the task needs; adds `reward` and `reason`."""
+
+    task: Annotated[TaskConfig, Flat]
+    input: Path
+    """Rows to score."""
+    output: Path
+    """Where the same rows go, in the same order, with `reward` and `reason`."""
+
+
+def _parse(command: type, config_class: type, arguments: list[str], name: str) -> Any:
+    """CONFIG.toml first, then overrides. Without a file the defaults are the base."""
+    has_file = bool(arguments) and not arguments[0].startswith("-")
+    base = load_config(config_class, arguments[0]) if has_file else config_class()
+    return tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=f"fastrl {name} CONFIG.toml")
+
+
+def _train(arguments: list[str]) -> None:
+    command = _parse(TrainCommand, TrainConfig, arguments, "train")
+    from fastrl.training import train
+
+    print(f"run folder: {train(command.config, resume=command.resume)}")
+
+
+def _warmup(arguments: list[str]) -> None:
+    command = _parse(WarmupCommand, WarmupConfig, arguments, "warmup")
+    from fastrl.warmup import warmup
+
+    print(f"model: {warmup(command.config)}")
+
+
+def _eval(arguments: list[str]) -> None:
+    command = _parse(EvalCommand, EvalConfig, arguments, "eval")
+    from fastrl.evaluation_run import evaluate
+
+    evaluate(command.config)
+
+
+def _verify(arguments: list[str]) -> None:
+    arguments = ["--name" if a == "--task" else a for a in arguments]
+    command = tyro.cli(VerifyCommand, args=arguments, prog="fastrl verify")
+    from fastrl.tasks.verify import verify_file
+
+    for key, value in verify_file(command.task, command.input, command.output).items():
+        print(f"{key}: {value}")
+
+
+def _doctor(arguments: list[str]) -> None:
+    if arguments:
+        raise ValueError(f"fastrl doctor takes no arguments, got {arguments}")
+    from fastrl.doctor import report
+
+    print(report())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "warmup": _warmup,
+    "eval": _eval,
+    "verify": _verify,
+    "doctor": _doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0; 2 with one message for bad input; 130 after Ctrl-C or SIGTERM."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] not in COMMANDS:
+        asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(f"usage: fastrl {{{' | '.join(COMMANDS)}}} …    fastrl train --help lists every setting")
+        return 0 if asks_help else 2
+    try:
+        COMMANDS[arguments[0]](arguments[1:])
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

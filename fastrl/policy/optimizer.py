@@ -1,0 +1,86 @@
+"""AdamW over float32 masters: gradients accumulate in float32, then the weights get one rounded copy of the masters.
+
+For float32 models the parameters are their own masters. Nothing here is a copy when it need not be.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from fastrl.config import OptimizerConfig
+
+
+class MasterOptimizer:
+    """`step()` clips, updates the masters and writes the weights in place; a non-finite gradient skips the update."""
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, num_steps: int):
+        self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.masters = {name: _master(p) for name, p in self.weights.items()}
+        for parameter in self.weights.values():
+            parameter.grad_dtype = torch.float32
+        self.max_grad_norm = config.max_grad_norm
+        self.adamw = torch.optim.AdamW(
+            self.masters.values(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.schedule = get_scheduler(config.schedule, self.adamw, config.warmup_steps, num_steps)
+
+    @property
+    def lr(self) -> float:
+        return self.schedule.get_last_lr()[0]
+
+    def step(self) -> tuple[float, bool]:
+        """(gradient norm before clipping, whether the weights moved). Gradients are cleared either way."""
+        for name, master in self.masters.items():
+            master.grad = self.weights[name].grad
+        limit = self.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), limit).item()
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            self.adamw.step()
+            self._publish()
+        self.zero_grad()
+        return norm, is_finite
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        moved = [(w, m) for w, m in zip(self.weights.values(), self.masters.values(), strict=True) if w is not m]
+        if moved:
+            torch._foreach_copy_(*map(list, zip(*moved, strict=True)))
+
+    def zero_grad(self) -> None:
+        for name in self.weights:
+            self.weights[name].grad = self.masters[name].grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Flat tensors for a checkpoint: AdamW's state by parameter, and masters that are not themselves weights."""
+        tensors = {}
+        for name, master in self.masters.items():
+            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
+            if master is not self.weights[name]:
+                tensors[f"master.{name}"] = master.detach()
+        return tensors
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state_tensors`; the weights are rewritten from the masters."""
+        for name, master in self.masters.items():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}.{name}" in tensors:
+                    value = tensors[f"{key}.{name}"]
+                    self.adamw.state[master][key] = value if key == "step" else value.to(master.device)
+            if f"master.{name}" in tensors:
+                master.copy_(tensors[f"master.{name}"])
+        self._publish()
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    if parameter.dtype == torch.float32:
+        return parameter
+    return parameter.detach().float().clone().requires_grad_()

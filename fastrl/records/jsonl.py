@@ -1,0 +1,45 @@
+"""JSON lines: appended, read back, and always valid JSON (NaN and infinity become null)."""
+
+import json
+import math
+import numbers
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Append one line of ASCII JSON per row; arrays and tensors become lists, NaN and infinity null."""
+    with Path(path).open("a", encoding="ascii") as file:
+        file.writelines(dump_line(as_json(row)) for row in rows)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file, without a torn last line. Raises ValueError for a broken line before the last."""
+    rows = []
+    lines = Path(path).read_bytes().rstrip(b"\n").split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number} is not JSON: {error}") from error
+    return rows
+
+
+def dump_line(row: dict) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def as_json(value):
+    """The value in JSON's types; ASCII escapes keep even a lone surrogate of a model's output."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if hasattr(value, "tolist"):  # a NumPy or torch array or scalar
+        return as_json(value.tolist())
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,172 @@
+"""What a person sees while a run trains: a live view on a terminal, one plain line a step anywhere else.
+
+step 41/200  reward 0.430  +176 −336 0:0  entropy 0.38  |Δlogp| 3.0e-03  12.3k tok/s  gen 0.31 verify 0.02 train 0.55 s
+
+The sign split counts rollouts with positive, negative and zero advantage. A value that was not measured shows as –.
+"""
+
+import math
+import os
+import sys
+from collections import deque
+from typing import TextIO
+
+SHOWN_STEPS = 10
+ASCII_FOR = str.maketrans({"−": "-", "–": "-", "Δ": "d", "…": "..."})
+
+
+class Progress:
+    """Shows the steps of a run, as a context manager.
+
+    is_live None picks the live view when `stream` (None: standard output) is a terminal that can show it. Otherwise
+    `update` and `message` write one flushed line each, in ASCII where the stream's encoding has no −, – or Δ.
+    """
+
+    def __init__(self, num_steps: int, *, is_live: bool | None = None, stream: TextIO | None = None) -> None:
+        stream = sys.stdout if stream is None else stream
+        if is_live is None:
+            is_live = _can_be_live(stream)
+        self._view = LiveView(num_steps, stream) if is_live else PlainView(num_steps, stream)
+
+    def update(self, step: int, metrics: dict) -> None:
+        """Show the finished step, counted from 1. The metrics read are those of `step_cells`."""
+        self._view.update(step, metrics)
+
+    def message(self, text: str) -> None:
+        """Show a text that stays, such as a warning."""
+        self._view.message(text)
+
+    def __enter__(self) -> "Progress":
+        self._view.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._view.stop()
+
+
+def _can_be_live(stream: TextIO) -> bool:
+    is_unicode = (stream.encoding or "").lower().startswith("utf")
+    return stream.isatty() and is_unicode and os.environ.get("TERM") != "dumb"
+
+
+def step_cells(metrics: dict) -> dict[str, str]:
+    """The texts shown for one step by column name; `pass@1` and `warnings` only where the metrics have them."""
+    num = {sign: _text(metrics, f"rollouts/num_{sign}", "{:.0f}".format) for sign in ("positive", "negative", "zero")}
+    cells = {
+        "reward": _text(metrics, "reward/mean", "{:.3f}".format),
+        "signs": f"+{num['positive']} −{num['negative']} 0:{num['zero']}",
+        "entropy": _text(metrics, "entropy/mean", "{:.2f}".format),
+        "|Δlogp|": _text(metrics, "mismatch/mean_abs", "{:.1e}".format),
+        "tok/s": _text(metrics, "throughput/tokens_per_s", _thousands),
+        "gen s": _text(metrics, "time/generate_s", _seconds),
+        "verify s": _text(metrics, "time/verify_s", _seconds),
+        "train s": _text(metrics, "time/train_s", _seconds),
+    }
+    if metrics.get("eval/pass_at_1") is not None:
+        cells["pass@1"] = _text(metrics, "eval/pass_at_1", "{:.3f}".format)
+    if metrics.get("warnings"):
+        cells["warnings"] = str(metrics["warnings"])
+    return cells
+
+
+def step_line(step: int, num_steps: int, metrics: dict) -> str:
+    """One step as one line of text, as in the module's docstring; `pass@1` and `warnings` follow when present."""
+    cells = step_cells(metrics)
+    parts = [
+        f"step {step}/{num_steps}",
+        f"reward {cells['reward']}",
+        cells["signs"],
+        f"entropy {cells['entropy']}",
+        f"|Δlogp| {cells['|Δlogp|']}",
+        f"{cells['tok/s']} tok/s",
+        f"gen {cells['gen s']} verify {cells['verify s']} train {cells['train s']} s",
+    ]
+    parts += [f"{name} {cells[name]}" for name in ("pass@1", "warnings") if name in cells]
+    return "  ".join(parts)
+
+
+def _text(metrics: dict, name: str, form) -> str:
+    value = metrics.get(name)
+    return "–" if value is None or not math.isfinite(value) else form(value)
+
+
+def _thousands(value: float) -> str:
+    for limit, scale, suffix in ((999.5, 1, ""), (999_950, 1e3, "k")):
+        if value < limit:
+            return f"{value / scale:.{1 if suffix else 0}f}{suffix}"
+    return f"{value / 1e6:.1f}M"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+
+
+class PlainView:
+    """One line a step."""
+
+    def __init__(self, num_steps: int, stream: TextIO) -> None:
+        self._num_steps, self._stream = num_steps, stream
+
+    def start(self) -> None:
+        """Nothing to prepare."""
+
+    def stop(self) -> None:
+        """Nothing to restore."""
+
+    def update(self, step: int, metrics: dict) -> None:
+        self.message(step_line(step, self._num_steps, metrics))
+
+    def message(self, text: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(ASCII_FOR).encode(encoding, "backslashreplace").decode(encoding)
+        print(text, file=self._stream, flush=True)
+
+
+class LiveView:
+    """A table of the last steps above a bar with the time left, redrawn in place; messages scroll above it."""
+
+    def __init__(self, num_steps: int, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn())
+        left = (TextColumn("left"), TimeRemainingColumn())
+        self._bar = Bar(TextColumn("step"), *columns, *left, speed_estimate_period=86_400)  # a step may take an hour
+        self._task = self._bar.add_task("steps", total=num_steps)
+        self._rows: deque[tuple[int, dict[str, str]]] = deque(maxlen=SHOWN_STEPS)
+        self._console = Console(file=stream, force_terminal=True)
+        self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+
+    def start(self) -> None:
+        self._live.start()
+
+    def stop(self) -> None:
+        self._live.stop()
+
+    def update(self, step: int, metrics: dict) -> None:
+        from rich.console import Group
+
+        self._rows.append((step, step_cells(metrics)))
+        self._bar.update(self._task, completed=step)
+        self._live.update(Group(step_table(list(self._rows)), self._bar))
+
+    def message(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False, highlight=False)
+
+
+def step_table(rows: list[tuple[int, dict[str, str]]]):
+    """A `rich` table of (step, `step_cells`) rows; a column appears when one of its rows has it."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, header_style="bold", pad_edge=False)
+    names = list(dict.fromkeys(name for _, cells in rows for name in cells))
+    for name in ("step", *names):
+        table.add_column(name, justify="right", no_wrap=True)
+    for step, cells in rows:
+        table.add_row(str(step), *(cells.get(name, "") for name in names))
+    return table

@@ -1,0 +1,78 @@
+"""The run folder: one config, metrics, rollouts, checkpoints, evaluations. It never takes a second run's files.
+
+config.toml · metrics.jsonl · tensorboard/ · rollouts/step-NNNNNN.jsonl · checkpoints/ · eval/*.json
+"""
+
+import dataclasses
+from pathlib import Path
+
+from fastrl.config import TrainConfig
+from fastrl.config_files import load_config, to_toml
+from fastrl.records.jsonl import append_jsonl
+from fastrl.rollouts import Rollout
+
+# A resumed run may change these: they do not change what a step computes.
+FREE_ON_RESUME = {
+    ("run", "num_steps"),
+    ("run", "checkpoint_every"),
+    ("run", "keep_last"),
+    ("run", "sinks"),
+    ("task", "num_workers"),
+}
+
+
+class RunFolder:
+    """Opens or creates the folder. ValueError when it holds another config, or a run that is not being resumed."""
+
+    def __init__(self, config: TrainConfig, *, is_resumed: bool):
+        self.path = Path(config.run.folder)
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluations = self.path / "eval"
+        config_path = self.path / "config.toml"
+        if config_path.exists():
+            differences = _differences(load_config(TrainConfig, config_path), config)
+            if differences:
+                raise ValueError(f"{self.path} holds a run with another config: {'; '.join(differences)}")
+            if not is_resumed:
+                raise ValueError(f"{self.path} already holds this run; continue it with --resume or choose run.folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = config_path.with_suffix(".draft")
+        draft.write_text(to_toml(config))
+        draft.replace(config_path)
+
+    def write_rollouts(self, step: int, rollouts: list[Rollout]) -> None:
+        """One JSON line per rollout; per-token values that nobody computed are null. A repeated step is overwritten."""
+        folder = self.path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{step:06d}.jsonl"
+        path.unlink(missing_ok=True)
+        append_jsonl(path, [_rollout_row(r) for r in rollouts])
+
+
+def _rollout_row(rollout: Rollout) -> dict:
+    return {
+        "problem_id": rollout.problem_id,
+        "prompt": rollout.prompt_text,
+        "completion": rollout.text,
+        "reward": rollout.reward,
+        "reason": rollout.reason,
+        "advantage": rollout.advantage,
+        "finish_reason": rollout.finish_reason,
+        "group": rollout.group,
+        "weight_version": rollout.weight_version,
+        "completion_ids": rollout.completion_ids,
+        "sampler_logprobs": rollout.sampler_logprobs,
+        "trainer_logprobs": rollout.trainer_logprobs,
+        "entropy": rollout.entropy,
+    }
+
+
+def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """`section.key: old → new` for every setting that may not change between a run and its resumption."""
+    found = []
+    for section in dataclasses.fields(TrainConfig):
+        before, after = (dataclasses.asdict(getattr(c, section.name)) for c in (old, new))
+        for key, value in before.items():
+            if value != after[key] and (section.name, key) not in FREE_ON_RESUME | {("run", "folder")}:
+                found.append(f"{section.name}.{key} is {value!r} there, {after[key]!r} here")
+    return found

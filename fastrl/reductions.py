@@ -1,0 +1,68 @@
+"""Reductions: the weight w of each rollout's tokens in one optimizer step, L = Σ_i w_i Σ_t ℓ_{i,t}.
+
+All but the last are global values of the update, so the result does not depend on how it is cut into micro-batches.
+
+    token-mean-kept    1 / Σ T_i over rollouts that carry gradient
+    token-mean-all     1 / Σ T_i over all rollouts of the mini-batch              DAPO, arXiv:2503.14476
+    sequence-mean      1 / (B·T_i)                                               GRPO, arXiv:2402.03300
+    constant           1 / (B·T_max), T_max the token limit                      Dr.GRPO, arXiv:2503.20783
+    micro-batch-mean   (sequences in the micro-batch / mini-batch size) / Σ T_i over the micro-batch
+                       (the NSR authors' code; depends on the micro-batch size)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UpdateShape:
+    """What a reduction may know about one optimizer step of B rollouts.
+
+    num_tokens_B: loss tokens of each rollout; is_kept_B: does it carry gradient; micro_batch_B: index of its
+    micro-batch (−1 for dropped ones); max_new_tokens: the token limit; nominal_size: rollouts of a full mini-batch.
+    """
+
+    num_tokens_B: Tensor
+    is_kept_B: Tensor
+    micro_batch_B: Tensor
+    max_new_tokens: int
+    nominal_size: int
+
+
+def token_mean_kept(shape: UpdateShape) -> Tensor:
+    total = shape.num_tokens_B[shape.is_kept_B].sum().clamp(min=1)
+    return (1.0 / total).expand(shape.num_tokens_B.shape)
+
+
+def token_mean_all(shape: UpdateShape) -> Tensor:
+    return (1.0 / shape.num_tokens_B.sum().clamp(min=1)).expand(shape.num_tokens_B.shape)
+
+
+def sequence_mean(shape: UpdateShape) -> Tensor:
+    num_sequences = (shape.num_tokens_B > 0).sum().clamp(min=1)
+    return 1.0 / (num_sequences * shape.num_tokens_B.clamp(min=1))
+
+
+def constant(shape: UpdateShape) -> Tensor:
+    num_sequences = (shape.num_tokens_B > 0).sum().clamp(min=1)
+    return (1.0 / (num_sequences * shape.max_new_tokens)).expand(shape.num_tokens_B.shape)
+
+
+def micro_batch_mean(shape: UpdateShape) -> Tensor:
+    weights = torch.zeros(shape.num_tokens_B.shape)
+    for index in shape.micro_batch_B[shape.micro_batch_B >= 0].unique():
+        rows = shape.micro_batch_B == index
+        weights[rows] = rows.sum() / shape.nominal_size / shape.num_tokens_B[rows].sum().clamp(min=1)
+    return weights
+
+
+REDUCTIONS: dict[str, Callable[[UpdateShape], Tensor]] = {
+    "token-mean-kept": token_mean_kept,
+    "token-mean-all": token_mean_all,
+    "sequence-mean": sequence_mean,
+    "constant": constant,
+    "micro-batch-mean": micro_batch_mean,
+}

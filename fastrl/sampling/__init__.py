@@ -1,0 +1,1 @@
+"""Samplers: prompts in, rollouts out. One protocol; an implementation a file."""

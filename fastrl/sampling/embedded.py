@@ -1,0 +1,164 @@
+"""The embedded sampler: transformers' `model.generate` on the very module that is being trained.
+
+`generate` runs greedily over logits that a processor has already turned into a draw: every other token gets −inf. So
+the token and its log-prob come from one softmax, each row draws from its own stream of uniforms (the batch around it
+changes nothing but rounding), and a vocabulary of 150k costs one cumulative sum, not 150k random numbers.
+The model's own generation_config (pretrained ones carry temperature, top-p, penalties) is ignored.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from fastrl.rollouts import Rollout
+from fastrl.sampling.protocol import SamplingSettings
+from fastrl.seeds import seed_of
+
+
+class InverseCdfDraw(LogitsProcessor):
+    """Draws one token per row by inverting the CDF at a given uniform; keeps tokens' log-probs.
+
+    uniforms_TB is (max_new_tokens, B) float64 in [0, 1). `logprobs` ends up with one (B,) tensor per position.
+    """
+
+    def __init__(self, uniforms_TB: Tensor, temperature: float, warpers: LogitsProcessorList):
+        self.uniforms_TB = uniforms_TB
+        self.temperature = temperature
+        self.warpers = warpers
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        if self.temperature > 0:
+            scores_BV = scores_BV / self.temperature
+        logprobs_BV = torch.log_softmax(self.warpers(input_ids, scores_BV), dim=-1)
+        tokens_B1 = self._draw(logprobs_BV)
+        self.logprobs.append(logprobs_BV.gather(1, tokens_B1).squeeze(1))
+        return torch.full_like(scores_BV, -torch.inf).scatter_(1, tokens_B1, 0.0)
+
+    def _draw(self, logprobs_BV: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return logprobs_BV.argmax(dim=1, keepdim=True)
+        cdf_BV = logprobs_BV.double().exp_().cumsum(dim=1)
+        uniform_B1 = self.uniforms_TB[len(self.logprobs)].unsqueeze(1)
+        return torch.searchsorted(cdf_BV, uniform_B1 * cdf_BV[:, -1:], right=True)
+
+
+def _warpers(settings: SamplingSettings) -> LogitsProcessorList:
+    warpers = LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        warpers.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.top_k > 0:
+        warpers.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+    return warpers
+
+
+def _uniforms(streams: list[tuple[int, int]], num_tokens: int) -> Tensor:
+    """(num_tokens, B) float64 in [0, 1): sample j of a prompt with this seed draws from the stream seed_of(seed, j)."""
+    rows = [np.random.Generator(np.random.SFC64(seed_of(*stream))).random(num_tokens) for stream in streams]
+    return torch.from_numpy(np.stack(rows, axis=1))
+
+
+class EmbeddedSampler:
+    """Samples from `model` in place. stop_token_ids end a completion and are part of it."""
+
+    shares_weights = True
+
+    def __init__(self, model: PreTrainedModel, *, stop_token_ids: list[int], pad_token_id: int, batch_size: int):
+        self.model = model
+        self.stop_token_ids = stop_token_ids
+        self.pad_token_id = pad_token_id
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(self, prompts: list[list[int]], settings: SamplingSettings, seeds: list[int]) -> list[Rollout]:
+        """See `Sampler.generate`. Prompts of similar length run together, at most `batch_size` sequences at once."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        requests = [(i, j) for i in by_length for j in range(settings.num_samples)]
+        rollouts: dict[tuple[int, int], Rollout] = {}
+        for start in range(0, len(requests), self.batch_size):
+            batch = requests[start : start + self.batch_size]
+            rollouts |= zip(batch, self._generate_batch(batch, prompts, settings, seeds), strict=True)
+        return [rollouts[i, j] for i in range(len(prompts)) for j in range(settings.num_samples)]
+
+    def _generate_batch(
+        self, batch: list[tuple[int, int]], prompts: list[list[int]], settings: SamplingSettings, seeds: list[int]
+    ) -> list[Rollout]:
+        unique = list(dict.fromkeys(i for i, _ in batch))
+        ids_PL, mask_PL = self._left_pad([prompts[i] for i in unique])
+        row_of = {i: row for row, i in enumerate(unique)}
+        rows_B = torch.tensor([row_of[i] for i, _ in batch], device=ids_PL.device)
+        uniforms_TB = _uniforms([(seeds[i], j) for i, j in batch], settings.max_new_tokens).to(ids_PL.device)
+        draw = InverseCdfDraw(uniforms_TB, settings.temperature, _warpers(settings))
+        with self._neutral_generation_config():
+            output_BL = self.model.generate(
+                input_ids=ids_PL[rows_B],
+                attention_mask=mask_PL[rows_B],
+                past_key_values=self._prefill(ids_PL, mask_PL, rows_B),
+                logits_processor=LogitsProcessorList([draw]),
+                max_new_tokens=settings.max_new_tokens,
+            )
+        tokens = output_BL[:, ids_PL.shape[1] :].tolist()
+        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
+        return [
+            self._rollout(i, prompts[i], row, row_logprobs)
+            for (i, _), row, row_logprobs in zip(batch, tokens, logprobs, strict=True)
+        ]
+
+    def _left_pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, prompts))
+        ids = [[self.pad_token_id] * (width - len(p)) + p for p in prompts]
+        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+    def _prefill(self, ids_PL: Tensor, mask_PL: Tensor, rows_B: Tensor) -> DynamicCache | None:
+        """Keys and values of each prompt but its last token, computed once per prompt and repeated per sample."""
+        if ids_PL.shape[1] < 2 or len(rows_B) == len(ids_PL):
+            return None
+        cache = DynamicCache(config=self.model.config)
+        mask = mask_PL[:, :-1]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self.model.base_model(
+            input_ids=ids_PL[:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        cache.batch_select_indices(rows_B)
+        return cache
+
+    @contextmanager
+    def _neutral_generation_config(self) -> Iterator[None]:
+        """Swaps the model's own config away: `generate` would fill every unset field from it."""
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=self.stop_token_ids, pad_token_id=self.pad_token_id, use_cache=True
+        )
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
+
+    def _rollout(self, group: int, prompt: list[int], tokens: list[int], logprobs: list[float]) -> Rollout:
+        end = next((t + 1 for t, token in enumerate(tokens) if token in self.stop_token_ids), None)
+        length = len(tokens) if end is None else end
+        return Rollout(
+            prompt_ids=prompt,
+            completion_ids=tokens[:length],
+            sampler_logprobs=logprobs[:length],
+            finish_reason="length" if end is None else "stop",
+            group=group,
+        )

@@ -1,0 +1,53 @@
+"""What a step says about its rollouts, always split by sign: positive and negative samples behave differently."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from fastrl.rollouts import Rollout
+
+
+def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold: float) -> dict[str, float]:
+    """Reward, sign split, lengths of all rollouts; entropy and |Δlogp| of the scored ones, split by correctness.
+
+    |Δlogp| is |trainer − sampler log-prob| per token, in nats: what the loss believes against what was sampled.
+    """
+    num = len(rollouts)
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    metrics = {
+        "reward/mean": _mean(rewards),
+        "reward/correct_share": _mean([r >= threshold for r in rewards]),
+        "rollouts/num": num,
+        "rollouts/num_positive": sum(r.advantage > 0 for r in rollouts),
+        "rollouts/num_negative": sum(r.advantage < 0 for r in rollouts),
+        "rollouts/num_zero": sum(r.advantage == 0 for r in rollouts),
+        "rollouts/num_unverified": num - len(rewards),
+        "rollouts/truncated_share": sum(r.is_truncated for r in rollouts) / num,
+        "rollouts/mean_tokens": _mean([len(r.completion_ids) for r in rollouts]),
+        "groups/equal_share": _equal_share(rollouts),
+    }
+    parts = {"mean": scored} | {
+        name: [r for r in scored if r.reward is not None and (r.reward >= threshold) == is_correct]
+        for name, is_correct in (("correct", True), ("wrong", False))
+    }
+    for name, part in parts.items():
+        metrics[f"entropy/{name}"] = _mean(v for r in part for v in r.entropy)
+        metrics[f"logprob/{name}"] = _mean(v for r in part for v in r.trainer_logprobs)
+        gaps = [abs(a - b) for r in part for a, b in zip(r.trainer_logprobs, r.sampler_logprobs, strict=True)]
+        metrics["mismatch/mean_abs" if name == "mean" else f"mismatch/mean_abs_{name}"] = _mean(gaps)
+        if name == "mean":
+            metrics["mismatch/max_abs"] = max(gaps, default=float("nan"))
+    return metrics
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _equal_share(rollouts: list[Rollout]) -> float:
+    """Share of groups whose rewards are all equal: they carry no gradient under group objectives."""
+    rewards: dict[int, set] = {}
+    for rollout in rollouts:
+        rewards.setdefault(rollout.group, set()).add(rollout.reward)
+    return sum(len(r) == 1 for r in rewards.values()) / len(rewards)

@@ -1,0 +1,153 @@
+"""One training step, from prompts to moved weights. Everything else (files, signals, schedules) is in `training`."""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fastrl.config import TrainConfig
+from fastrl.objectives import OBJECTIVES, overlong_penalty
+from fastrl.policy.model import Policy
+from fastrl.policy.scoring import score
+from fastrl.prompts import PromptStream, prompt_ids
+from fastrl.rollouts import Rollout
+from fastrl.sampling.protocol import Sampler, SamplingSettings
+from fastrl.seeds import seed_of
+from fastrl.step_metrics import rollout_metrics
+from fastrl.tasks import Task
+from fastrl.tasks.pool import VerifierPool
+from fastrl.update import Updater
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All rollouts of a step, in prompt order, and the fixed random sample of them that was scored."""
+
+    rollouts: list[Rollout]
+    scored: list[Rollout]
+
+
+class Trainer:
+    """Holds the parts of a step, which is `learn(collect(n))`.
+
+    A step depends on its number, the seed, the data position and the weights, on nothing else.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: PromptStream,
+        sampler: Sampler,
+        verifier: VerifierPool,
+        policy: Policy,
+        updater: Updater,
+    ):
+        self.config, self.task, self.tokenizer, self.prompts = config, task, tokenizer, prompts
+        self.sampler, self.verifier, self.policy, self.updater = sampler, verifier, policy, updater
+        self.objective = OBJECTIVES[config.algorithm.objective](config.algorithm)
+        self.settings = SamplingSettings(
+            num_samples=config.batch.rollouts_per_prompt,
+            max_new_tokens=config.sampler.max_new_tokens,
+            temperature=config.sampler.temperature,
+        )
+        self.times: dict[str, float] = {}
+
+    def collect(self, step: int) -> Batch:
+        """Sample, verify, weigh, score: everything of a step that leaves the weights alone."""
+        self.times = {}
+        rollouts = self.sample_and_verify(step)
+        self.assign_advantages(rollouts)
+        return Batch(rollouts, self.score_sample(step, rollouts))
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """Move the weights; returns the metrics of the whole step."""
+        with self.timed("train"):
+            update_metrics = self.updater.run(batch.rollouts)
+        threshold = self.config.algorithm.correct_threshold
+        metrics = rollout_metrics(batch.rollouts, batch.scored, threshold=threshold) | update_metrics
+        num_tokens = sum(len(r.completion_ids) for r in batch.rollouts)
+        metrics["throughput/tokens_per_s"] = num_tokens / sum(self.times.values())
+        return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.times.items()}
+
+    def sample_and_verify(self, step: int) -> list[Rollout]:
+        """One batch of groups; with dynamic sampling, groups of equal rewards are replaced for a number of rounds."""
+        num_prompts = self.config.batch.prompts_per_step
+        rounds = self.config.algorithm.dynamic_sampling_rounds
+        groups = self._draw_groups(step, 0, num_prompts)
+        for attempt in range(1, rounds + 1):
+            groups = [g for g in groups if len({r.reward for r in g}) > 1]
+            if len(groups) == num_prompts:
+                break
+            groups += self._draw_groups(step, attempt, num_prompts - len(groups))
+        for index, group in enumerate(groups):
+            for rollout in group:
+                rollout.group = index
+        return [rollout for group in groups for rollout in group]
+
+    def _draw_groups(self, step: int, attempt: int, num_prompts: int) -> list[list[Rollout]]:
+        problems = self.prompts.take(num_prompts)
+        with self.timed("generate"):
+            seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in range(num_prompts)]
+            prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
+            rollouts = self.sampler.generate(prompts, self.settings, seeds)
+            texts = self.tokenizer.batch_decode([r.completion_ids for r in rollouts], skip_special_tokens=True)
+        with self.timed("verify"):
+            verdicts = self.verifier.score(
+                [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
+            )
+        for rollout, text, verdict in zip(rollouts, texts, verdicts, strict=True):
+            problem = problems[rollout.group]
+            rollout.problem_id, rollout.prompt_text, rollout.text = problem.id, problem.prompt, text
+            rollout.reward, rollout.reason = verdict.reward, verdict.reason
+            self._shape_reward(rollout)
+        size = self.settings.num_samples
+        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+
+    def _shape_reward(self, rollout: Rollout) -> None:
+        """Truncation and length penalty. A rollout without a verdict stays without one."""
+        algorithm = self.config.algorithm
+        if rollout.reward is None:
+            return
+        if rollout.is_truncated and algorithm.truncated == "mask":
+            rollout.loss_mask = [0] * len(rollout.completion_ids)
+        elif rollout.is_truncated:
+            rollout.reward, rollout.reason = 0.0, "truncated"
+        rollout.reward += overlong_penalty(
+            len(rollout.completion_ids),
+            self.config.sampler.max_new_tokens,
+            algorithm.overlong_buffer,
+            algorithm.overlong_penalty,
+        )
+
+    def assign_advantages(self, rollouts: list[Rollout]) -> None:
+        """Rewards of the batch → signed advantages; a missing reward and a masked rollout get 0."""
+        rewards = [float("nan") if r.reward is None else r.reward for r in rollouts]
+        rewards_PG = torch.tensor(rewards).view(-1, self.settings.num_samples)
+        for rollout, advantage in zip(rollouts, self.objective(rewards_PG).flatten().tolist(), strict=True):
+            rollout.advantage = advantage if rollout.num_tokens else 0.0
+
+    def score_sample(self, step: int, rollouts: list[Rollout]) -> list[Rollout]:
+        """Trainer log-probs and entropies of a fixed random sample of all rollouts, before the update."""
+        count = min(self.config.run.scored_rollouts, len(rollouts))
+        sample = random.Random(seed_of(self.config.run.seed, step, "scored")).sample(rollouts, count)
+        with self.timed("score"):
+            scores = score(self.policy, sample, self.config.batch.micro_batch_tokens)
+        for rollout, (logprobs, entropy) in zip(sample, scores, strict=True):
+            rollout.trainer_logprobs, rollout.entropy = logprobs, entropy
+        return sample
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the wall time of the block, in seconds, to `times[phase]`."""
+        start = time.perf_counter()
+        yield
+        if self.policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start

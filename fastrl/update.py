@@ -1,0 +1,161 @@
+"""From a batch of rollouts with advantages to optimizer steps: mini-batches, dropping, token weights, micro-batches.
+
+π_old is the policy before the first update of the batch: the first mini-batch needs no old log-probs (ρ ≡ 1), later
+ones take the sampler's or those of a no-gradient pass made before the first update.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from fastrl.config import AlgorithmConfig, TrainConfig
+from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
+from fastrl.policy.model import Policy
+from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.packing import MicroBatch, build_micro_batch, cut_micro_batches
+from fastrl.policy.scoring import score
+from fastrl.reductions import REDUCTIONS, UpdateShape
+from fastrl.rollouts import Rollout
+
+
+def token_loss(config: AlgorithmConfig) -> TokenLoss:
+    """The token-level loss that the config names."""
+    parameters = {
+        "reinforce": {},
+        "ppo_clip": {"low": config.clip_low, "high": config.clip_high, "dual": config.dual_clip},
+        "cispo": {"cap": config.cispo_cap},
+    }[config.surrogate]
+    surrogate = SURROGATES[config.surrogate](**parameters)
+    return TokenLoss(surrogate, kl_coef=config.kl_coef, entropy_coef=config.entropy_coef)
+
+
+class Updater:
+    """`run(rollouts)` makes every optimizer step of one batch and returns its metrics."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: MasterOptimizer,
+        config: TrainConfig,
+        *,
+        reference: Policy | None = None,
+        sampler_shares_weights: bool = True,
+    ):
+        self.policy, self.optimizer, self.reference = policy, optimizer, reference
+        self.algorithm = config.algorithm
+        self.token_budget = config.batch.micro_batch_tokens
+        self.max_new_tokens = config.sampler.max_new_tokens
+        batch_size = config.batch.prompts_per_step * config.batch.rollouts_per_prompt
+        self.nominal_size = math.ceil(batch_size / config.algorithm.updates_per_batch)
+        default = "sampler" if sampler_shares_weights else "recompute"
+        self.old_source = default if self.algorithm.old_logprobs == "auto" else self.algorithm.old_logprobs
+
+    def run(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """One batch, rollouts in prompt order, advantages set. The weights move in place."""
+        mini_batches = self._cut(rollouts)
+        self._attach_logprobs(mini_batches)
+        totals: Counter[str] = Counter()
+        for mini_batch in mini_batches:
+            totals.update(self._update(mini_batch))
+        return _summarise(totals, num_rollouts=len(rollouts))
+
+    def _is_kept(self, rollout: Rollout) -> bool:
+        return rollout.num_tokens > 0 and (rollout.advantage != 0 or self.policy.loss.has_regulariser)
+
+    def _cut(self, rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+        if self.algorithm.minibatch_cut == "after-dropping":
+            kept = [r for r in rollouts if self._is_kept(r)]
+            return [kept[i : i + self.nominal_size] for i in range(0, len(kept), self.nominal_size)]
+        groups = sorted({r.group for r in rollouts})
+        size = math.ceil(len(groups) / self.algorithm.updates_per_batch)
+        mini_batch_of = {group: i // size for i, group in enumerate(groups)}
+        mini_batches: list[list[Rollout]] = [[] for _ in range(self.algorithm.updates_per_batch)]
+        for rollout in rollouts:
+            mini_batches[mini_batch_of[rollout.group]].append(rollout)
+        return [m for m in mini_batches if m]
+
+    def _attach_logprobs(self, mini_batches: list[list[Rollout]]) -> None:
+        """Old log-probs for mini-batches after the first, reference log-probs where a KL penalty asks for them."""
+        later = [r for m in mini_batches[1:] for r in m if self._is_kept(r)]
+        if self.algorithm.surrogate == "reinforce":
+            later = []
+        if later and self.old_source == "recompute":
+            for rollout, (logprobs, _) in zip(later, score(self.policy, later, self.token_budget), strict=True):
+                rollout.old_logprobs = logprobs
+        else:
+            for rollout in later:
+                rollout.old_logprobs = rollout.sampler_logprobs
+        if self.reference is not None:
+            kept = [r for m in mini_batches for r in m if self._is_kept(r)]
+            for rollout, (logprobs, _) in zip(kept, score(self.reference, kept, self.token_budget), strict=True):
+                rollout.ref_logprobs = logprobs
+
+    def _token_weights(self, mini_batch: list[Rollout], micro_batches: list[list[int]]) -> list[float]:
+        micro_batch_B = torch.full((len(mini_batch),), -1)
+        for index, members in enumerate(micro_batches):
+            micro_batch_B[members] = index
+        shape = UpdateShape(
+            num_tokens_B=torch.tensor([r.num_tokens for r in mini_batch]),
+            is_kept_B=torch.tensor([self._is_kept(r) for r in mini_batch]),
+            micro_batch_B=micro_batch_B,
+            max_new_tokens=self.max_new_tokens,
+            nominal_size=self.nominal_size,
+        )
+        return REDUCTIONS[self.algorithm.reduction](shape).tolist()
+
+    def _update(self, mini_batch: list[Rollout]) -> Counter[str]:
+        kept = [i for i, r in enumerate(mini_batch) if self._is_kept(r)]
+        if not kept:
+            return Counter({"num_empty_updates": 1})
+        lengths = [len(mini_batch[i].prompt_ids) + len(mini_batch[i].completion_ids) for i in kept]
+        micro_batches = [[kept[i] for i in members] for members in cut_micro_batches(lengths, self.token_budget)]
+        weights = self._token_weights(mini_batch, micro_batches)
+        totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
+        for members in micro_batches:
+            batch = build_micro_batch([mini_batch[i] for i in members], [weights[i] for i in members])
+            batch = batch.to(self.policy.device)
+            result = self.policy(batch)
+            result.loss.backward()
+            totals.update(_token_totals(batch, result))
+        norm, has_moved = self.optimizer.step()
+        totals.update(grad_norm=norm if has_moved else 0.0, num_updates=has_moved, num_nonfinite=not has_moved)
+        return totals
+
+
+def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
+    positive, negative = batch.advantages_N > 0, batch.advantages_N < 0
+    totals = Counter(
+        loss=result.loss.item(),
+        tokens=batch.token_weights_N.count_nonzero().item(),
+        tokens_positive=positive.sum().item(),
+        tokens_negative=negative.sum().item(),
+        clipped_positive=(result.clipped & positive).sum().item(),
+        clipped_negative=(result.clipped & negative).sum().item(),
+    )
+    if batch.old_logprobs_N is not None:
+        is_active = positive | negative
+        ratio = (result.logprobs[is_active] - batch.old_logprobs_N[is_active]).exp()
+        totals.update(ratio_sum=ratio.sum().item(), ratio_tokens=ratio.numel())
+    return totals
+
+
+def _summarise(totals: Counter[str], num_rollouts: int) -> dict[str, float]:
+    num_updates = max(totals["num_updates"], 1)
+    metrics = {
+        "update/num_updates": totals["num_updates"],
+        "update/num_empty": totals["num_empty_updates"],
+        "update/num_nonfinite": totals["num_nonfinite"],
+        "update/num_micro_batches": totals["num_micro_batches"],
+        "update/num_kept": totals["num_kept"],
+        "update/kept_share": totals["num_kept"] / max(num_rollouts, 1),
+        "update/tokens": totals["tokens"],
+        "loss": totals["loss"] / num_updates,
+        "grad_norm": totals["grad_norm"] / num_updates,
+        "clip/positive": totals["clipped_positive"] / max(totals["tokens_positive"], 1),
+        "clip/negative": totals["clipped_negative"] / max(totals["tokens_negative"], 1),
+    }
+    if totals["ratio_tokens"]:
+        metrics["ratio/mean"] = totals["ratio_sum"] / totals["ratio_tokens"]
+    return metrics

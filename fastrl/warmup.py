@@ -1,0 +1,90 @@
+"""Supervised warm start: the policy loss with A = +1 on given completions, through the same packing and optimizer."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fastrl.config import WarmupConfig
+from fastrl.policy.model import Policy, load_model, load_tokenizer
+from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.policy.scratch import scratch_model, scratch_tokenizer
+from fastrl.records.progress import Progress
+from fastrl.rollouts import Rollout
+from fastrl.seeds import seed_of
+from fastrl.tasks import load_task
+
+Draw = Callable[[random.Random, int], list[tuple[str, str]]]  # (generator, count) → (prompt, completion) pairs
+
+
+def _demonstrations(config: WarmupConfig) -> Draw:
+    """Random demonstrations of the task, or random rows of a file. ValueError names what is missing."""
+    if config.data.file:
+        rows = [json.loads(line) for line in Path(config.data.file).read_text().splitlines() if line.strip()]
+        for number, row in enumerate(rows, 1):
+            if not {"prompt", "completion"} <= row.keys():
+                raise ValueError(f"{config.data.file}:{number}: needs 'prompt' and 'completion', has {sorted(row)}")
+        pairs = [(row["prompt"], row["completion"]) for row in rows]
+        return lambda generator, count: generator.choices(pairs, k=count)
+    task = load_task(config.task, splits=())
+    if task.demonstrations is None:
+        raise ValueError(f"task '{config.task.name}' makes no demonstrations; give a file in data.file")
+    return task.demonstrations
+
+
+def _model_and_tokenizer(config: WarmupConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if config.model.path:
+        return load_model(config.model), load_tokenizer(config.model)
+    tokenizer = scratch_tokenizer(config.scratch)
+    return scratch_model(config.scratch, tokenizer, seed_of(config.seed, "weights")), tokenizer
+
+
+def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rollout:
+    completion_ids = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return Rollout(
+        prompt_ids=tokenizer(prompt).input_ids,
+        completion_ids=completion_ids,
+        sampler_logprobs=[0.0] * len(completion_ids),
+        finish_reason="stop",
+        group=0,
+        advantage=1.0,
+    )
+
+
+def warmup(config: WarmupConfig) -> Path:
+    """Train on demonstrations and save model and tokenizer; returns the folder."""
+    draw = _demonstrations(config)
+    model, tokenizer = _model_and_tokenizer(config)
+    policy = Policy(model)
+    optimizer = MasterOptimizer(policy, config.optimizer, config.data.num_steps)
+    generator = random.Random(seed_of(config.seed, "demonstrations"))
+    with Progress(config.data.num_steps) as progress:
+        for step in range(1, config.data.num_steps + 1):
+            pairs = draw(generator, config.data.batch_size)
+            loss = _supervised_step(policy, optimizer, [_rollout(tokenizer, *pair) for pair in pairs], config)
+            if step % 50 == 0 or step == config.data.num_steps:
+                progress.message(f"step {step}/{config.data.num_steps}  loss {loss:.4f}  lr {optimizer.lr:.2e}")
+    output = Path(config.output)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return output
+
+
+def _supervised_step(
+    policy: Policy, optimizer: MasterOptimizer, rollouts: list[Rollout], config: WarmupConfig
+) -> float:
+    """One optimizer step on the token mean; returns the loss in nats per token."""
+    weight = 1.0 / sum(r.num_tokens for r in rollouts)
+    total = 0.0
+    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
+    for members in cut_micro_batches(lengths, config.micro_batch_tokens):
+        batch = build_micro_batch([rollouts[i] for i in members], [weight] * len(members)).to(policy.device)
+        loss = policy(batch).loss
+        loss.backward()
+        total += loss.item()
+    optimizer.step()
+    optimizer.schedule.step()
+    return total

@@ -1,0 +1,80 @@
+"""Objectives against numbers worked out by hand."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+
+from fastrl.config import AlgorithmConfig, ObjectiveName
+from fastrl.objectives import OBJECTIVES, overlong_penalty
+
+NAN = float("nan")
+
+
+def advantages(name: str, rewards: list[list[float]], **settings) -> list[list[float]]:
+    config = replace(AlgorithmConfig(), objective=name, **settings)
+    return OBJECTIVES[name](config)(torch.tensor(rewards, dtype=torch.float32)).tolist()
+
+
+def test_config_and_registry_name_the_same_objectives():
+    assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
+
+
+def test_psr_reinforces_correct_and_drops_wrong():
+    assert advantages("psr", [[1, 0, 1], [0, 0, 0]]) == [[1, 0, 1], [0, 0, 0]]
+
+
+def test_nsr_penalises_wrong_and_trains_on_all_wrong_groups():
+    assert advantages("nsr", [[1, 0, 1], [0, 0, 0], [1, 1, 1]]) == [[0, -1, 0], [-1, -1, -1], [0, 0, 0]]
+
+
+def test_w_reinforce_weighs_correct_by_lambda():
+    (row,) = advantages("w-reinforce", [[1, 0]], positive_weight=0.1)
+    assert row == pytest.approx([0.1, -1.0])
+
+
+def test_reinforce_is_plus_minus_one():
+    assert advantages("reinforce", [[1, 0, 0]]) == [[1, -1, -1]]
+
+
+def test_sign_objectives_cut_at_the_threshold():
+    assert advantages("reinforce", [[0.5, 0.49, 1.0]], correct_threshold=0.5) == [[1, -1, 1]]
+    assert advantages("nsr", [[0.99, 1.0]]) == [[-1, 0]]
+
+
+def test_rloo_subtracts_the_mean_of_the_others():
+    # rewards 1 0 0 0: 1 − 0 = 1 ; 0 − 1/3
+    (row,) = advantages("rloo", [[1, 0, 0, 0]])
+    assert row == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
+
+
+def test_grpo_divides_by_the_unbiased_std():
+    # mean 1/4; squared deviations 9/16 + 3/16 = 12/16; /3 = 1/4; std 1/2
+    (row,) = advantages("grpo", [[1, 0, 0, 0]])
+    assert row == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
+    assert advantages("grpo", [[1, 1, 1]]) == [[0, 0, 0]]
+
+
+def test_dr_grpo_only_centres():
+    (row,) = advantages("dr-grpo", [[2.0, 0.0, 1.0]])
+    assert row == pytest.approx([1, -1, 0])
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_missing_reward_gets_no_advantage_and_enters_no_baseline(name):
+    with_hole = advantages(name, [[1, NAN, 0, 0]])[0]
+    without = advantages(name, [[1, 0, 0]])[0]
+    assert with_hole == pytest.approx([without[0], 0.0, *without[1:]])
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo", "dr-grpo"])
+def test_a_lone_reward_has_no_baseline_to_beat(name):
+    assert advantages(name, [[1, NAN], [NAN, NAN]]) == [[0, 0], [0, 0]]
+
+
+def test_overlong_penalty_is_linear_over_the_buffer():
+    # limit 100, buffer 20: nothing up to 80 tokens, half at 90, all at 100
+    penalties = [overlong_penalty(n, 100, 20, 2.0) for n in (10, 80, 90, 100)]
+    assert penalties == pytest.approx([0.0, 0.0, -1.0, -2.0])
+    assert overlong_penalty(100, 100, 0, 2.0) == 0.0

@@ -1,0 +1,150 @@
+"""What a run prints: the plain line to the letter, the live view by what a terminal would show."""
+
+import io
+import os
+
+import pytest
+
+from fastrl.records.progress import LiveView, PlainView, Progress, step_cells, step_line, step_table
+
+METRICS = {
+    "reward/mean": 0.43,
+    "rollouts/num_positive": 176,
+    "rollouts/num_negative": 336,
+    "rollouts/num_zero": 0,
+    "entropy/mean": 0.381,
+    "mismatch/mean_abs": 0.003,
+    "throughput/tokens_per_s": 12_345.6,
+    "time/generate_s": 0.31,
+    "time/verify_s": 0.02,
+    "time/train_s": 0.55,
+}
+LINE = (
+    "step 41/200  reward 0.430  +176 −336 0:0  entropy 0.38  |Δlogp| 3.0e-03  "
+    "12.3k tok/s  gen 0.31 verify 0.02 train 0.55 s"
+)
+
+
+class RecordingStream(io.StringIO):
+    """Keeps what had been written at each flush."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed: list[str] = []
+
+    def flush(self) -> None:
+        self.flushed.append(self.getvalue())
+
+
+def test_step_line():
+    assert step_line(41, 200, METRICS) == LINE
+    assert (
+        step_line(41, 200, METRICS | {"eval/pass_at_1": 0.3984, "warnings": 2}) == LINE + "  pass@1 0.398  warnings 2"
+    )
+
+
+def test_step_line_without_measurements():
+    assert step_line(1, 2, {"entropy/mean": float("nan"), "reward/mean": None, "rollouts/num_zero": 4}) == (
+        "step 1/2  reward –  +– −– 0:4  entropy –  |Δlogp| –  – tok/s  gen – verify – train – s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "text"),
+    [(0, "0"), (999.4, "999"), (999.6, "1.0k"), (99_949, "99.9k"), (999_960, "1.0M"), (2_340_000, "2.3M")],
+)
+def test_throughput_is_rounded_into_its_unit(tokens_per_s, text):
+    assert step_cells({"throughput/tokens_per_s": tokens_per_s})["tok/s"] == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.004, "0.00"), (9.994, "9.99"), (9.996, "10.0"), (123.44, "123.4")])
+def test_seconds_lose_digits_as_they_grow(seconds, text):
+    assert step_cells({"time/train_s": seconds})["train s"] == text
+
+
+def test_plain_view_writes_one_flushed_line_a_step():
+    stream = RecordingStream()
+    with Progress(200, stream=stream) as progress:
+        progress.message("resumed at step 40")
+        progress.update(41, METRICS)
+        assert stream.flushed[-1] == f"resumed at step 40\n{LINE}\n"
+    assert stream.getvalue() == f"resumed at step 40\n{LINE}\n"
+
+
+def test_plain_view_on_an_ascii_stream():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    Progress(200, stream=stream).update(41, METRICS)
+    Progress(200, stream=stream).message("problem “é” – timed out…")
+    first, second = raw.getvalue().decode("ascii").splitlines()
+    assert first == LINE.replace("−", "-").replace("Δ", "d")
+    assert second == r"problem \u201c\xe9\u201d - timed out..."
+
+
+@pytest.mark.parametrize(
+    ("term", "encoding", "view"),
+    [("xterm", "utf-8", LiveView), ("dumb", "utf-8", PlainView), ("xterm", "ascii", PlainView)],
+)
+def test_a_terminal_gets_the_live_view(monkeypatch, term, encoding, view):
+    monkeypatch.setenv("TERM", term)
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w", encoding=encoding) as stream:
+        assert type(Progress(3, stream=stream)._view) is view
+        assert type(Progress(3, stream=stream, is_live=False)._view) is PlainView
+    os.close(master)
+    assert type(Progress(3, stream=io.StringIO())._view) is PlainView
+
+
+def last_frame(output: str) -> str:
+    """The text after the last time that the view moved its cursor up to redraw."""
+    return output.rsplit("\x1b[1A", 1)[-1]
+
+
+def test_live_view_ends_with_the_last_ten_steps_and_keeps_messages(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = io.StringIO()
+    with Progress(12, is_live=True, stream=stream) as progress:
+        for step in range(1, 13):
+            progress.update(step, METRICS | {"reward/mean": step / 100})
+            if step == 6:
+                progress.message("3 verifier [timeouts]")
+    assert "3 verifier [timeouts]\n" in stream.getvalue().replace("\x1b[0m", "")
+    frame = last_frame(stream.getvalue())
+    assert "12/12" in frame
+    assert [f"0.{step:02d}0" in frame for step in range(1, 13)] == [False] * 2 + [True] * 10
+
+
+def test_live_view_gives_the_cursor_back_after_an_error(monkeypatch):
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Progress(2, is_live=True, stream=stream) as progress:
+        progress.update(1, METRICS)
+        raise KeyboardInterrupt
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert 0 <= stream.getvalue().rfind(hide) < stream.getvalue().rfind(show)
+
+
+def test_step_table_fits_80_columns_and_shows_late_columns():
+    from rich.console import Console
+
+    rows = [(9_998, step_cells(METRICS)), (9_999, step_cells(METRICS | {"eval/pass_at_1": 0.5}))]
+    console = Console(width=80, file=io.StringIO())
+    console.print(step_table(rows))
+    header, first, second = console.file.getvalue().splitlines()
+    names = [
+        "step",
+        "reward",
+        "signs",
+        "entropy",
+        "|Δlogp|",
+        "tok/s",
+        "gen",
+        "s",
+        "verify",
+        "s",
+        "train",
+        "s",
+        "pass@1",
+    ]
+    assert header.split() == names
+    assert " ".join(first.split()) == "9998 0.430 +176 −336 0:0 0.38 3.0e-03 12.3k 0.31 0.02 0.55"
+    assert second.split()[-1] == "0.500"

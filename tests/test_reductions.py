@@ -1,0 +1,49 @@
+"""Token weights against numbers worked out by hand: lengths 2, 6, 4, of which the second is dropped."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from fastrl.config import ReductionName
+from fastrl.reductions import REDUCTIONS, UpdateShape
+
+SHAPE = UpdateShape(
+    num_tokens_B=torch.tensor([2, 6, 4]),
+    is_kept_B=torch.tensor([True, False, True]),
+    micro_batch_B=torch.tensor([1, -1, 0]),
+    max_new_tokens=10,
+    nominal_size=4,
+)
+
+EXPECTED = {
+    "token-mean-kept": [1 / 6, None, 1 / 6],
+    "token-mean-all": [1 / 12, None, 1 / 12],
+    "sequence-mean": [1 / 6, None, 1 / 12],  # 1 / (3 sequences · T_i)
+    "constant": [1 / 30, None, 1 / 30],
+    "micro-batch-mean": [1 / 4 / 2, None, 1 / 4 / 4],  # one of four sequences, over the tokens of its micro-batch
+}
+
+
+def test_config_and_registry_name_the_same_reductions():
+    assert set(get_args(ReductionName)) == set(REDUCTIONS) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_weights(name):
+    weights = REDUCTIONS[name](SHAPE).tolist()
+    for weight, expected in zip(weights, EXPECTED[name], strict=True):
+        if expected is not None:
+            assert weight == pytest.approx(expected)
+
+
+def test_micro_batch_mean_joins_the_tokens_of_one_micro_batch():
+    shape = UpdateShape(SHAPE.num_tokens_B, SHAPE.is_kept_B, torch.tensor([0, -1, 0]), 10, 4)
+    weights = REDUCTIONS["micro-batch-mean"](shape).tolist()
+    assert [weights[0], weights[2]] == pytest.approx([2 / 4 / 6, 2 / 4 / 6])
+
+
+def test_masked_rollouts_are_no_sequences():
+    shape = UpdateShape(torch.tensor([2, 0]), torch.tensor([True, False]), torch.tensor([0, -1]), 10, 2)
+    assert REDUCTIONS["constant"](shape)[0].item() == pytest.approx(1 / 10)
+    assert REDUCTIONS["sequence-mean"](shape)[0].item() == pytest.approx(1 / 2)

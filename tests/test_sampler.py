@@ -1,0 +1,133 @@
+"""The embedded sampler: parity with the trainer's log-probs, the right distribution, independence of the batch."""
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
+
+from fastrl.policy.model import Policy
+from fastrl.policy.scoring import score
+from fastrl.sampling.embedded import EmbeddedSampler
+from fastrl.sampling.protocol import SamplingSettings
+
+STOPS = [3, 4, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.fixture
+def sliding_model() -> Gemma3ForCausalLM:
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(
+        vocab_size=1200,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        intermediate_size=96,
+        sliding_window=8,
+        layer_types=layers,
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(config).float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.2)
+    return model
+
+
+def sampler(model, batch_size=64, stops=STOPS) -> EmbeddedSampler:
+    return EmbeddedSampler(model, stop_token_ids=stops, pad_token_id=0, batch_size=batch_size)
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(11, 1200, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("model_name", ["tiny_model", "sliding_model"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampler_and_trainer_agree_on_log_probs(model_name, temperature, request):
+    model = request.getfixturevalue(model_name)
+    settings = SamplingSettings(num_samples=6, max_new_tokens=24, temperature=temperature)
+    rollouts = sampler(model).generate(prompts_of([1, 4, 12, 20]), settings, [0, 1, 2, 3])
+    scores = score(Policy(model, temperature=temperature), rollouts, 500)
+    for rollout, (logprobs, _) in zip(rollouts, scores, strict=True):
+        assert rollout.sampler_logprobs == pytest.approx(logprobs, abs=2e-5)
+
+
+def test_completions_end_with_their_first_stop_token(tiny_model):
+    settings = SamplingSettings(num_samples=8, max_new_tokens=40)
+    for rollout in sampler(tiny_model, stops=list(range(200))).generate(prompts_of([3, 5]), settings, [1, 2]):
+        stops = [t for t in rollout.completion_ids if t < 200]
+        if rollout.finish_reason == "stop":
+            assert stops == [rollout.completion_ids[-1]]
+        else:
+            assert not stops and len(rollout.completion_ids) == 40
+        assert len(rollout.sampler_logprobs) == len(rollout.completion_ids) == len(rollout.loss_mask)
+
+
+def test_tokens_do_not_depend_on_the_batch(tiny_model):
+    prompts, settings = prompts_of([2, 9, 5]), SamplingSettings(num_samples=5, max_new_tokens=16)
+    large = sampler(tiny_model, 64).generate(prompts, settings, [7, 8, 9])
+    small = sampler(tiny_model, 4).generate(prompts, settings, [7, 8, 9])
+    alone = sampler(tiny_model, 64).generate(prompts[2:], settings, [9])
+    assert [r.completion_ids for r in large] == [r.completion_ids for r in small]
+    assert [r.completion_ids for r in large[10:]] == [r.completion_ids for r in alone]
+    assert [r.group for r in large] == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_equal_prompts_with_other_seeds_and_samples_differ(tiny_model):
+    prompt = prompts_of([6])[0]
+    settings = SamplingSettings(num_samples=4, max_new_tokens=12)
+    rollouts = sampler(tiny_model).generate([prompt, prompt], settings, [1, 2])
+    assert len({tuple(r.completion_ids) for r in rollouts}) == 8
+
+
+def test_draws_follow_the_distribution(tiny_model):
+    """Frequencies of the first token over 4000 draws against its probabilities (chi-square over the likely tokens)."""
+    prompt = prompts_of([6])[0]
+    settings = SamplingSettings(num_samples=4000, max_new_tokens=1, temperature=0.8)
+    rollouts = sampler(tiny_model, 2000).generate([prompt], settings, [0])
+    with torch.no_grad():
+        probs = torch.softmax(tiny_model(torch.tensor([prompt])).logits[0, -1] / 0.8, -1)
+    counts = torch.bincount(torch.tensor([r.completion_ids[0] for r in rollouts]), minlength=1500).float()
+    likely = probs * 4000 > 10
+    expected = torch.cat([probs[likely], probs[~likely].sum()[None]]) * 4000
+    observed = torch.cat([counts[likely], counts[~likely].sum()[None]])
+    chi_square = ((observed - expected) ** 2 / expected).sum().item()
+    freedom = len(expected) - 1
+    assert freedom > 5
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_top_k_top_p_and_greedy_shape_evaluation(tiny_model):
+    prompt = prompts_of([6])[0]
+    with torch.no_grad():
+        logits = tiny_model(torch.tensor([prompt])).logits[0, -1]
+    best = logits.topk(2).indices.tolist()
+    top_2 = SamplingSettings(num_samples=200, max_new_tokens=1, top_k=2)
+    rollouts = sampler(tiny_model, 200).generate([prompt], top_2, [0])
+    assert {r.completion_ids[0] for r in rollouts} == set(best)
+    expected = torch.log_softmax(logits[best], 0)
+    first = next(r for r in rollouts if r.completion_ids[0] == best[0])
+    assert first.sampler_logprobs[0] == pytest.approx(expected[0].item(), abs=1e-5)
+    greedy = SamplingSettings(num_samples=3, max_new_tokens=4, temperature=0.0)
+    rollouts = sampler(tiny_model).generate([prompt], greedy, [0])
+    assert {r.completion_ids[0] for r in rollouts} == {best[0]} and len(
+        {tuple(r.completion_ids) for r in rollouts}
+    ) == 1
+
+
+def test_the_models_own_generation_config_is_ignored(tiny_model):
+    prompt, settings = prompts_of([6])[0], SamplingSettings(num_samples=20, max_new_tokens=8)
+    plain = sampler(tiny_model).generate([prompt], settings, [0])
+    tiny_model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.01, top_k=1, top_p=0.1, repetition_penalty=3.0, eos_token_id=1
+    )
+    assert [r.completion_ids for r in sampler(tiny_model).generate([prompt], settings, [0])] == [
+        r.completion_ids for r in plain
+    ]
+
+
+def test_one_seed_per_prompt(tiny_model):
+    with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
+        sampler(tiny_model).generate([[1], [2]], SamplingSettings(1, 1), [0])

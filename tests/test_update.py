@@ -1,0 +1,179 @@
+"""Mini-batches, dropping, old log-probs and gradient accumulation, on a tiny random model."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.policy.model import Policy
+from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.scoring import score
+from fastrl.rollouts import Rollout
+from fastrl.sampling.embedded import EmbeddedSampler
+from fastrl.sampling.protocol import SamplingSettings
+from fastrl.update import Updater, token_loss
+
+NUM_PROMPTS, GROUP = 4, 3
+
+
+def rollouts_of(model, advantages: list[float]) -> list[Rollout]:
+    sampler = EmbeddedSampler(model, stop_token_ids=list(range(100)), pad_token_id=0, batch_size=64)
+    prompts = [list(range(200 + 7 * i, 203 + 8 * i)) for i in range(NUM_PROMPTS)]
+    rollouts = sampler.generate(prompts, SamplingSettings(GROUP, 14), list(range(NUM_PROMPTS)))
+    for rollout, advantage in zip(rollouts, advantages, strict=True):
+        rollout.advantage = advantage
+    return rollouts
+
+
+def config_of(micro_batch_tokens=10_000, lr=1e-2, **algorithm) -> TrainConfig:
+    return TrainConfig(
+        algorithm=replace(AlgorithmConfig(), **algorithm),
+        batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens),
+        optimizer=OptimizerConfig(lr=lr, max_grad_norm=0.0),
+        sampler=SamplerConfig(max_new_tokens=14),
+    )
+
+
+def run(model, config: TrainConfig, advantages: list[float], **updater):
+    """(moved model, metrics, forwards by mode) after one batch."""
+    model = copy.deepcopy(model)
+    policy = Policy(model, token_loss(config.algorithm))
+    optimizer = MasterOptimizer(policy, config.optimizer, 10)
+    rollouts = rollouts_of(model, advantages)
+    calls: dict[str, int] = {}
+    policy.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.update({m: calls.get(m, 0) + 1 for m in [kwargs.get("mode", "loss")]}),
+        with_kwargs=True,
+    )
+    metrics = Updater(policy, optimizer, config, **updater).run(rollouts)
+    return model, metrics, calls, rollouts
+
+
+def logprob(model, rollouts: list[Rollout]) -> list[float]:
+    return [sum(values) for values, _ in score(Policy(model), rollouts, 10_000)]
+
+
+SIGNS = [0.0, -1.0, -1.0, -1.0, 0.0, 0.0, -1.0, -1.0, 0.0, 0.0, 0.0, -1.0]
+
+
+def test_one_nsr_step_lowers_wrong_and_one_psr_step_raises_correct_completions(tiny_model):
+    for advantage in (-1.0, 1.0):
+        advantages = [advantage if a else 0.0 for a in SIGNS]
+        moved, _, _, rollouts = run(tiny_model, config_of(lr=1e-4, surrogate="reinforce"), advantages)
+        chosen = [r for r in rollouts if r.advantage]
+        changes = [b - a for a, b in zip(logprob(tiny_model, chosen), logprob(moved, chosen), strict=True)]
+        assert sum(changes) * advantage > 0
+
+
+@pytest.mark.parametrize("reduction", ["token-mean-kept", "token-mean-all", "sequence-mean", "constant"])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_result_does_not_depend_on_the_micro_batch_size(tiny_model, reduction, updates):
+    weights = []
+    for budget in (24, 40, 10_000):
+        config = config_of(micro_batch_tokens=budget, lr=1e-3, reduction=reduction, updates_per_batch=updates)
+        moved, metrics, _, _ = run(tiny_model, replace(config, optimizer=OptimizerConfig(lr=1e-3, eps=1e-3)), SIGNS)
+        weights.append((torch.cat([p.flatten() for p in moved.parameters()]), metrics["update/num_micro_batches"]))
+    assert len({num for _, num in weights}) == 3
+    start = torch.cat([p.flatten() for p in tiny_model.parameters()])
+    scale = (weights[-1][0] - start).abs().max()
+    assert scale > 1e-5
+    for values, _ in weights[:-1]:
+        assert (values - weights[-1][0]).abs().max() < 1e-3 * scale
+
+
+def test_the_authors_reduction_does_depend_on_the_micro_batch_size(tiny_model):
+    norms = [
+        run(tiny_model, config_of(micro_batch_tokens=b, reduction="micro-batch-mean"), SIGNS)[1]["grad_norm"]
+        for b in (30, 10_000)
+    ]
+    assert norms[0] != pytest.approx(norms[1], rel=1e-3)
+
+
+def test_zero_advantage_rollouts_are_dropped_only_without_regularisers(tiny_model):
+    kept = sum(a != 0 for a in SIGNS)
+    assert run(tiny_model, config_of(), SIGNS)[1]["update/num_kept"] == kept
+    assert run(tiny_model, config_of(entropy_coef=0.01), SIGNS)[1]["update/num_kept"] == len(SIGNS)
+
+
+def test_dropping_changes_no_gradient(tiny_model):
+    """Same weights with the dropped rollouts computed at advantage 0 (an entropy bonus of vanishing size keeps them)."""
+    dropped = run(tiny_model, config_of(reduction="token-mean-all", lr=1e-3), SIGNS)
+    computed = run(tiny_model, config_of(reduction="token-mean-all", lr=1e-3, entropy_coef=1e-30), SIGNS)
+    assert dropped[1]["grad_norm"] == pytest.approx(computed[1]["grad_norm"], rel=1e-5)
+
+
+def test_entropy_bonus_alone_raises_entropy(tiny_model):
+    config = config_of(lr=1e-4, entropy_coef=1.0, surrogate="reinforce")
+    moved, _, _, rollouts = run(tiny_model, config, [0.0] * len(SIGNS))
+    before, after = (
+        sum(v for _, entropy in score(Policy(m), rollouts, 10_000) for v in entropy) for m in (tiny_model, moved)
+    )
+    assert after > before
+
+
+def test_second_mini_batch_sees_a_moved_policy_and_clips(tiny_model):
+    _, metrics, _, _ = run(tiny_model, config_of(lr=0.05, updates_per_batch=2, surrogate="ppo_clip"), [-1.0] * 12)
+    assert metrics["update/num_updates"] == 2
+    assert abs(metrics["ratio/mean"] - 1) > 0.05
+    assert metrics["clip/negative"] > 0.05
+    _, metrics, _, _ = run(tiny_model, config_of(lr=0.05, updates_per_batch=1, surrogate="ppo_clip"), [-1.0] * 12)
+    assert metrics["clip/negative"] == 0 and "ratio/mean" not in metrics
+
+
+def test_both_sources_of_old_logprobs_agree_and_cost_what_they_should(tiny_model):
+    results = {}
+    for source, scoring in (("sampler", 0), ("recompute", 1)):
+        config = config_of(lr=0.01, updates_per_batch=2, old_logprobs=source)
+        moved, metrics, calls, _ = run(tiny_model, config, [-1.0] * 12)
+        assert calls == {"loss": 2} | ({"score": scoring} if scoring else {})
+        results[source] = metrics["ratio/mean"]
+    assert results["sampler"] == pytest.approx(results["recompute"], rel=1e-4)
+    assert run(tiny_model, config_of(updates_per_batch=2), [-1.0] * 12, sampler_shares_weights=False)[2]["score"] == 1
+    plain = config_of(updates_per_batch=2, surrogate="reinforce", old_logprobs="recompute")
+    assert "score" not in run(tiny_model, plain, [-1.0] * 12)[2]
+
+
+def test_an_empty_mini_batch_makes_no_update(tiny_model):
+    advantages = [0.0] * 6 + [-1.0] * 6
+    moved, metrics, _, _ = run(tiny_model, config_of(updates_per_batch=2), advantages)
+    assert (metrics["update/num_updates"], metrics["update/num_empty"]) == (1, 1)
+    moved, metrics, _, _ = run(tiny_model, config_of(), [0.0] * 12)
+    assert metrics["update/num_updates"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(moved.parameters(), tiny_model.parameters(), strict=True))
+
+
+def test_cutting_after_dropping_makes_as_many_updates_as_kept_rollouts_fill(tiny_model):
+    config = config_of(updates_per_batch=2, minibatch_cut="after-dropping", reduction="micro-batch-mean")
+    assert run(tiny_model, config, [-1.0] * 6 + [0.0] * 6)[1]["update/num_updates"] == 1
+    assert run(tiny_model, config, [-1.0] * 7 + [0.0] * 5)[1]["update/num_updates"] == 2
+
+
+def test_a_kl_penalty_pulls_back_to_the_reference(tiny_model):
+    """At the reference the k3 penalty has no gradient; away from it its step reduces the mean |Δlogp|."""
+    config = config_of(lr=1e-4, kl_coef=1.0, surrogate="reinforce")
+    reference = Policy(copy.deepcopy(tiny_model))
+    assert run(tiny_model, config, [0.0] * 12, reference=reference)[1]["grad_norm"] < 1e-5
+    away = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        for parameter in away.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.01)
+    moved, _, _, rollouts = run(away, config, [0.0] * 12, reference=reference)
+
+    def gap(model) -> float:
+        pairs = zip(score(Policy(model), rollouts, 10_000), score(reference, rollouts, 10_000), strict=True)
+        return sum(torch.tensor(b).sub(torch.tensor(a)).square().sum().item() for (a, _), (b, _) in pairs)
+
+    assert gap(moved) < gap(away)
+
+
+def test_a_non_finite_gradient_skips_the_update(tiny_model):
+    poisoned = copy.deepcopy(tiny_model)
+    config = config_of()
+    policy = Policy(poisoned, token_loss(config.algorithm))
+    rollouts = rollouts_of(poisoned, SIGNS)
+    rollouts[1].advantage = float("inf")
+    metrics = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config).run(rollouts)
+    assert (metrics["update/num_updates"], metrics["update/num_nonfinite"]) == (0, 1)
+    assert all(torch.equal(a, b) for a, b in zip(poisoned.parameters(), tiny_model.parameters(), strict=True))
