@@ -5,6 +5,7 @@ import math
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
@@ -22,6 +23,7 @@ from fastrl.records.run_folder import RunFolder
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
 from fastrl.sampling.choose import build_sampler
+from fastrl.seeds import seed_of
 from fastrl.tasks import Task, load_task
 from fastrl.tasks.pool import VerifierError
 from fastrl.tasks.verify import check_reward, make_pool
@@ -88,9 +90,9 @@ class Run:
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint)
+        torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
             self.optimizer.load_state_tensors(tensors)
-            self.optimizer.schedule.load_state_dict(state["schedule"])
             checkpoints.restore_rng(tensors)
         log = MetricsLog(
             folder.path,
@@ -161,9 +163,8 @@ class Run:
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
         with self.interrupts.deferred():
-            metrics = self.trainer.learn(batch)
-            metrics["lr"] = self.optimizer.lr
-            self.optimizer.schedule.step()
+            self.optimizer.start_step(step)
+            metrics = self.trainer.learn(batch) | {"lr": self.optimizer.lr}
             self.completed_step, self.position = step, self.trainer.prompts.position
             self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
@@ -208,7 +209,7 @@ class Run:
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
         """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""
         if self.saved_step != self.completed_step:
-            state = {"position": self.position, "schedule": self.optimizer.schedule.state_dict()}
+            state = {"position": self.position}
             if math.isfinite(self.best):
                 state["best"] = self.best
             self.checkpoint = checkpoints.save(

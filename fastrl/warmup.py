@@ -63,6 +63,7 @@ def warmup(config: WarmupConfig) -> Path:
     generator = random.Random(seed_of(config.seed, "demonstrations"))
     with Progress(config.data.num_steps) as progress:
         for step in range(1, config.data.num_steps + 1):
+            optimizer.start_step(step)
             pairs = draw(generator, config.data.batch_size)
             loss = _supervised_step(policy, optimizer, [_rollout(tokenizer, *pair) for pair in pairs], config)
             if step % 50 == 0 or step == config.data.num_steps:
@@ -86,5 +87,4 @@ def _supervised_step(
         loss.backward()
         total += loss.item()
     optimizer.step()
-    optimizer.schedule.step()
     return total

@@ -29,11 +29,21 @@ class MasterOptimizer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.schedule = get_scheduler(config.schedule, self.adamw, config.warmup_steps, num_steps)
+        schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+        scheduler = get_scheduler(schedule, self.adamw, config.warmup_steps, num_steps)
+        self._lr, self._num_warmup, self._factor = config.lr, config.warmup_steps, scheduler.lr_lambdas[0]
+        self.start_step(1)
 
     @property
     def lr(self) -> float:
-        return self.schedule.get_last_lr()[0]
+        return self.adamw.param_groups[0]["lr"]
+
+    def start_step(self, step: int) -> None:
+        """Set the learning rate of training step `step` (from 1): a function of the step, so there is no state to save.
+
+        Warm-up rises from lr/warmup_steps at step 1 to lr.
+        """
+        self.adamw.param_groups[0]["lr"] = self._lr * self._factor(step if step <= self._num_warmup else step - 1)
 
     def step(self) -> tuple[float, bool]:
         """(gradient norm before clipping, whether the weights moved). Gradients are cleared either way."""
