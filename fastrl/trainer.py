@@ -105,7 +105,7 @@ class Trainer:
         for rollout, text, verdict in zip(rollouts, texts, verdicts, strict=True):
             problem = problems[rollout.group]
             rollout.problem_id, rollout.prompt_text, rollout.text = problem.id, problem.prompt, text
-            rollout.reward, rollout.reason = verdict.reward, verdict.reason
+            rollout.reward, rollout.reason, rollout.weight_version = verdict.reward, verdict.reason, step - 1
             self._shape_reward(rollout)
         size = self.settings.num_samples
         return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]

@@ -22,7 +22,7 @@ from fastrl.records.progress import Progress
 from fastrl.records.run_folder import RunFolder
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
-from fastrl.sampling.choose import build_sampler
+from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.seeds import seed_of
 from fastrl.tasks import Task, load_task
 from fastrl.tasks.pool import VerifierError
@@ -113,6 +113,8 @@ class Run:
         self.optimizer = MasterOptimizer(self.policy, config.optimizer, config.run.num_steps)
         reference = Policy(load_model(config.model), loss, temperature) if loss.kl_coef else None
         sampler = build_sampler(config.sampler, self.model, self.tokenizer)
+        if ignored := ignored_settings(self.model):
+            self.progress.message(f"the model's own generation settings are not used: {ignored}")
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
         self.trainer = Trainer(
             config,
