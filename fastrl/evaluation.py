@@ -75,7 +75,7 @@ class Evaluator:
     ) -> dict:
         n = config.num_samples
         is_correct = _by_problem([(v.reward or 0.0) >= self.correct_threshold for v in verdicts], n)
-        answers = _by_problem([getattr(v, 'answer', r.text) for v, r in zip(verdicts, rollouts)], n)
+        answers = _by_problem([v.answer for v in verdicts], n)
         num_correct = [sum(row) for row in is_correct]
         distinct_correct = statistics.distinct_answers(
             [

@@ -42,12 +42,12 @@ def test_bad_settings_are_named(data, message):
 
 
 def test_a_model_is_needed():
-    with pytest.raises(ValueError, match="model.path is missing"):
+    with pytest.raises(ValueError, match=r"model\.path is missing"):
         check_train(TrainConfig())
 
 
 def test_toml_errors_name_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing.toml"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.toml"):
         load_config(TrainConfig, tmp_path / "missing.toml")
     for text in ("[batch\n", "[batch]\nsize = 3\n"):
         path = tmp_path / "bad.toml"

@@ -48,7 +48,7 @@ def test_micro_batches_respect_the_budget_and_hold_everything_once():
     assert sorted(i for part in parts for i in part) == list(range(8))
     assert all(len(part) * max(lengths[i] for i in part) <= 18 for part in parts)
     assert cut_micro_batches([], 10) == []
-    with pytest.raises(ValueError, match="9 tokens does not fit batch.micro_batch_tokens=8"):
+    with pytest.raises(ValueError, match=r"9 tokens does not fit batch\.micro_batch_tokens=8"):
         cut_micro_batches(lengths, 8)
 
 

@@ -98,7 +98,7 @@ def test_zero_advantage_rollouts_are_dropped_only_without_regularisers(tiny_mode
 
 
 def test_dropping_changes_no_gradient(tiny_model):
-    """Same weights with the dropped rollouts computed at advantage 0 (an entropy bonus of vanishing size keeps them)."""
+    """Same gradient with the dropped rollouts computed at advantage 0 (a vanishing entropy bonus keeps them)."""
     dropped = run(tiny_model, config_of(reduction="token-mean-all", lr=1e-3), SIGNS)
     computed = run(tiny_model, config_of(reduction="token-mean-all", lr=1e-3, entropy_coef=1e-30), SIGNS)
     assert dropped[1]["grad_norm"] == pytest.approx(computed[1]["grad_norm"], rel=1e-5)
@@ -126,7 +126,7 @@ def test_both_sources_of_old_logprobs_agree_and_cost_what_they_should(tiny_model
     results = {}
     for source, scoring in (("sampler", 0), ("recompute", 1)):
         config = config_of(lr=0.01, updates_per_batch=2, old_logprobs=source)
-        moved, metrics, calls, _ = run(tiny_model, config, [-1.0] * 12)
+        _, metrics, calls, _ = run(tiny_model, config, [-1.0] * 12)
         assert calls == {"loss": 2} | ({"score": scoring} if scoring else {})
         results[source] = metrics["ratio/mean"]
     assert results["sampler"] == pytest.approx(results["recompute"], rel=1e-4)

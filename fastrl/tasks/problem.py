@@ -1,0 +1,74 @@
+"""What a task is made of: problems, the reward of a completion, and the task that holds both.
+
+A reward is a plain callable `reward(prompt, completion, **row) -> float | Score`; it is pickled once per verifier
+worker and runs there, never in the trainer process.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a built-in reward returns: 1.0 for a correct completion, 0.0 otherwise, and one word or phrase why.
+
+    answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None where there is none.
+    """
+
+    reward: float
+    reason: str = ""
+    answer: str | None = field(default=None, compare=False)
+
+
+class Reward(Protocol):
+    """The signature of a reward. It may have `prepare()`, too: called once in each worker before any work."""
+
+    def __call__(self, prompt: str, completion: str, **row) -> float | Score: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward."""
+
+    id: str
+    prompt: str
+    row: dict
+
+
+# (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct.
+Demonstrations = Callable[[Random, int], list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """What one family of tasks brings: how its rows are read, made and rewarded.
+
+    `read_prompt(fields, where)` and `read_row(fields, where)` turn one dataset row into the question and the reward's
+    keyword arguments; both raise ValueError naming `where` (file and line). `generate(config, split)` makes problems
+    where no data is given. `template` is what `template = "auto"` means and `instruction` what a template appends to
+    the question, so that the model writes its answer where the reward looks for it.
+    """
+
+    reward: Reward
+    read_prompt: Callable[[dict, str], str]
+    read_row: Callable[[dict, str], dict]
+    template: str
+    instruction: str = ""
+    generate: Callable[..., Sequence[Problem]] | None = None
+    demonstrations: Demonstrations | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems by split and the reward that judges a completion of any of them; `template` is never "auto"."""
+
+    name: str
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+    test: Sequence[Problem]
+    reward: Reward
+    template: str
+    instruction: str = ""
+    demonstrations: Demonstrations | None = None

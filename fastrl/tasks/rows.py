@@ -1,0 +1,93 @@
+"""Rows of a dataset: JSON lines on disk, or a Hugging Face dataset by id or local folder.
+
+Every row comes with `where` ("train.jsonl:17"), so that whoever finds it lacking can say which one it was.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class UnusableRow(ValueError):
+    """A row that is well formed but cannot be used (an empty gold answer): a few are skipped, with a warning."""
+
+
+def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
+    """All rows of `source` as (where, fields).
+
+    source: a path to JSON lines, or a Hugging Face dataset as `id`, `id:split` or `id:config:split`, where id may be a
+        local folder that `datasets.load_dataset` understands.
+    default_split: the split of a Hugging Face dataset whose source names none.
+    Raises FileNotFoundError for a missing file and ValueError for an unreadable or empty dataset.
+    """
+    path = Path(source).expanduser()
+    is_file_name = path.suffix in (".jsonl", ".json", ".ndjson") or source.startswith(("/", "./", "../", "~"))
+    if path.is_file():
+        rows = list(read_json_lines(path))
+    elif is_file_name and not Path(source.split(":")[0]).expanduser().is_dir():
+        raise FileNotFoundError(f"no such file: {source!r} (looked in {Path.cwd()})")
+    else:
+        rows = list(_read_hugging_face(source, default_split))
+    if not rows:
+        raise ValueError(f"{source!r} has no rows; at least one is needed")
+    return rows
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Rows of a JSON-lines file, blank lines skipped; ValueError names file and line of what is not a JSON object."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                fields = json.loads(line)
+            except ValueError as error:  # includes UnicodeDecodeError
+                raise ValueError(f"{where}: not a JSON object on one line ({error}): {line[:80]!r}") from error
+            if not isinstance(fields, dict):
+                raise ValueError(f"{where}: expected a JSON object, found {type(fields).__name__}: {line[:80]!r}")
+            yield where, fields
+
+
+def require_text(fields: dict, names: tuple[str, ...], where: str) -> str:
+    """The first of `names` that `fields` has, as text (numbers are written out); ValueError lists the keys found."""
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, str):
+            if not value.strip():
+                raise UnusableRow(f"{where}: field {name!r} is empty")
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if value is not None:
+            raise ValueError(f"{where}: field {name!r} must be text, found {value!r}")
+    wanted = " or ".join(repr(name) for name in names)
+    raise ValueError(f"{where}: no field {wanted}; the row has {sorted(fields)}")
+
+
+def _read_hugging_face(source: str, default_split: str) -> Iterator[tuple[str, dict]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"{source!r} is not a file, and reading it as a Hugging Face dataset needs: pip install 'fastrl[tasks]'"
+        ) from error
+    name, config, split = _split_source(source, default_split)
+    try:
+        dataset = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the hub client raises its own, HTTP and parsing errors alike
+        raise ValueError(
+            f"cannot load {source!r}: {type(error).__name__}: {error}. "
+            "Expected a JSON-lines file, or a Hugging Face dataset as id, id:split or id:config:split"
+        ) from error
+    for number, fields in enumerate(dataset):
+        yield f"{name}:{split}, row {number}", dict(fields)
+
+
+def _split_source(source: str, default_split: str) -> tuple[str, str | None, str]:
+    parts = source.split(":")
+    if not all(parts) or len(parts) > 3:
+        raise ValueError(f"cannot read dataset {source!r}: expected id, id:split or id:config:split")
+    if len(parts) == 1:
+        return parts[0], None, default_split
+    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]

@@ -1,0 +1,47 @@
+r"""Prompt templates: how a question becomes the text that the model continues.
+
+`qwen`, `qwen3-no-thinking`, `llama` and `simple` are the texts of the NSR authors' code (arXiv:2506.01347): applied as
+raw text, not through the tokenizer's chat template. `none` is the question itself. `chat` is the model's own chat
+template, which only its tokenizer can render: see `chat_messages`. The Llama text leaves out `<|begin_of_text|>`, which
+that tokenizer adds by itself.
+"""
+
+_CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n{input}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+TEMPLATES = {
+    "none": "{question}",
+    "qwen": _CHATML,
+    "qwen3-no-thinking": _CHATML + "<think>\n\n</think>\n",
+    "llama": (
+        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "simple": "Question:\n{question}\nAnswer:\nLet's think step by step.\n",
+}
+
+MATH_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def render(template: str, question: str, instruction: str = MATH_INSTRUCTION) -> str:
+    """The prompt's text. `none` and `simple` carry no instruction; ValueError for a template that is no text."""
+    if template not in TEMPLATES:
+        raise ValueError(f"template {template!r} has no text; expected one of {sorted(TEMPLATES)}")
+    text = TEMPLATES[template]
+    # One replacement only: the question itself may contain braces.
+    if "{input}" in text:
+        return text.replace("{input}", _instructed(question, instruction), 1)
+    return text.replace("{question}", question, 1)
+
+
+def chat_messages(question: str, instruction: str = MATH_INSTRUCTION) -> list[dict[str, str]]:
+    """The conversation for `tokenizer.apply_chat_template(..., add_generation_prompt=True)`; no system message."""
+    return [{"role": "user", "content": _instructed(question, instruction)}]
+
+
+def _instructed(question: str, instruction: str) -> str:
+    return f"{question}\n{instruction}" if instruction else question
