@@ -10,6 +10,7 @@ import tyro
 
 from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
 from fastrl.config_files import load_config
+from fastrl.tasks.pool import VerifierError
 
 Flat = tyro.conf.arg(name="")  # --section.key, not --config.section.key
 
@@ -103,7 +104,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 2 with one message for bad input; 130 after Ctrl-C or SIGTERM."""
+    """Exit status 0; 2 with one message for bad input; 1 for a broken verifier; 130 after Ctrl-C or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:
         asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
@@ -111,9 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if asks_help else 2
     try:
         COMMANDS[arguments[0]](arguments[1:])
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except VerifierError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; continue with --resume", file=sys.stderr)
         return 130

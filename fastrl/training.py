@@ -90,6 +90,7 @@ class Run:
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint)
+        folder.create()
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
             self.optimizer.load_state_tensors(tensors)

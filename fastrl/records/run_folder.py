@@ -22,9 +22,10 @@ FREE_ON_RESUME = {
 
 
 class RunFolder:
-    """Opens or creates the folder. ValueError when it holds another config, or a run that is not being resumed."""
+    """Checks the folder and writes nothing: ValueError when it holds another config, or a run not being resumed."""
 
     def __init__(self, config: TrainConfig, *, is_resumed: bool):
+        self.config = config
         self.path = Path(config.run.folder)
         self.checkpoints = self.path / "checkpoints"
         self.evaluations = self.path / "eval"
@@ -35,9 +36,13 @@ class RunFolder:
                 raise ValueError(f"{self.path} holds a run with another config: {'; '.join(differences)}")
             if not is_resumed:
                 raise ValueError(f"{self.path} already holds this run; continue it with --resume or choose run.folder")
+
+    def create(self) -> None:
+        """Make the folder and save the resolved config."""
         self.path.mkdir(parents=True, exist_ok=True)
+        config_path = self.path / "config.toml"
         draft = config_path.with_suffix(".draft")
-        draft.write_text(to_toml(config))
+        draft.write_text(to_toml(self.config))
         draft.replace(config_path)
 
     def write_rollouts(self, step: int, rollouts: list[Rollout]) -> None:

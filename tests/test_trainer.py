@@ -1,0 +1,132 @@
+"""The step on real parts: rewards shaped, groups resampled, verifiers that break, samples scored."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastrl.config import (
+    AlgorithmConfig,
+    BatchConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RunConfig,
+    SamplerConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from fastrl.prompts import PromptStream
+from fastrl.records import checkpoints
+from fastrl.records.jsonl import read_jsonl
+from fastrl.tasks import Problem
+from fastrl.tasks.pool import VerifierError
+from fastrl.training import train
+
+REWARDS = """
+import os, signal
+def length(prompt, completion, **row):
+    return len(completion) / 4
+def even(prompt, completion, **row):
+    return float(len(completion) % 2 == 0)
+def rare(prompt, completion, **row):
+    return float("7" in completion and "(" in completion)
+def breaks(prompt, completion, **row):
+    if len(completion) > 2:
+        raise KeyError("gold answer")
+    return 0.0
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, countdown_folder):
+    """run(reward name, steps, **algorithm) -> (rows of metrics.jsonl, all written rollouts, run folder)."""
+    (tmp_path / "rewards_under_test.py").write_text(REWARDS)
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i} {i + 1}="}}\n' for i in range(1, 9)))
+    monkeypatch.chdir(tmp_path)
+
+    def start(reward: str, num_steps: int = 1, **algorithm) -> tuple[list[dict], list[dict], Path]:
+        config = TrainConfig(
+            model=ModelConfig(path=str(countdown_folder)),
+            task=TaskConfig(name=f"rewards_under_test:{reward}", train="rows.jsonl", num_workers=1),
+            sampler=SamplerConfig(max_new_tokens=6),
+            algorithm=replace(AlgorithmConfig(objective="reinforce"), **algorithm),
+            batch=BatchConfig(4, 8, 400),
+            evaluation=EvaluationConfig(at_end=False),
+            run=RunConfig(folder="run", num_steps=num_steps, scored_rollouts=32, sinks=()),
+        )
+        folder = train(config)
+        rollouts = [r for p in sorted((folder / "rollouts").iterdir()) for r in read_jsonl(p)]
+        return read_jsonl(folder / "metrics.jsonl"), rollouts, folder
+
+    return start
+
+
+def test_truncated_completions_are_wrong_or_masked(run, tmp_path):
+    rows, rollouts, _ = run("length", truncated="wrong", correct_threshold=0.01)
+    cut = [r for r in rollouts if r["finish_reason"] == "length"]
+    assert cut and all(r["reward"] == 0 and r["reason"] == "truncated" and r["advantage"] == -1 for r in cut)
+    assert rows[0]["rollouts/truncated_share"] == len(cut) / len(rollouts)
+    (tmp_path / "run").rename(tmp_path / "first")
+    rows, rollouts, _ = run("length", truncated="mask", correct_threshold=0.01)
+    cut = [r for r in rollouts if r["finish_reason"] == "length"]
+    assert cut and all(r["reward"] > 0 and r["advantage"] == 0 for r in cut)
+    assert rows[0]["update/num_kept"] == len(rollouts) - len(cut)
+
+
+def test_overlong_completions_lose_reward(run):
+    _, rollouts, _ = run("length", overlong_buffer=4, overlong_penalty=1.0, truncated="mask", objective="dr-grpo")
+    for rollout in rollouts:
+        expected = len(rollout["completion"]) / 4 + min(0, (6 - 4 - len(rollout["completion_ids"])) / 4)
+        assert rollout["reward"] == pytest.approx(expected)
+
+
+def test_fractional_rewards_under_a_sign_objective_are_announced_once(run, capsys):
+    run("length", num_steps=3)
+    assert capsys.readouterr().out.count("rewards are fractional") == 1
+
+
+def test_dynamic_sampling_replaces_groups_without_contrast(run, tmp_path):
+    plain, _, _ = run("rare", objective="grpo")
+    (tmp_path / "run").rename(tmp_path / "plain")
+    sampled, _, folder = run("rare", objective="grpo", dynamic_sampling_rounds=20)
+    assert plain[0]["groups/equal_share"] > 0
+    assert sampled[0]["groups/equal_share"] < plain[0]["groups/equal_share"]
+    assert sampled[0]["rollouts/num"] == plain[0]["rollouts/num"] == 32
+    _, state = checkpoints.load(checkpoints.latest_sound(folder / "checkpoints", print))
+    assert state["position"] > 4  # the data moved on by every prompt that was drawn
+
+
+def test_a_verifier_that_breaks_stops_the_run_and_leaves_a_checkpoint(run, tmp_path):
+    with pytest.raises(VerifierError, match="gold answer"):
+        run("breaks")
+    assert checkpoints.latest_sound(tmp_path / "run" / "checkpoints", print).name == "step-000000"
+
+
+def test_entropy_and_mismatch_are_split_by_correctness(run):
+    rows, rollouts, _ = run("even")
+    assert len(rollouts) == 32
+    for name, is_correct in (("correct", True), ("wrong", False)):
+        part = [r for r in rollouts if (r["reward"] >= 1) == is_correct]
+        values = [v for r in part for v in r["entropy"]]
+        assert rows[0][f"entropy/{name}"] == pytest.approx(sum(values) / len(values))
+        gaps = [abs(a - b) for r in part for a, b in zip(r["trainer_logprobs"], r["sampler_logprobs"], strict=True)]
+        assert rows[0][f"mismatch/mean_abs_{name}"] == pytest.approx(sum(gaps) / len(gaps))
+    assert rows[0]["reward/mean"] == pytest.approx(sum(r["reward"] for r in rollouts) / 32)
+
+
+@pytest.mark.parametrize("algorithm", [{"kl_coef": 0.1}, {"preset": "paper-code", "updates_per_batch": 2}])
+def test_kl_and_the_authors_preset_run(run, algorithm):
+    rows, _, _ = run("even", num_steps=2, objective="w-reinforce", **algorithm)
+    assert all(math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0 for row in rows)
+    assert rows[0]["update/num_updates"] == algorithm.get("updates_per_batch", 1)
+
+
+def test_prompts_come_in_shuffled_epochs_and_resume_by_position():
+    problems = [Problem(str(i), f"p{i}", {}) for i in range(7)]
+    stream = PromptStream(problems, seed=3)
+    order = [p.id for _ in range(7) for p in stream.take(3)]
+    assert sorted(order[:7]) == sorted(order[7:14]) == sorted(order[14:]) == [str(i) for i in range(7)]
+    assert order[:7] != order[7:14] and order[:7] != [str(i) for i in range(7)]
+    assert [p.id for p in PromptStream(problems, seed=3, position=5).take(16)] == order[5:]
+    assert [p.id for p in PromptStream(problems, seed=4).take(7)] != order[:7]
