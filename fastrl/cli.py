@@ -42,11 +42,18 @@ class EvalCommand:
 class VerifyCommand:
     """Score a JSON-lines file of completions: rows `completion` and what the task needs; adds `reward` and `reason`."""
 
-    task: Annotated[TaskConfig, Flat]
+    task: str
+    """countdown | math | reasoning-gym:<dataset> | module:function"""
     input: Path
     """Rows to score."""
     output: Path
     """Where the same rows go, in the same order, with `reward` and `reason`."""
+    timeout_s: float = TaskConfig.timeout_s
+    """Seconds a verifier may spend on one completion."""
+    memory_mb: int = TaskConfig.memory_mb
+    """Address space of a verifier worker, in MiB."""
+    num_workers: int = TaskConfig.num_workers
+    """Verifier processes."""
 
 
 def _parse(command: type, config_class: type, arguments: list[str], name: str) -> Any:
@@ -78,11 +85,16 @@ def _eval(arguments: list[str]) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
-    arguments = ["--name" if a == "--task" else a for a in arguments]
     command = tyro.cli(VerifyCommand, args=arguments, prog="fastrl verify")
     from fastrl.tasks.verify import verify_file
 
-    for key, value in verify_file(command.task, command.input, command.output).items():
+    task = TaskConfig(
+        name=command.task,
+        timeout_s=command.timeout_s,
+        memory_mb=command.memory_mb,
+        num_workers=command.num_workers,
+    )
+    for key, value in verify_file(task, command.input, command.output).items():
         print(f"{key}: {value}")
 
 

@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from fastrl.config import AlgorithmConfig, EvalConfig, TrainConfig, WarmupConfig
+from fastrl.statistics import ks_up_to
 
 Config = TypeVar("Config", TrainConfig, WarmupConfig, EvalConfig)
 
@@ -113,7 +114,20 @@ def check_train(config: TrainConfig) -> TrainConfig:
             f"objective {algorithm.objective} compares the rollouts of a prompt: batch.rollouts_per_prompt must be at "
             f"least 2, got {batch.rollouts_per_prompt}",
         )
+    if config.evaluation.every:
+        known = best_metric_names(config.evaluation.num_samples)
+        _require(
+            run.best_metric in known,
+            f"run.best_metric = '{run.best_metric}' is not in an evaluation of {config.evaluation.num_samples} samples"
+            f"{nearest(run.best_metric, known)}",
+        )
     return dataclasses.replace(config, algorithm=_apply_preset(algorithm))
+
+
+def best_metric_names(num_samples: int) -> list[str]:
+    """What run.best_metric may be: a point of a curve, or a scalar of the evaluation."""
+    curves = [f"{curve}/{k}" for curve in ("pass_at_k", "maj_at_k") for k in ks_up_to(num_samples)]
+    return [*curves, "mean_token_entropy", "distinct_answers", "distinct_correct_answers"]
 
 
 def _apply_preset(algorithm: AlgorithmConfig) -> AlgorithmConfig:

@@ -1,5 +1,6 @@
 """`fastrl eval`: a model, a task, an evaluation file, a plot, and the comparison with an earlier evaluation."""
 
+import dataclasses
 from pathlib import Path
 
 from fastrl.config import EvalConfig
@@ -9,8 +10,20 @@ from fastrl.policy.model import Policy, load_model, load_tokenizer
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
+from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import load_task
 from fastrl.tasks.verify import make_pool
+
+
+def compare(evaluation: dict, base: dict) -> dict:
+    """Paired differences of pass@k (evaluation − base), and the problems newly solved and lost, as JSON."""
+    differences = paired_pass_difference(evaluation, base)
+    solved, lost = solved_and_lost(base, evaluation)
+    return {
+        "pass_at_k": {str(k): dataclasses.asdict(interval) for k, interval in differences.items()},
+        "newly_solved": solved,
+        "lost": lost,
+    }
 
 
 def evaluate(config: EvalConfig) -> dict:
@@ -32,6 +45,8 @@ def evaluate(config: EvalConfig) -> dict:
             max_new_tokens=config.sampler.max_new_tokens,
         ).run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}
+    if base:
+        evaluation["against_base"] = compare(evaluation, base)
     output = Path(config.output)
     save_evaluation(evaluation, output)
     shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
-from fastrl.config_files import check_train, nearest
+from fastrl.config_files import check_train
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.interrupts import Interrupts
 from fastrl.objectives import SIGN_OBJECTIVES
-from fastrl.policy.model import Policy, load_model, load_tokenizer
+from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.prompts import PromptStream, prompt_ids
 from fastrl.records import checkpoints
@@ -42,6 +42,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     check_reward(task, config.task)
     tokenizer = load_tokenizer(config.model)
     check_lengths(config, task, tokenizer)
+    if config.evaluation.every and not task.validation:
+        raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
     folder = RunFolder(config, is_resumed=resume)
     with Run(config, folder, task, tokenizer, resume=resume) as run:
         run.loop()
@@ -49,14 +51,18 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
 
 def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ValueError when the longest prompt and a full completion exceed the micro-batch budget."""
+    """ValueError when the longest prompt and a full completion exceed the micro-batch budget or the model's context."""
     longest = max((prompt_ids(task, p, tokenizer) for p in task.train), key=len)
-    total, budget = len(longest) + config.sampler.max_new_tokens, config.batch.micro_batch_tokens
-    if total > budget:
-        raise ValueError(
-            f"the longest training prompt ({len(longest)} tokens) and sampler.max_new_tokens="
-            f"{config.sampler.max_new_tokens} make {total} tokens, more than batch.micro_batch_tokens={budget}"
-        )
+    total = len(longest) + config.sampler.max_new_tokens
+    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
+    if context := max_context(config.model):
+        limits["the model's context"] = context
+    for name, limit in limits.items():
+        if total > limit:
+            raise ValueError(
+                f"the longest training prompt ({len(longest)} tokens) and sampler.max_new_tokens="
+                f"{config.sampler.max_new_tokens} make {total} tokens, more than {name}={limit}"
+            )
 
 
 class Run:
@@ -156,8 +162,11 @@ class Run:
             for step in range(self.completed_step + 1, self.config.run.num_steps + 1):
                 self._step(step)
             self._save_checkpoint()
-            if self.config.evaluation.at_end and getattr(self.task, self.config.evaluation.split):
-                self._evaluate(self.config.evaluation.split, self.config.evaluation.split)
+            split = self.config.evaluation.split
+            if self.config.evaluation.at_end and getattr(self.task, split):
+                self._evaluate(split, split)
+            elif self.config.evaluation.at_end:
+                self.progress.message(f"no evaluation at the end: task.{split} names no problems")
         except (KeyboardInterrupt, VerifierError):
             self.progress.message(f"stopping: saving a checkpoint of step {self.completed_step}")
             self._save_checkpoint()
@@ -233,20 +242,9 @@ class Run:
 
 
 def metric_value(evaluation: dict, name: str) -> float:
-    """`pass_at_k/8`, `maj_at_k/4` or a scalar key of the evaluation. ValueError names what there is."""
+    """The value of one of `best_metric_names` in an evaluation."""
     key, _, k = name.partition("/")
-    value = evaluation.get(key, {}).get(k, {}).get("mean") if k else evaluation.get(key)
-    if not isinstance(value, (int, float)):
-        raise ValueError(
-            f"run.best_metric = '{name}' is not in the evaluation{nearest(name, metric_names(evaluation))}"
-        )
-    return float(value)
-
-
-def metric_names(evaluation: dict) -> list[str]:
-    """Every name that `metric_value` takes."""
-    curves = [f"{key}/{k}" for key in ("pass_at_k", "maj_at_k") for k in evaluation[key]]
-    return curves + [key for key, value in evaluation.items() if isinstance(value, float)]
+    return evaluation[key][k]["mean"] if k else evaluation[key]
 
 
 def evaluation_metrics(evaluation: dict) -> dict[str, float]:

@@ -33,6 +33,10 @@ def checked(data: dict) -> TrainConfig:
         ({"sampler": {"top_k": 20}}, "temperature only.*top_k=20"),
         ({"evaluation": {"top_p": 0.0}}, r"evaluation.top_p must be in \(0, 1\], got 0.0"),
         ({"algorithm": {"objective": "grpo"}, "batch": {"rollouts_per_prompt": 1}}, "at least 2, got 1"),
+        (
+            {"run": {"best_metric": "pass_at_k/3"}, "evaluation": {"every": 5}},
+            "'pass_at_k/3' is not in an evaluation of 16",
+        ),
         ({"algorithm": {"updates_per_batch": 65}}, "updates_per_batch=65 exceeds"),
     ],
 )

@@ -33,6 +33,8 @@ def test_eval_command_writes_json_plot_and_table(warm_folder, tmp_path, capsys):
     assert (tmp_path / "a.png").stat().st_size > 10_000
     again = run_eval(warm_folder, tmp_path / "b.json", "--base", str(tmp_path / "a.json"))
     assert again["problems"] == first["problems"]  # same seed, same draws
+    against = again["against_base"]
+    assert against["newly_solved"] == against["lost"] == [] and against["pass_at_k"]["8"]["mean"] == 0
     output = capsys.readouterr().out
     assert "pass@k" in output and "solved" in output
 

@@ -179,12 +179,18 @@ def test_bad_input_is_one_message_and_exit_status_2(countdown_folder, tmp_path, 
     assert "no config.json there" in bad_input(capsys, "--model.path", "./none", "--run.folder", str(tmp_path / "run"))
     math = [*model, "--task.name", "math"]
     assert "none.jsonl" in bad_input(capsys, *math, "--task.train", str(tmp_path / "none.jsonl"))
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"problem": "1+1?", "answer": "2"}\n')
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
     error = bad_input(capsys, *math, "--task.train", str(rows))
     assert "rows.jsonl:2" in error and "answer" in error
     budget = ["--batch.micro-batch-tokens", "20", "--sampler.max-new-tokens", "12"]
     assert "make 23 tokens, more than batch.micro_batch_tokens=20" in bad_input(capsys, *model, *budget)
+    error = bad_input(capsys, *model, "--sampler.max-new-tokens", "600")
+    assert "make 611 tokens, more than the model's context=512" in error
+    every = [*math, "--task.train", str(good), "--evaluation.every", "5"]
+    assert "needs validation problems" in bad_input(capsys, *every)
     assert not (tmp_path / "run").exists()
 
 

@@ -99,6 +99,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def max_context(config: ModelConfig) -> int | None:
+    """Longest sequence the model was made for, in tokens, from its config alone; None where it names none."""
+    architecture = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
+
+
 def load_model(config: ModelConfig) -> PreTrainedModel:
     """The causal LM on its device and in its dtype, dropout off, head checked."""
     _check_path(config.path)
