@@ -10,6 +10,7 @@ import tyro
 
 from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
 from fastrl.config_files import load_config
+from fastrl.sampling.protocol import SamplerError
 from fastrl.tasks.pool import VerifierError
 
 Flat = tyro.conf.arg(name="")  # --section.key, not --config.section.key
@@ -116,7 +117,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 2 with one message for bad input; 1 for a broken verifier; 130 after Ctrl-C or SIGTERM."""
+    """Exit status 0; 2 with one message for bad input; 1 for a broken verifier or sampler; 130 after a signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] not in COMMANDS:
         asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except VerifierError as error:
+    except (VerifierError, SamplerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

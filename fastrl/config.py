@@ -58,14 +58,20 @@ class TaskConfig:
 class SamplerConfig:
     """How training rollouts are drawn. Training samples by temperature only: the loss knows no top-p or top-k."""
 
-    kind: Literal["auto", "embedded"] = "auto"
-    """embedded: `model.generate` of the very module that is trained."""
+    kind: Literal["auto", "embedded", "vllm"] = "auto"
+    """embedded: `model.generate` of the very module that is trained. vllm: an engine in this process that shares its
+    weights. auto: vllm on CUDA where it is installed, else embedded."""
+    weights: Literal["auto", "alias", "copy"] = "auto"
+    """vllm: alias: the trainer's parameters are vLLM's tensors, nothing is copied. copy: a second set of weights. auto:
+    alias where every tensor maps, else copy, with the reason said."""
+    kv_cache_bytes: int = 0
+    """vllm: size of the KV cache; 0: what batch_size sequences can use, within the memory that training leaves."""
     temperature: float = 1.0
     """Sampling temperature τ > 0; the loss uses the same τ."""
     max_new_tokens: int = 256
     """Longest completion, end-of-sequence token included."""
     batch_size: int = 512
-    """Sequences generated at once by the embedded sampler."""
+    """Sequences generated at once."""
     top_p: float = 1.0
     """Must be 1 in training (evaluation has its own)."""
     top_k: int = 0
@@ -105,6 +111,11 @@ class AlgorithmConfig:
     old_logprobs: Literal["auto", "sampler", "recompute"] = "auto"
     """π_old of mini-batches after the first: the sampler's log-probs, or a no-gradient pass before the first update.
     auto: the sampler's where it shares the trainer's weights."""
+    importance: Literal["auto", "off", "token", "sequence", "masked"] = "auto"
+    """Correction for a sampler whose log-probs differ from the trainer's: truncated weights per token or per sequence,
+    or sequences outside [1/cap, cap] masked. auto: token where the difference before the first update is noticeable."""
+    importance_cap: float = 2.0
+    """Largest importance weight (above 1)."""
     kl_coef: float = 0.0
     """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held."""
     entropy_coef: float = 0.0

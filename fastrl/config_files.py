@@ -114,6 +114,10 @@ def check_train(config: TrainConfig) -> TrainConfig:
             f"objective {algorithm.objective} compares the rollouts of a prompt: batch.rollouts_per_prompt must be at "
             f"least 2, got {batch.rollouts_per_prompt}",
         )
+    _require(algorithm.importance_cap > 1, f"algorithm.importance_cap must be above 1, got {algorithm.importance_cap}")
+    _require(
+        sampler.kv_cache_bytes >= 0, f"sampler.kv_cache_bytes must be >= 0 (0: auto), got {sampler.kv_cache_bytes}"
+    )
     if config.evaluation.every:
         known = best_metric_names(config.evaluation.num_samples)
         _require(

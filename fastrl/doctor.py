@@ -9,6 +9,7 @@ from fastrl.config import ModelConfig, SamplerConfig
 from fastrl.kernels import choose
 from fastrl.policy.model import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
+from fastrl.sampling.engine import TESTED_VERSIONS
 
 PACKAGES = (
     "fastrl",
@@ -36,12 +37,13 @@ def report() -> str:
     device = resolve_device("auto")
     dtype = resolve_dtype("auto", device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    kind, reason = choose_sampler(SamplerConfig())
+    kind, reason = choose_sampler(SamplerConfig(), device)
     lines = [f"python: {platform.python_version()}"]
     lines += [f"{package}: {_version(package)}" for package in PACKAGES]
     lines += [
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
+        f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
         f"attention: {ModelConfig().attention} (transformers; set model.attention)",
     ]
     for operation in OPERATIONS:

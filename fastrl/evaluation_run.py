@@ -1,12 +1,14 @@
 """`fastrl eval`: a model, a task, an evaluation file, a plot, and the comparison with an earlier evaluation."""
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 from fastrl.config import EvalConfig
 from fastrl.config_files import check_eval
 from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
 from fastrl.policy.model import Policy, load_model, load_tokenizer
+from fastrl.prompts import longest_prompt
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
@@ -34,11 +36,19 @@ def evaluate(config: EvalConfig) -> dict:
     task = load_task(config.task, splits=(split,))
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model)
-    with make_pool(task.reward, config.task) as verifier:
+    new_tokens = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
+    sampler = build_sampler(
+        config.sampler,
+        model,
+        tokenizer,
+        max_sequence_tokens=longest_prompt(task, getattr(task, split), tokenizer) + new_tokens,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    with closing(sampler), make_pool(task.reward, config.task) as verifier:
         evaluation = Evaluator(
             task=task,
             tokenizer=tokenizer,
-            sampler=build_sampler(config.sampler, model, tokenizer),
+            sampler=sampler,
             verifier=verifier,
             policy=Policy(model, temperature=config.sampler.temperature),
             token_budget=16384,

@@ -21,6 +21,11 @@ def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase)
     return list(ids)
 
 
+def longest_prompt(task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest prompt; 0 without problems."""
+    return max((len(prompt_ids(task, p, tokenizer)) for p in problems), default=0)
+
+
 class PromptStream:
     """Endless shuffled epochs over problems. `position` counts problems taken so far and is all the state there is."""
 

@@ -28,6 +28,7 @@ class Rollout:
     ref_logprobs: list[float] | None = None
     trainer_logprobs: list[float] | None = None
     entropy: list[float] | None = None
+    importance: list[float] | None = None  # factors of the advantage, one per token; None: 1
 
     def __post_init__(self) -> None:
         if not self.loss_mask:

@@ -10,7 +10,8 @@ from fastrl.rollouts import Rollout
 def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold: float) -> dict[str, float]:
     """Reward, sign split, lengths of all rollouts; entropy and |Δlogp| of the scored ones, split by correctness.
 
-    |Δlogp| is |trainer − sampler log-prob| per token, in nats: what the loss believes against what was sampled.
+    Δlogp = trainer − sampler log-prob per token, in nats: what the loss believes against what was sampled. `ratio` is
+    the mean of exp(Δlogp), `k3` that of exp(Δlogp) − 1 − Δlogp: KL(sampler ‖ trainer), never negative (Schulman).
     """
     num = len(rollouts)
     rewards = [r.reward for r in rollouts if r.reward is not None]
@@ -33,10 +34,12 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
     for name, part in parts.items():
         metrics[f"entropy/{name}"] = _mean(v for r in part for v in r.entropy)
         metrics[f"logprob/{name}"] = _mean(v for r in part for v in r.trainer_logprobs)
-        gaps = [abs(a - b) for r in part for a, b in zip(r.trainer_logprobs, r.sampler_logprobs, strict=True)]
-        metrics["mismatch/mean_abs" if name == "mean" else f"mismatch/mean_abs_{name}"] = _mean(gaps)
+        gaps = [a - b for r in part for a, b in zip(r.trainer_logprobs, r.sampler_logprobs, strict=True)]
+        metrics["mismatch/mean_abs" if name == "mean" else f"mismatch/mean_abs_{name}"] = _mean(map(abs, gaps))
         if name == "mean":
-            metrics["mismatch/max_abs"] = max(gaps, default=float("nan"))
+            metrics["mismatch/max_abs"] = max(map(abs, gaps), default=float("nan"))
+            metrics["mismatch/ratio"] = _mean(np.exp(gaps))
+            metrics["mismatch/k3"] = _mean(np.expm1(gaps) - np.asarray(gaps))
     return metrics
 
 

@@ -15,6 +15,7 @@ from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.prompts import PromptStream, prompt_ids
 from fastrl.rollouts import Rollout
+from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.step_metrics import rollout_metrics
@@ -27,12 +28,13 @@ from fastrl.update import Updater
 class Batch:
     """All rollouts of a step, in prompt order, and the fixed random sample of them that was scored."""
 
+    step: int
     rollouts: list[Rollout]
     scored: list[Rollout]
 
 
 class Trainer:
-    """Holds the parts of a step, which is `learn(collect(n))`.
+    """Holds the parts of a step, which is `batch = collect(n)`, `learn(batch)`, `publish(batch)`.
 
     A step depends on its number, the seed, the data position and the weights, on nothing else.
     """
@@ -48,9 +50,11 @@ class Trainer:
         verifier: VerifierPool,
         policy: Policy,
         updater: Updater,
+        probe: LogprobProbe,
     ):
         self.config, self.task, self.tokenizer, self.prompts = config, task, tokenizer, prompts
         self.sampler, self.verifier, self.policy, self.updater = sampler, verifier, policy, updater
+        self.probe = probe
         self.objective = OBJECTIVES[config.algorithm.objective](config.algorithm)
         self.settings = SamplingSettings(
             num_samples=config.batch.rollouts_per_prompt,
@@ -62,16 +66,25 @@ class Trainer:
     def collect(self, step: int) -> Batch:
         """Sample, verify, weigh, score: everything of a step that leaves the weights alone."""
         self.times = {}
+        with self.timed("freshness"):
+            self.sampler.prove_fresh(step - 1)
         rollouts = self.sample_and_verify(step)
         self.assign_advantages(rollouts)
-        return Batch(rollouts, self.score_sample(step, rollouts))
+        scored = self.score_sample(step, rollouts)
+        self.probe.check(scored)
+        return Batch(step, rollouts, scored)
 
     def learn(self, batch: Batch) -> dict[str, float]:
-        """Move the weights; returns the metrics of the whole step."""
+        """Move the weights; returns the metrics of the update."""
         with self.timed("train"):
-            update_metrics = self.updater.run(batch.rollouts)
+            return self.updater.run(batch.rollouts)
+
+    def publish(self, batch: Batch) -> dict[str, float]:
+        """Hand the moved weights to the sampler; returns the metrics of the step besides those of the update."""
+        with self.timed("publish"):
+            num_bytes = self.sampler.publish(batch.step)
         threshold = self.config.algorithm.correct_threshold
-        metrics = rollout_metrics(batch.rollouts, batch.scored, threshold=threshold) | update_metrics
+        metrics = rollout_metrics(batch.rollouts, batch.scored, threshold=threshold) | {"publish/bytes": num_bytes}
         num_tokens = sum(len(r.completion_ids) for r in batch.rollouts)
         metrics["throughput/tokens_per_s"] = num_tokens / sum(self.times.values())
         return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.times.items()}

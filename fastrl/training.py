@@ -11,18 +11,21 @@ from transformers import PreTrainedTokenizerBase
 from fastrl.config import TrainConfig
 from fastrl.config_files import check_train
 from fastrl.evaluation import Evaluator, save_evaluation
+from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.objectives import SIGN_OBJECTIVES
-from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context
+from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context, resolve_device
 from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.prompts import PromptStream, prompt_ids
+from fastrl.prompts import PromptStream, longest_prompt
 from fastrl.records import checkpoints
 from fastrl.records.metrics import MetricsLog, check_sinks
 from fastrl.records.progress import Progress
 from fastrl.records.run_folder import RunFolder
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
-from fastrl.sampling.choose import build_sampler, ignored_settings
+from fastrl.sampling.choose import build_sampler, choose_sampler, ignored_settings
+from fastrl.sampling.probe import LogprobProbe
+from fastrl.sampling.protocol import SamplerError
 from fastrl.seeds import seed_of
 from fastrl.tasks import Task, load_task
 from fastrl.tasks.pool import VerifierError
@@ -41,28 +44,48 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     task = load_task(config.task)
     check_reward(task, config.task)
     tokenizer = load_tokenizer(config.model)
-    check_lengths(config, task, tokenizer)
+    kind, _ = choose_sampler(config.sampler, resolve_device(config.model.device))
+    if kind == "vllm" and not config.run.scored_rollouts:
+        raise ValueError("run.scored_rollouts = 0: the vllm sampler needs at least 1 for its freshness probe")
+    max_sequence_tokens = check_lengths(config, task, tokenizer)
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
     folder = RunFolder(config, is_resumed=resume)
-    with Run(config, folder, task, tokenizer, resume=resume) as run:
+    with Run(config, folder, task, tokenizer, max_sequence_tokens, resume=resume) as run:
         run.loop()
     return folder.path
 
 
-def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ValueError when the longest prompt and a full completion exceed the micro-batch budget or the model's context."""
-    longest = max((prompt_ids(task, p, tokenizer) for p in task.train), key=len)
-    total = len(longest) + config.sampler.max_new_tokens
+def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest sequence to come: prompt and full completion, in training or in an evaluation.
+
+    ValueError when that exceeds the micro-batch budget or the model's context.
+    """
+    splits = {"validation"} if config.evaluation.every else set()
+    splits |= {config.evaluation.split} if config.evaluation.at_end else set()
+    evaluated = [p for split in splits for p in getattr(task, split)]
+    uses = {
+        "training": (task.train, config.sampler.max_new_tokens, "sampler.max_new_tokens"),
+        "evaluation": (
+            evaluated,
+            config.evaluation.max_new_tokens or config.sampler.max_new_tokens,
+            "evaluation.max_new_tokens (0: the sampler's)",
+        ),
+    }
     limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
     if context := max_context(config.model):
         limits["the model's context"] = context
-    for name, limit in limits.items():
-        if total > limit:
-            raise ValueError(
-                f"the longest training prompt ({len(longest)} tokens) and sampler.max_new_tokens="
-                f"{config.sampler.max_new_tokens} make {total} tokens, more than {name}={limit}"
-            )
+    totals = []
+    for use, (problems, new_tokens, setting) in uses.items():
+        longest = longest_prompt(task, problems, tokenizer)
+        totals.append(longest + new_tokens)
+        for name, limit in limits.items():
+            if longest and totals[-1] > limit:
+                raise ValueError(
+                    f"the longest {use} prompt ({longest} tokens) and {setting}={new_tokens} "
+                    f"make {totals[-1]} tokens, more than {name}={limit}"
+                )
+    return max(totals)
 
 
 class Run:
@@ -74,10 +97,12 @@ class Run:
         folder: RunFolder,
         task: Task,
         tokenizer: PreTrainedTokenizerBase,
+        max_sequence_tokens: int,
         *,
         resume: bool,
     ):
         self.config, self.folder, self.task, self.tokenizer = config, folder, task, tokenizer
+        self.max_sequence_tokens = max_sequence_tokens
         with ExitStack() as self.stack:
             self._open(resume)
             self.stack = self.stack.pop_all()
@@ -92,15 +117,16 @@ class Run:
         self.best: float = state.get("best", -math.inf)
         self.saved_step = self.completed_step if checkpoint else -1
         self.checkpoint = checkpoint
-        self.has_announced = False
+        self.has_announced = self.has_importance_choice = False
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
-        self._build(checkpoint)
+        self._build(checkpoint, state.get("probe"))
         folder.create()
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
             self.optimizer.load_state_tensors(tensors)
             checkpoints.restore_rng(tensors)
+        self.sampler.publish(self.completed_step)
         log = MetricsLog(
             folder.path,
             sinks=config.run.sinks,
@@ -110,39 +136,51 @@ class Run:
         self.log = self.stack.enter_context(log)
         self.interrupts = self.stack.enter_context(Interrupts())
 
-    def _build(self, checkpoint: Path | None) -> None:
-        """Model, optimizer, sampler, verifier, trainer, evaluator."""
+    def _build(self, checkpoint: Path | None, probe: dict[str, float] | None) -> None:
+        """Model, sampler, optimizer, verifier, trainer, evaluator.
+
+        The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
+        """
         config = self.config
         source = dataclasses.replace(config.model, path=str(checkpoint)) if checkpoint else config.model
         self.model = load_model(source)
+        self.sampler = build_sampler(
+            config.sampler,
+            self.model,
+            self.tokenizer,
+            max_sequence_tokens=self.max_sequence_tokens,
+            trust_remote_code=config.model.trust_remote_code,
+            say=self.progress.message,
+        )
+        self.stack.callback(self.sampler.close)
+        if ignored := ignored_settings(self.model):
+            self.progress.message(f"the model's own generation settings are not used: {ignored}")
         loss, temperature = token_loss(config.algorithm), config.sampler.temperature
         self.policy = Policy(self.model, loss, temperature)
         self.optimizer = MasterOptimizer(self.policy, config.optimizer, config.run.num_steps)
-        reference = Policy(load_model(config.model), loss, temperature) if loss.kl_coef else None
-        sampler = build_sampler(config.sampler, self.model, self.tokenizer)
-        if ignored := ignored_settings(self.model):
-            self.progress.message(f"the model's own generation settings are not used: {ignored}")
+        self.updater = Updater(
+            self.policy,
+            self.optimizer,
+            config,
+            reference=Policy(load_model(config.model), loss, temperature) if loss.kl_coef else None,
+            sampler_shares_weights=self.sampler.shares_weights,
+        )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
         self.trainer = Trainer(
             config,
             task=self.task,
             tokenizer=self.tokenizer,
             prompts=PromptStream(self.task.train, config.run.seed, self.position),
-            sampler=sampler,
+            sampler=self.sampler,
             verifier=verifier,
             policy=self.policy,
-            updater=Updater(
-                self.policy,
-                self.optimizer,
-                config,
-                reference=reference,
-                sampler_shares_weights=sampler.shares_weights,
-            ),
+            updater=self.updater,
+            probe=LogprobProbe(self.model.dtype, probe),
         )
         self.evaluator = Evaluator(
             task=self.task,
             tokenizer=self.tokenizer,
-            sampler=sampler,
+            sampler=self.sampler,
             verifier=verifier,
             policy=self.policy,
             token_budget=config.batch.micro_batch_tokens,
@@ -167,17 +205,19 @@ class Run:
                 self._evaluate(split, split)
             elif self.config.evaluation.at_end:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
-        except (KeyboardInterrupt, VerifierError):
+        except (KeyboardInterrupt, VerifierError, SamplerError):
             self.progress.message(f"stopping: saving a checkpoint of step {self.completed_step}")
             self._save_checkpoint()
             raise
 
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
+        self._choose_importance()
         with self.interrupts.deferred():
             self.optimizer.start_step(step)
             metrics = self.trainer.learn(batch) | {"lr": self.optimizer.lr}
             self.completed_step, self.position = step, self.trainer.prompts.position
+            metrics |= self.trainer.publish(batch)
             self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         is_best = False
@@ -191,6 +231,16 @@ class Run:
             self.progress.update(step, metrics)
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
+
+    def _choose_importance(self) -> None:
+        """Once, when the probe is calibrated; what it was calibrated to is part of every checkpoint."""
+        if self.has_importance_choice:
+            return
+        self.has_importance_choice = True
+        noise = self.trainer.probe.calibration
+        self.updater.importance, reason = choose_importance(self.config.algorithm.importance, noise.mean)
+        if self.updater.importance != "off":
+            self.progress.message(f"importance weights: {self.updater.importance} ({reason})")
 
     def _announce(self, rollouts: list[Rollout]) -> None:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
@@ -221,7 +271,7 @@ class Run:
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
         """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""
         if self.saved_step != self.completed_step:
-            state = {"position": self.position}
+            state = {"position": self.position, "probe": self.trainer.probe.state()}
             if math.isfinite(self.best):
                 state["best"] = self.best
             self.checkpoint = checkpoints.save(

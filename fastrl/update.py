@@ -1,7 +1,7 @@
 """From a batch of rollouts with advantages to optimizer steps: mini-batches, dropping, token weights, micro-batches.
 
 π_old is the policy before the first update of the batch: the first mini-batch needs no old log-probs (ρ ≡ 1), later
-ones take the sampler's or those of a no-gradient pass made before the first update.
+ones take the sampler's or those of a no-gradient pass made before the first update. Importance weights: `importance`.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from fastrl.config import AlgorithmConfig, TrainConfig
+from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
@@ -44,6 +45,7 @@ class Updater:
         sampler_shares_weights: bool = True,
     ):
         self.policy, self.optimizer, self.reference = policy, optimizer, reference
+        self.importance: ImportanceMode = "off"
         self.algorithm = config.algorithm
         self.token_budget = config.batch.micro_batch_tokens
         self.max_new_tokens = config.sampler.max_new_tokens
@@ -81,16 +83,31 @@ class Updater:
         later = [r for m in mini_batches[1:] for r in m if self._is_kept(r)]
         if self.algorithm.surrogate == "reinforce":
             later = []
-        if later and self.old_source == "recompute":
+        if later and (self.old_source == "recompute" or self.importance != "off"):
             for rollout, (logprobs, _) in zip(later, score(self.policy, later, self.token_budget), strict=True):
                 rollout.old_logprobs = logprobs
         else:
             for rollout in later:
                 rollout.old_logprobs = rollout.sampler_logprobs
+        self._attach_importance(mini_batches, later)
         if self.reference is not None:
             kept = [r for m in mini_batches for r in m if self._is_kept(r)]
             for rollout, (logprobs, _) in zip(kept, score(self.reference, kept, self.token_budget), strict=True):
                 rollout.ref_logprobs = logprobs
+
+    def _attach_importance(self, mini_batches: list[list[Rollout]], later: list[Rollout]) -> None:
+        """Two-phase importance weights. Token weights of mini-batches without old log-probs are left to the kernel."""
+        self.policy.importance_cap = self.algorithm.importance_cap if self.importance == "token" else None
+        if self.importance == "off":
+            return
+        weighed = later
+        if self.importance != "token":
+            weighed = [r for m in mini_batches for r in m if self._is_kept(r)]
+        known = [r for r in weighed if r.old_logprobs is not None]
+        unknown = [r for r in weighed if r.old_logprobs is None]
+        scores = [logprobs for logprobs, _ in score(self.policy, unknown, self.token_budget)]
+        logprobs = [r.old_logprobs for r in known] + scores
+        attach_weights(known + unknown, logprobs, self.importance, self.algorithm.importance_cap)
 
     def _token_weights(self, mini_batch: list[Rollout], micro_batches: list[list[int]]) -> list[float]:
         micro_batch_B = torch.full((len(mini_batch),), -1)
@@ -113,9 +130,11 @@ class Updater:
         micro_batches = [[kept[i] for i in members] for members in cut_micro_batches(lengths, self.token_budget)]
         weights = self._token_weights(mini_batch, micro_batches)
         totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
-        for members in micro_batches:
-            batch = build_micro_batch([mini_batch[i] for i in members], [weights[i] for i in members])
-            batch = batch.to(self.policy.device)
+        for indices in micro_batches:
+            token_weights = [weights[i] for i in indices]
+            members = [mini_batch[i] for i in indices]
+            in_kernel = self.importance == "token" and members[0].importance is None
+            batch = build_micro_batch(members, token_weights, has_importance=in_kernel).to(self.policy.device)
             result = self.policy(batch)
             result.loss.backward()
             totals.update(_token_totals(batch, result))

@@ -4,6 +4,7 @@ Loading compares log-probs through `Head` with the model's own on random tokens:
 than `Head` says is refused by name, instead of being trained on wrong log-probs.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -17,12 +18,16 @@ from fastrl.policy.packing import MicroBatch
 
 
 class Policy(nn.Module):
-    """A Hugging Face causal LM with the token loss on top: `loss` is what a token pays; logits are / `temperature`."""
+    """A Hugging Face causal LM with the token loss on top: `loss` is what a token pays; logits are / `temperature`.
+
+    Batches that carry the sampler's log-probs are importance-weighted up to `importance_cap`.
+    """
 
     def __init__(self, model: PreTrainedModel, loss: TokenLoss | None = None, temperature: float = 1.0):
         super().__init__()
         self.model = model
         self.loss = loss or TokenLoss()
+        self.importance_cap: float | None = None
         self.temperature = temperature
 
     @property
@@ -54,13 +59,14 @@ class Policy(nn.Module):
                 return token_logprobs(
                     self.hidden_states(batch), self.head(), batch.targets_N, temperature=self.temperature
                 )
+        has_importance = batch.sampler_logprobs_N is not None
         return linear_policy_loss(
             self.hidden_states(batch),
             self.head(),
             batch.targets_N,
             batch.advantages_N,
             batch.token_weights_N,
-            self.loss,
+            replace(self.loss, importance_cap=self.importance_cap) if has_importance else self.loss,
             old_logprobs=batch.old_logprobs_N,
             sampler_logprobs=batch.sampler_logprobs_N,
             ref_logprobs=batch.ref_logprobs_N,

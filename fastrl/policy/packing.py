@@ -71,7 +71,8 @@ def build_micro_batch(
         first = index * width + len(rollout.prompt_ids) - 1
         rows.extend(range(first, first + len(rollout.completion_ids)))
         targets.extend(rollout.completion_ids)
-        advantages.extend(rollout.advantage * m for m in rollout.loss_mask)
+        factors = rollout.importance or [1.0] * len(rollout.completion_ids)
+        advantages.extend(rollout.advantage * m * f for m, f in zip(rollout.loss_mask, factors, strict=True))
         weights.extend(weight * m for m in rollout.loss_mask)
     return MicroBatch(
         torch.tensor(ids),

@@ -1,18 +1,36 @@
 """Which sampler runs, and why: one chooser, which `fastrl doctor` can ask too."""
 
+import importlib.util
+from collections.abc import Callable
+
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import SamplerConfig
 from fastrl.policy.model import stop_token_ids
 from fastrl.sampling.embedded import EmbeddedSampler
+from fastrl.sampling.engine import Engine, EngineSettings
+from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.sampling.protocol import Sampler
+from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights import share_weights
 
 
-def choose_sampler(config: SamplerConfig) -> tuple[str, str]:
-    """(kind, reason)."""
-    if config.kind == "embedded":
-        return "embedded", "asked for by sampler.kind"
-    return "embedded", "model.generate of the trained module: the only sampler so far"
+def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, str]:
+    """(kind, reason). ValueError when vLLM is asked for and not installed."""
+    is_installed = importlib.util.find_spec("vllm") is not None
+    if config.kind == "vllm" and not is_installed:
+        raise ValueError("sampler.kind = 'vllm', but vLLM is not installed: pip install 'fastrl[vllm]'")
+    if config.kind != "auto":
+        return config.kind, "asked for by sampler.kind"
+    if not is_installed:
+        return "embedded", "vLLM is not installed"
+    if device.type != "cuda":
+        return (
+            "embedded",
+            "no CUDA device: model.generate is the quicker one for small models; sampler.kind = 'vllm' works",
+        )
+    return "vllm", "CUDA device and vLLM found"
 
 
 def ignored_settings(model: PreTrainedModel) -> dict[str, float]:
@@ -22,9 +40,37 @@ def ignored_settings(model: PreTrainedModel) -> dict[str, float]:
     return {name: value for name, value in own.items() if value is not None and value != neutral[name]}
 
 
-def build_sampler(config: SamplerConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-    """The sampler that `choose_sampler` names, over the model that is trained."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return EmbeddedSampler(
-        model, stop_token_ids=stop_token_ids(model, tokenizer), pad_token_id=pad, batch_size=config.batch_size
+def build_sampler(
+    config: SamplerConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_sequence_tokens: int,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = print,
+) -> Sampler:
+    """The sampler that `choose_sampler` names, over the model that is trained. Build it before the optimizer.
+
+    max_sequence_tokens: prompt and completion of the longest sequence to come. ValueError when vLLM cannot serve that.
+    """
+    kind, reason = choose_sampler(config, model.device)
+    say(f"sampler: {kind} ({reason})")
+    stops = stop_token_ids(model, tokenizer)
+    if kind == "embedded":
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return EmbeddedSampler(model, stop_token_ids=stops, pad_token_id=pad, batch_size=config.batch_size)
+    settings = EngineSettings(
+        path=model.name_or_path,
+        dtype=model.dtype,
+        max_sequence_tokens=max_sequence_tokens,
+        max_num_sequences=config.batch_size,
+        kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(model, max_sequence_tokens, config.batch_size),
+        trust_remote_code=trust_remote_code,
     )
+    engine = Engine(settings)
+    try:
+        weights = share_weights(config.weights, engine, model, say)
+    except ValueError:
+        engine.close()
+        raise
+    return VllmSampler(engine, weights, stop_token_ids=stops)

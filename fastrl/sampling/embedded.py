@@ -162,3 +162,13 @@ class EmbeddedSampler:
             finish_reason="length" if end is None else "stop",
             group=group,
         )
+
+    def publish(self, version: int) -> int:
+        """Nothing to move: this is the trained module."""
+        return 0
+
+    def prove_fresh(self, version: int) -> None:
+        """Nothing to prove: this is the trained module."""
+
+    def close(self) -> None:
+        """Nothing to give back."""

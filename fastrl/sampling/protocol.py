@@ -6,6 +6,14 @@ from typing import Protocol
 from fastrl.rollouts import Rollout
 
 
+class SamplerError(RuntimeError):
+    """The sampler cannot go on: its engine died, or its weights are not the trainer's."""
+
+
+class StaleWeightsError(SamplerError):
+    """The sampler would draw, or has drawn, from other weights than the trainer's."""
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """num_samples per prompt; at most max_new_tokens tokens each, end-of-sequence included; temperature 0 is greedy.
@@ -22,7 +30,7 @@ class SamplingSettings:
 
 
 class Sampler(Protocol):
-    """shares_weights: the sampler reads the trainer's own tensors: its log-probs are π_old without another forward."""
+    """shares_weights: the sampler's weights are the trainer's, bit for bit: its log-probs serve as π_old."""
 
     shares_weights: bool
 
@@ -30,6 +38,18 @@ class Sampler(Protocol):
         """num_samples rollouts per prompt, prompt-major; `group` is the index of the prompt.
 
         seeds has one entry per prompt; equal prompt, seed, settings and weights give equal tokens. sampler_logprobs are
-        log-probs of the distribution that was sampled from (after temperature, top-p, …).
+        log-probs of the distribution that was sampled from (after temperature, top-p, …). SamplerError when it cannot.
         """
+        ...
+
+    def publish(self, version: int) -> int:
+        """From here on sample from the trainer's weights as they are now, called `version`; the bytes moved for it."""
+        ...
+
+    def prove_fresh(self, version: int) -> None:
+        """StaleWeightsError unless the weights sampled from are `version` and equal the trainer's, tensor by tensor."""
+        ...
+
+    def close(self) -> None:
+        """Give back engine memory. The trainer's weights stay usable."""
         ...

@@ -1,0 +1,257 @@
+"""The one file that knows vLLM: an engine inside this process, behind a handful of plain operations.
+
+Nothing of vLLM is imported before the first `Engine`. What an engine does to its process is undone or kept inside:
+global random states, `torch.set_num_threads` and the environment of child processes are as they were before;
+torch.distributed stays initialised (one process, world size 1) until `close`.
+tests/test_vllm_contract.py says, assumption by assumption, what a vLLM version has to keep true.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastrl.sampling.protocol import SamplerError, SamplingSettings
+
+TESTED_VERSIONS = ("0.32.0",)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """path: Hugging Face folder or hub id. Tokens count prompt and completion of the longest sequence to come."""
+
+    path: str
+    dtype: torch.dtype
+    max_sequence_tokens: int
+    max_num_sequences: int
+    kv_cache_bytes: int
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to sample."""
+
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled tokens (the stop token included), their log-probs, stop | length, prompt tokens read from the cache."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter of vLLM's module and which rows of it hold which Hugging Face parameter.
+
+    rows maps a Hugging Face name to (first row, one past the last row); rows in no entry are padding.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    rows: dict[str, tuple[int, int]]
+
+
+class Engine:
+    """An in-process vLLM engine. ValueError when vLLM cannot serve the model within the given budgets."""
+
+    def __init__(self, settings: EngineSettings):
+        if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+            raise ValueError("TRITON_INTERPRET is set: vLLM cannot run in a process that interprets Triton; unset it")
+        self.settings = settings
+        with _undone_side_effects():
+            self._llm = _build(settings)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block: shorter prefixes are never cached."""
+        return self._llm.llm_engine.vllm_config.cache_config.block_size
+
+    def generate(
+        self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
+    ) -> list[Completion]:
+        """One completion per request, in order. SamplerError, with the cause, when the engine fails."""
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        parameters = [
+            SamplingParams(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                repetition_penalty=settings.repetition_penalty,
+                max_tokens=settings.max_new_tokens,
+                seed=request.seed,
+                stop_token_ids=stop_token_ids,
+                ignore_eos=True,  # the stop tokens are ours, not the generation config's
+                logprobs=0,  # the sampled token's alone
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        with _as_sampler_error("generate"):
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        return [_completion(output) for output in outputs]
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached keys and values; whether the engine says it did."""
+        with _as_sampler_error("reset its prefix cache"):
+            return bool(self._llm.reset_prefix_cache())
+
+    def slots(self) -> list[Slot]:
+        """All parameters of the served module as they are now, tied ones once."""
+        return self.apply_model(_slots)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy Hugging Face tensors into the served module through its own loader."""
+        with _as_sampler_error("load weights"), torch.no_grad():
+            self.apply_model(lambda model: model.load_weights(weights) and None)
+
+    def apply_model(self, function: Callable[[nn.Module], Any]) -> Any:
+        """function(served module), in this process."""
+        return self._llm.apply_model(function)[0]
+
+    def close(self) -> None:
+        """Stop the engine, free its KV cache and leave torch.distributed as it was before."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+
+def _build(settings: EngineSettings) -> Any:
+    # read at vLLM's import; in-process is what makes sharing memory possible
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ValueError(f"vLLM cannot be imported ({error}); sampler.kind = 'embedded' does without it") from error
+    with _linear_weights_kept_on_cpu():
+        try:
+            return LLM(
+                model=settings.path,
+                skip_tokenizer_init=True,
+                trust_remote_code=settings.trust_remote_code,
+                dtype=str(settings.dtype).removeprefix("torch."),
+                max_model_len=settings.max_sequence_tokens,
+                max_num_seqs=settings.max_num_sequences,
+                max_num_batched_tokens=max(8192, settings.max_num_sequences),
+                kv_cache_memory_bytes=settings.kv_cache_bytes,
+                enforce_eager=not torch.cuda.is_available(),
+                enable_prefix_caching=True,
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",  # none of the model's own sampling settings
+                use_tqdm_on_load=False,
+            )
+        except Exception as error:  # vLLM refuses with any type; every one of them means: not this model, not so
+            raise ValueError(
+                f"vLLM cannot serve '{settings.path}' with sequences of {settings.max_sequence_tokens} tokens and "
+                f"sampler.kv_cache_bytes = {settings.kv_cache_bytes}: {_one_line(error)}; "
+                "sampler.kind = 'embedded' does without vLLM"
+            ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    """The innermost message that says something, on one line."""
+    text = str(error) or repr(error)
+    return " ".join(text.split())
+
+
+@contextmanager
+def _as_sampler_error(action: str) -> Iterator[None]:
+    """An in-process engine can fail with any exception; whichever it is, it is the sampler's."""
+    try:
+        yield
+    except Exception as error:
+        raise SamplerError(f"vLLM failed to {action}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+@contextmanager
+def _undone_side_effects() -> Iterator[None]:
+    """Building an engine reseeds every global generator, disables torch.set_num_threads and sets LD_PRELOAD."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+    environment = dict(os.environ)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(num_threads)
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+        for name in {n for n in os.environ if not n.startswith("VLLM_")} - environment.keys():
+            del os.environ[name]
+        os.environ.update({n: v for n, v in environment.items() if not n.startswith("VLLM_")})
+
+
+def _keep_weight(layer: nn.Module, remove_weight: bool = False) -> None:
+    """In place of packing a layer's weight away: compute with the weight itself."""
+    layer.cpu_linear = torch.nn.functional.linear
+
+
+@contextmanager
+def _linear_weights_kept_on_cpu() -> Iterator[None]:
+    """While a model loads: keep vLLM's CPU back-end from packing linear weights into copies that nobody can reach."""
+    import vllm.model_executor.layers.linear as linear
+    import vllm.model_executor.layers.utils as utils
+    import vllm.model_executor.layers.vocab_parallel_embedding as embedding
+
+    name = "dispatch_cpu_unquantized_gemm"  # looked up in `utils`, or imported by name into the others: by version
+    modules = [m for m in (utils, linear, embedding) if hasattr(m, name)]
+    if utils not in modules:
+        raise ValueError(f"this vLLM has no {name}: it moved; tested versions: {', '.join(TESTED_VERSIONS)}")
+    originals = {module: getattr(module, name) for module in modules}
+    for module in modules:
+        setattr(module, name, _keep_weight)
+    try:
+        yield
+    finally:
+        for module, original in originals.items():
+            setattr(module, name, original)
+
+
+def _completion(output: Any) -> Completion:
+    sample = output.outputs[0]
+    token_ids = list(sample.token_ids)
+    logprobs = [entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)]
+    return Completion(token_ids, logprobs, sample.finish_reason, output.num_cached_tokens or 0)
+
+
+def _slots(model: nn.Module) -> list[Slot]:
+    """Each parameter once, with the rows that vLLM's own fused layers and padded vocabularies define."""
+    packed = getattr(model, "packed_modules_mapping", None) or {}
+    modules = dict(model.named_modules())
+    slots = []
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        slots.append(Slot(name, parameter, _rows(modules[path], path, leaf, len(parameter), packed)))
+    return slots
+
+
+def _rows(module: nn.Module, path: str, leaf: str, num_rows: int, packed: dict) -> dict[str, tuple[int, int]]:
+    parent, _, own = path.rpartition(".")
+    parts, sizes = packed.get(own, [own]), getattr(module, "output_sizes", None)
+    if len(parts) == 1:
+        return {f"{path}.{leaf}": (0, getattr(module, "org_vocab_size", num_rows))}
+    if sizes is None or len(sizes) != len(parts) or sum(sizes) != num_rows:
+        return {}  # fused in a way that row ranges do not describe: nothing maps onto it
+    ends = np.cumsum(sizes).tolist()
+    names = [".".join(filter(None, (parent, part, leaf))) for part in parts]
+    return {name: (end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)}
