@@ -1,13 +1,74 @@
 """Fixtures: tiny random models and a saved countdown model, made on the spot."""
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from fastrl.config import ScratchConfig
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
+
+
+SHAPE = {
+    "vocab_size": 517,  # vLLM pads it to 576
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 640,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "qwen2.5": Qwen2Config(**SHAPE | {"hidden_size": 128}, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False),
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+    "gemma3": Gemma3TextConfig(**SHAPE, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+    "mistral": MistralConfig(**SHAPE, tie_word_embeddings=True, sliding_window=None),
+    "gpt2": GPT2Config(vocab_size=517, n_embd=64, n_layer=2, n_head=2, n_positions=640, bos_token_id=1, eos_token_id=1),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need vLLM say so when it is missing, instead of failing at an import."""
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory) -> Callable[[str], Path]:
+    """family_folder(name): a tiny float32 model of that family with random weights and biases, saved once."""
+    root = tmp_path_factory.mktemp("families")
+
+    def make(name: str) -> Path:
+        folder = root / name
+        if not folder.exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = AutoModelForCausalLM.from_config(FAMILIES[name]).float()
+                for parameter in model.parameters():
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+            model.save_pretrained(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture
