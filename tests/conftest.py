@@ -20,7 +20,6 @@ from transformers import (
 from fastrl.config import ScratchConfig
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 
-
 SHAPE = {
     "vocab_size": 517,  # vLLM pads it to 576
     "hidden_size": 64,
