@@ -32,7 +32,7 @@ class Demo:
 
     seed: int = 1
     output: Path = Path("runs/demo")
-    num_steps: int = 100
+    num_steps: int = 150
     num_samples: int = 256
     """Completions per test problem."""
     num_problems: int = 300

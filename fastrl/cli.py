@@ -13,13 +13,14 @@ from fastrl.config_files import load_config
 from fastrl.tasks.pool import VerifierError
 
 Flat = tyro.conf.arg(name="")  # --section.key, not --config.section.key
+Values = tyro.conf.FlagConversionOff  # --section.key False, as in the file
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     """Train: fastrl train CONFIG.toml [--section.key value …] [--resume]"""
 
-    config: Annotated[TrainConfig, Flat] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, Flat, Values] = field(default_factory=TrainConfig)
     resume: bool = False
     """Continue the run in run.folder from its newest sound checkpoint."""
 
@@ -28,14 +29,14 @@ class TrainCommand:
 class WarmupCommand:
     """Supervised warm start: fastrl warmup CONFIG.toml [--section.key value …]"""
 
-    config: Annotated[WarmupConfig, Flat] = field(default_factory=WarmupConfig)
+    config: Annotated[WarmupConfig, Flat, Values] = field(default_factory=WarmupConfig)
 
 
 @dataclass(frozen=True)
 class EvalCommand:
     """Evaluate a model: fastrl eval CONFIG.toml [--section.key value …]"""
 
-    config: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
+    config: Annotated[EvalConfig, Flat, Values] = field(default_factory=EvalConfig)
 
 
 @dataclass(frozen=True)
