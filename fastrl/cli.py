@@ -64,10 +64,18 @@ def _parse(command: type, config_class: type, arguments: list[str], name: str) -
     return tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=f"fastrl {name} CONFIG.toml")
 
 
+def _without_progress_bars() -> None:
+    """transformers draws bars for loading and saving weights; ours is the only progress shown."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _train(arguments: list[str]) -> None:
     command = _parse(TrainCommand, TrainConfig, arguments, "train")
     from fastrl.training import train
 
+    _without_progress_bars()
     print(f"run folder: {train(command.config, resume=command.resume)}")
 
 
@@ -75,6 +83,7 @@ def _warmup(arguments: list[str]) -> None:
     command = _parse(WarmupCommand, WarmupConfig, arguments, "warmup")
     from fastrl.warmup import warmup
 
+    _without_progress_bars()
     print(f"model: {warmup(command.config)}")
 
 
@@ -82,6 +91,7 @@ def _eval(arguments: list[str]) -> None:
     command = _parse(EvalCommand, EvalConfig, arguments, "eval")
     from fastrl.evaluation_run import evaluate
 
+    _without_progress_bars()
     evaluate(command.config)
 
 
