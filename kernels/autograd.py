@@ -1,4 +1,4 @@
-"""The two operations that write into their caller's memory: autograd functions, and graph breaks under torch.compile."""
+"""The two operations that write into memory of a caller: autograd functions, graph breaks under torch.compile."""
 
 import torch
 
