@@ -102,9 +102,9 @@ int64_t policy_rows(Address logits, const std::string& dtype, int64_t num_rows, 
     const auto loss = parse_loss(surrogate, parameters, kl_coef, entropy_coef, importance_cap);
     const fastrl::RowInputs inputs{pointer<const int64_t>(targets), column(temperature), column(advantages), column(weights),
                                    column(old_logprobs), column(sampler_logprobs), column(ref_logprobs)};
-    if (importance_cap >= 0 && inputs.sampler_logprobs.data == nullptr)
+    if (num_rows > 0 && importance_cap >= 0 && inputs.sampler_logprobs.data == nullptr)
         throw std::invalid_argument("importance_cap needs sampler_logprobs");
-    if (kl_coef != 0 && inputs.ref_logprobs.data == nullptr) throw std::invalid_argument("kl_coef needs ref_logprobs");
+    if (num_rows > 0 && kl_coef != 0 && inputs.ref_logprobs.data == nullptr) throw std::invalid_argument("kl_coef needs ref_logprobs");
     check_threads(num_threads);
     py::gil_scoped_release release;
     check_targets(rows, inputs.targets);

@@ -1,7 +1,7 @@
 """The surrogates of `losses` as Triton functions of one token, passed to the row kernel as a constexpr.
 
-Each maps (logprob, log_ratio, advantage, first, second, third) to (loss, slope = ∂loss/∂logprob, clipped), all fp32 scalars;
-log_ratio is 0 where there are no old log-probs, the three numbers are the surrogate's own parameters.
+Each maps (logprob, log_ratio, advantage, first, second, third) to (loss, slope = ∂loss/∂logprob, clipped), all fp32
+scalars; log_ratio is 0 where there are no old log-probs, the three numbers are the surrogate's own parameters.
 """
 
 import triton

@@ -14,8 +14,8 @@ THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
 
 
 def launch_shape(vocab: int) -> dict[str, int]:
-    """BLOCK_V and num_warps for rows of `vocab` logits: with 32 warps one row fills a multiprocessor, so that the rows in
-    flight (132 × 304 KB for V=151936 in bf16) stay in an H100's 50 MB of L2 until the second sweep."""
+    """BLOCK_V and num_warps for rows of `vocab` logits. With 32 warps one row fills a multiprocessor, so that the rows
+    in flight (132 × 304 KB for V=151936 in bf16) stay in an H100's 50 MB of L2 until the second sweep."""
     block = min(MAX_BLOCK_V, triton.next_power_of_2(vocab))
     return {"BLOCK_V": block, "num_warps": max(1, min(32, block // (32 * THREAD_ELEMENTS)))}
 
