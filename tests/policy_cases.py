@@ -1,7 +1,7 @@
 """Random rows for the kernel tests, and the rule that says how close is close enough.
 
-N rows, V vocabulary, H hidden. Every case has rows with advantage 0, rows with weight 0, and log-ratios to the old policy
-on both sides of the usual clip ranges but never near their edges, where rounding would decide.
+N rows, V vocabulary, H hidden. Every case has rows with advantage 0, rows with weight 0, and log-ratios to the old
+policy on both sides of the usual clip ranges but never near their edges, where rounding would decide.
 """
 
 from dataclasses import dataclass, replace
@@ -79,7 +79,9 @@ def make_case(
     return Case(hidden, head, targets, advantages, token_weights, columns)
 
 
-def run_linear(case: Case, loss: TokenLoss, backend: str, upstream: float = 1.0, **options) -> tuple[PolicyLoss, list[Tensor]]:
+def run_linear(
+    case: Case, loss: TokenLoss, backend: str, upstream: float = 1.0, **options
+) -> tuple[PolicyLoss, list[Tensor]]:
     """(result, gradients of upstream·loss in hidden, weight and bias)."""
     inputs = [x.detach().requires_grad_() for x in case.inputs]
     head = replace(case.head, weight=inputs[1], bias=inputs[2] if len(inputs) > 2 else None)
@@ -94,24 +96,25 @@ def run_logits(case: Case, logits: Tensor, loss: TokenLoss, backend: str) -> tup
     """(result, gradient in a copy of `logits`)."""
     leaf = logits.detach().clone().requires_grad_()
     with forced_backend(backend):
-        result = policy_loss(
-            leaf * 1, case.targets, case.advantages, case.token_weights, loss, **case.columns
-        )
+        result = policy_loss(leaf * 1, case.targets, case.advantages, case.token_weights, loss, **case.columns)
         return result, torch.autograd.grad(result.loss, leaf)[0]
 
 
 def assert_as_good(ours: Tensor, plain: Tensor, exact: Tensor, what: str) -> None:
-    """err(ours) <= 2·err(plain torch in the same dtype) + 8 fp32 roundings of the largest value, both against fp64."""
+    """err(ours) <= 2·err(plain torch in the same dtype) + 8 fp32 roundings, both against fp64, in the Frobenius norm.
+
+    (Which single element is worst is luck: in bf16 the rounding of one target logit decides it.)
+    """
     assert ours.shape == exact.shape, f"{what}: shape {tuple(ours.shape)} instead of {tuple(exact.shape)}"
     if exact.numel() == 0:
         return
-    error, allowed = (ours.double() - exact).abs().max(), (plain.double() - exact).abs().max()
-    limit = 2 * allowed + 8 * EPSILON * exact.abs().max().clamp(min=1e-30)
+    error, allowed = (ours.double() - exact).norm(), (plain.double() - exact).norm()
+    limit = 2 * allowed + 8 * EPSILON * exact.norm()
     assert error <= limit, f"{what}: error {error:.3e}, plain torch {allowed:.3e}, limit {limit:.3e}"
 
 
 def assert_results_as_good(ours: PolicyLoss, plain: PolicyLoss, exact: PolicyLoss) -> None:
-    """Loss, log-probs and entropy by `assert_as_good` where computed, NaN in the same places, the same clipped flags."""
+    """Loss, log-probs and entropy by `assert_as_good` where computed, NaN in the same places, equal clipped flags."""
     for name in ("logprobs", "entropy"):
         mine, theirs, true = (getattr(x, name) for x in (ours, plain, exact))
         assert mine.dtype == torch.float32

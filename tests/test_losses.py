@@ -1,7 +1,7 @@
-"""Surrogates, penalties and importance weights against numbers worked out by hand, in PyTorch and in the native kernel.
+"""Surrogates, penalties and importance weights against numbers worked out by hand, in PyTorch and natively.
 
-One row of two logits (ln p, ln(1 − p)) with p = 1/2 for its target: logp = −ln 2, H = ln 2, and the gradient in the target's
-logit is slope·(1 − p) = slope/2 while the entropy term is 0 at its maximum.
+One row of two logits (ln p, ln(1 − p)) with p = 1/2 for its target: logp = −ln 2, H = ln 2, and the gradient in the
+target's logit is slope·(1 − p) = slope/2 while the entropy term is 0 at its maximum.
 """
 
 from math import log

@@ -54,7 +54,7 @@ def test_against_fp64(path, num_rows, vocab, dtype, loss) -> None:
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_the_signs_of_one_step(path, advantage) -> None:
-    """A step against the gradient raises the log-prob of a right token, lowers that of a wrong one; a bonus raises H."""
+    """A step against the gradient raises a right token's log-prob and lowers a wrong one's; a bonus raises H."""
     case, logits = logits_case(8, 50, torch.float32)
     case = replace(case, advantages=torch.full((8,), advantage), token_weights=torch.ones(8))
     before, gradient = run_logits(case, logits, PLAIN, "native")
@@ -169,7 +169,7 @@ def test_the_binding_itself_checks_targets_and_temperature() -> None:
     rows = token_rows(torch.tensor([0, 1]), 5, 2, logits.device, 1.0)
     with pytest.raises(ValueError, match=r"target 7 in row 1 is outside the vocabulary \[0, 5\)"):
         native.score_rows(logits, replace(rows, targets=torch.tensor([0, 7])), HeadTail(), out)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0.0"):
+    with pytest.raises(ValueError, match=r"temperature must be positive, got 0\.0"):
         native.score_rows(logits, replace(rows, temperature=torch.tensor([1.0, 0.0])), HeadTail(), out)
     with pytest.raises(ValueError, match=r"float64 on cpu"):
         native.score_rows(logits.double(), rows, HeadTail(), out)
@@ -252,9 +252,7 @@ def test_row_offsets_beyond_32_bits(path) -> None:
     far = torch.empty(stride + vocab, dtype=torch.bfloat16).as_strided((2, vocab), (stride, 1))
     far.copy_(logits)
     out, near = RowResults.empty(2, far.device), RowResults.empty(2, far.device)
-    rows = token_rows(
-        case.targets, vocab, 2, far.device, 1.0, advantages=case.advantages, weights=case.token_weights
-    )
+    rows = token_rows(case.targets, vocab, 2, far.device, 1.0, advantages=case.advantages, weights=case.token_weights)
     assert native.policy_rows(far, rows, HeadTail(), PLAIN, out, True) == -1
     native.policy_rows(logits, rows, HeadTail(), PLAIN, near, True)
     assert torch.equal(far, logits)
