@@ -169,12 +169,12 @@ def _train_chunks(
     return grad_hidden, grad_head, None if grad_bias is None else grad_bias.to(head.bias.dtype)
 
 
-def _active_index(rows: TokenRows, loss: TokenLoss) -> Tensor | None:
-    """Rows that carry gradient, or None for all. On CUDA this reads a count from the device, unless all have some."""
+def _active_index(advantages: Tensor, loss: TokenLoss, device: torch.device) -> Tensor | None:
+    """Rows that carry gradient, or None for all. Advantages on a GPU cost a synchronisation here, on the host none."""
     if loss.has_regulariser:
         return None
-    index = rows.advantages.nonzero().squeeze(-1)
-    return None if index.shape[0] == len(rows) else index
+    index = advantages.nonzero().squeeze(-1)
+    return None if index.shape[0] == advantages.shape[0] else index.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -197,12 +197,17 @@ def linear_policy_loss(
     *,
     score_all: bool = False,
     grad_weight: Tensor | None = None,
+    host_advantages: Tensor | None = None,
 ) -> LinearResult:
-    """Loss and the wanted gradients of all rows; see `fastrl.kernels.linear_policy_loss`."""
+    """Loss and the wanted gradients of all rows; see `fastrl.kernels.linear_policy_loss`.
+
+    host_advantages: the advantages where the caller has them, so that finding the zeros need not wait for a GPU.
+    """
     _check_head(hidden, head, grad_weight)
     check_coefficients(loss, rows)
     hidden = hidden.detach()
-    index = _active_index(rows, loss)
+    advantages = rows.advantages if host_advantages is None else host_advantages
+    index = _active_index(advantages, loss, hidden.device)
     if index is None:
         out = RowResults.empty(len(rows), hidden.device)
         grads = _train_chunks(kernel, hidden, head, rows, loss, wanted, grad_weight, out, None)
@@ -215,7 +220,7 @@ def linear_policy_loss(
     out.put(index, part)
     grad_hidden = None if part_hidden is None else torch.zeros_like(hidden).index_copy_(0, index, part_hidden)
     if score_all:
-        idle = (rows.advantages == 0).nonzero().squeeze(-1)
+        idle = (advantages == 0).nonzero().squeeze(-1).to(hidden.device, non_blocking=True)
         scored = RowResults.empty(idle.shape[0], hidden.device)
         _score_chunks(kernel, hidden[idle], head, rows.take(idle), scored, idle)
         out.put(idle, scored)

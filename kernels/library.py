@@ -88,6 +88,7 @@ def linear_policy_loss_op(
         TokenLoss(SURROGATES[surrogate](*parameters), kl_coef, entropy_coef, importance_cap),
         chunks.Wanted(wants_hidden, wants_weight, wants_bias),
         score_all=score_all,
+        host_advantages=advantages,
     )
     grads = (result.grad_hidden, result.grad_weight, result.grad_bias)
     out = result.rows

@@ -82,8 +82,9 @@ def linear_policy_loss(
     """Signed policy loss of hidden states (N,H) through `head`, the (N,V) logits never leaving the operation.
 
     Arguments as in `policy_loss`. Rows with advantage 0 are not computed when nothing else gives them gradient (their
-    log-prob and entropy read NaN) unless `score_all`. grad_weight: fp32 (V,H) buffer that receives the head's gradient
-    here, in the forward: the loss must then be differentiated with an upstream gradient of 1.
+    log-prob and entropy read NaN) unless `score_all`. advantages may stay on the host beside hidden states on a GPU:
+    finding the rows with a gradient then waits for nothing. grad_weight: fp32 (V,H) buffer that receives the head's
+    gradient here, in the forward: the loss must then be differentiated with an upstream gradient of 1.
     """
     backend = choose("linear_policy_loss", hidden.device, hidden.dtype).backend
     columns = {"old_logprobs": old_logprobs, "sampler_logprobs": sampler_logprobs, "ref_logprobs": ref_logprobs}
@@ -149,7 +150,8 @@ def _into_given_buffer(
 
     def run() -> chunks.LinearResult:
         return chunks.linear_policy_loss(
-            row_kernel(backend), hidden, head, rows, loss, wanted, score_all=score_all, grad_weight=grad_weight
-        )
+            row_kernel(backend), hidden, head, rows, loss, wanted,
+            score_all=score_all, grad_weight=grad_weight, host_advantages=advantages,
+        )  # fmt: skip
 
     return PolicyLoss(*IntoGivenBuffer.apply(hidden, head.bias, run))
