@@ -16,10 +16,13 @@ class IntoGivenBuffer(torch.autograd.Function):
         ctx.wants = (result.grad_hidden is not None, result.grad_bias is not None)
         out = result.rows
         ctx.mark_non_differentiable(out.logprobs, out.entropy, out.clipped)
+        ctx.set_materialize_grads(False)
         return result.loss, out.logprobs, out.entropy, out.clipped
 
     @staticmethod
     def backward(ctx, upstream, *_):
+        if upstream is None:
+            return None, None, None
         message = "with grad_weight the head's gradient is already added: scale by token_weights, not after the loss"
         torch._assert_async(upstream == 1, message)
         grads = iter(ctx.saved_tensors)
@@ -40,10 +43,13 @@ class ConsumedLogits(torch.autograd.Function):
             torch.autograd.graph.increment_version(logits)
             ctx.gradient, ctx.kernel = buffer, kernel
         ctx.mark_non_differentiable(out.logprobs, out.entropy, out.clipped)
+        ctx.set_materialize_grads(False)
         return out.total_loss(), out.logprobs, out.entropy, out.clipped
 
     @staticmethod
     def backward(ctx, upstream, *_):
+        if upstream is None:
+            return (None,) * 5
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("policy_loss hands out its gradient once: it lies in the memory of the logits")

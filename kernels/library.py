@@ -116,6 +116,7 @@ def _keep_gradients(ctx, inputs, output) -> None:
     ctx.num_inputs = len(inputs)
     ctx.save_for_backward(*output[4:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros the size of dW for outputs without gradient
 
 
 def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
@@ -128,6 +129,8 @@ def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
 
 
 def _hand_out_gradients(ctx, upstream, *_):
+    if upstream is None:
+        return (None,) * ctx.num_inputs
     grads = [
         _scaled(grad, upstream) if is_wanted else None
         for grad, is_wanted in zip(ctx.saved_tensors, ctx.wants, strict=True)
