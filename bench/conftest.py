@@ -15,13 +15,14 @@ def pytest_addoption(parser) -> None:
 @pytest.fixture(scope="module")
 def table(request):
     """Filled by the file's benchmarks; printed, and written to bench/results at full size."""
-    stem = request.module.__name__.rsplit(".", 1)[-1]
-    table = Table(stem.removeprefix("bench_"), "python -m pytest " + " ".join(sys.argv[1:]))
+    stem = request.module.__name__.rsplit(".", 1)[-1].removeprefix("bench_")
+    command = "python -m pytest " + " ".join(sys.argv[1:])
+    table = Table(stem, command, request.config.getoption("--results"), stem)
     yield table
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n" + table.markdown())
     if request.config.getoption("--scale") == 1.0:
-        table.write(request.config.getoption("--results"), stem.removeprefix("bench_"))
+        table.save()
 
 
 @pytest.fixture

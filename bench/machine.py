@@ -41,6 +41,8 @@ class Row:
 class Table:
     title: str
     command: str
+    folder: Path
+    stem: str
     rows: list[Row] = field(default_factory=list)
 
     def markdown(self) -> str:
@@ -58,8 +60,9 @@ class Table:
             lines.append(f"| {row.what} | {row.shape} | {row.who} | {times} | {number(peak, 0)} | {row.note} |")
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: Path, stem: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self) -> None:
+        """folder/stem.json and folder/stem.md."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         content = {"machine": machine(), "command": self.command, "rows": [asdict(row) for row in self.rows]}
-        (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / f"{stem}.md").write_text(self.markdown())
+        (self.folder / f"{self.stem}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (self.folder / f"{self.stem}.md").write_text(self.markdown())

@@ -13,6 +13,14 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 
+# Pointers to one number per row begin wherever a chunk begins: a kernel specialised on their alignment would be
+# compiled anew for other row counts. Their strides are 0 (one number for all rows) or 1.
+ROW_POINTERS = [
+    "targets_ptr", "temperature_ptr", "weights_ptr", "advantages_ptr", "old_ptr", "sampler_ptr", "ref_ptr",
+    "logprobs_ptr", "entropy_ptr", "losses_ptr", "clipped_ptr",
+]  # fmt: skip
+ROW_STRIDES = ["stride_temperature", "stride_weights"]
+
 # TAIL says what the head does after its product: 0 nothing, 1 bias and scale, 2 a softcap too.
 
 
@@ -64,7 +72,7 @@ def _row_statistics(
     return target_logit, maximum, tl.sum(sums, 0), tl.sum(weighted, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_STRIDES, do_not_specialize_on_alignment=ROW_POINTERS)
 def _score_rows_kernel(
     logits_ptr, stride_n, targets_ptr, temperature_ptr, stride_temperature, bias_ptr, logprobs_ptr, entropy_ptr,
     vocab, scale, softcap,
@@ -105,7 +113,7 @@ def _token_term(
     return loss - entropy_coef * entropy, slope, clipped
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_STRIDES, do_not_specialize_on_alignment=ROW_POINTERS)
 def _policy_rows_kernel(
     logits_ptr, stride_n, targets_ptr, temperature_ptr, stride_temperature, weights_ptr, stride_weights,
     advantages_ptr, old_ptr, sampler_ptr, ref_ptr, bias_ptr, logprobs_ptr, entropy_ptr, losses_ptr, clipped_ptr,

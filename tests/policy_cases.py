@@ -42,6 +42,18 @@ class Case:
             columns={name: x.to(row_dtype) for name, x in self.columns.items()},
         )
 
+    def on(self, device: str) -> "Case":
+        """The same case on another device."""
+        bias = None if self.head.bias is None else self.head.bias.to(device)
+        return Case(
+            self.hidden.to(device),
+            replace(self.head, weight=self.head.weight.to(device), bias=bias),
+            self.targets.to(device),
+            self.advantages.to(device),
+            self.token_weights.to(device),
+            {name: x.to(device) for name, x in self.columns.items()},
+        )
+
     @property
     def inputs(self) -> list[Tensor]:
         return [x for x in (self.hidden, self.head.weight, self.head.bias) if x is not None]

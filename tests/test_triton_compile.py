@@ -53,7 +53,7 @@ def signature(kernel, constants: dict, dtype: str) -> dict[str, str]:
 
 def compile_kernel(kernel, constants: dict, architecture: int, num_warps: int, dtype: str = "bf16"):
     names = kernel.arg_names
-    aligned = [name for name in names if name.endswith("_ptr") or name in ("vocab", "stride_n")]
+    aligned = [name for name in names if name in ("logits_ptr", "gradient_ptr", "bias_ptr", "vocab", "stride_n")]
     source = ASTSource(
         fn=kernel,
         signature=signature(kernel, constants, dtype),
@@ -165,5 +165,12 @@ def test_nothing_compiles_anew_per_length_or_temperature() -> None:
             "SURROGATE", "HAS_OLD", "HAS_CAP", "HAS_KL", "HAS_ENTROPY", "TAIL", "HAS_BIAS", "WITH_GRADIENT", "BLOCK_V",
         }  # fmt: skip
         assert constants <= allowed
+        for parameter in kernel.params:
+            if parameter.name in kernels.ROW_POINTERS:
+                assert parameter.do_not_specialize_on_alignment, parameter.name
+            elif parameter.name.endswith("_ptr"):
+                assert parameter.name in ("logits_ptr", "bias_ptr")
+            if parameter.name in kernels.ROW_STRIDES:
+                assert parameter.do_not_specialize, parameter.name
     assert launch_shape(151936) == {"BLOCK_V": 8192, "num_warps": 32}
     assert launch_shape(500) == {"BLOCK_V": 512, "num_warps": 2}
