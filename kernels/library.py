@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import chunks
 from .dispatch import choose, row_kernel
-from .losses import SURROGATES, Head, TokenLoss
-from .rows import token_rows
+from .losses import SURROGATES, Head, PolicyLoss, TokenLoss
+from .rows import as_column, token_rows
 
 
 def _kernel(operation: str, tensor: Tensor):
@@ -139,3 +139,56 @@ def _hand_out_gradients(ctx, upstream, *_):
 
 
 linear_policy_loss_op.register_autograd(_hand_out_gradients, setup_context=_keep_gradients)
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    advantages: Tensor,
+    token_weights: float | Tensor,
+    loss: TokenLoss,
+    *,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    temperature: float | Tensor,
+    score_all: bool,
+) -> PolicyLoss:
+    """The operator, called with a head and a loss; it forms the gradients of what requires one."""
+    num_rows, device, has_grad = hidden.shape[0], hidden.device, torch.is_grad_enabled()
+    out = linear_policy_loss_op(
+        hidden,
+        head.weight,
+        head.bias,
+        head.softcap,
+        head.scale,
+        targets,
+        advantages,
+        as_column("token_weights", token_weights, num_rows, device),
+        as_column("temperature", temperature, num_rows, device),
+        old_logprobs,
+        sampler_logprobs,
+        ref_logprobs,
+        loss.surrogate.name,
+        loss.surrogate_parameters,
+        loss.kl_coef,
+        loss.entropy_coef,
+        loss.importance_cap,
+        score_all,
+        has_grad and hidden.requires_grad,
+        has_grad and head.weight.requires_grad,
+        has_grad and head.bias is not None and head.bias.requires_grad,
+    )
+    return PolicyLoss(*out[:4])
+
+
+def token_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The operator, called with a head."""
+    bias = None if head.bias is None else head.bias.detach()
+    temperature = as_column("temperature", temperature, hidden.shape[0], hidden.device)
+    return token_logprobs_op(
+        hidden.detach(), head.weight.detach(), bias, head.softcap, head.scale, targets, temperature
+    )

@@ -7,7 +7,7 @@ from . import chunks, library, reference
 from .autograd import ConsumedLogits, IntoGivenBuffer
 from .dispatch import choose, row_kernel
 from .losses import Head, PolicyLoss, TokenLoss
-from .rows import as_column, check_coefficients, token_rows
+from .rows import check_coefficients, token_rows
 
 
 def token_logprobs(
@@ -20,15 +20,7 @@ def token_logprobs(
     """
     if choose("token_logprobs", hidden.device, hidden.dtype).backend == "reference":
         return reference.token_logprobs(hidden, head, targets, temperature=temperature)
-    return library.token_logprobs_op(
-        hidden.detach(),
-        head.weight.detach(),
-        None if head.bias is None else head.bias.detach(),
-        head.softcap,
-        head.scale,
-        targets,
-        as_column("temperature", temperature, hidden.shape[0], hidden.device),
-    )
+    return library.token_logprobs(hidden, head, targets, temperature=temperature)
 
 
 @torch.compiler.disable
@@ -98,32 +90,9 @@ def linear_policy_loss(
             hidden, head, targets, advantages, token_weights, loss,
             backend=backend, temperature=temperature, score_all=score_all, grad_weight=grad_weight, **columns,
         )  # fmt: skip
-    num_rows, device = hidden.shape[0], hidden.device
-    has_grad = torch.is_grad_enabled()
-    out = library.linear_policy_loss_op(
-        hidden,
-        head.weight,
-        head.bias,
-        head.softcap,
-        head.scale,
-        targets,
-        advantages,
-        as_column("token_weights", token_weights, num_rows, device),
-        as_column("temperature", temperature, num_rows, device),
-        old_logprobs,
-        sampler_logprobs,
-        ref_logprobs,
-        loss.surrogate.name,
-        loss.surrogate_parameters,
-        loss.kl_coef,
-        loss.entropy_coef,
-        loss.importance_cap,
-        score_all,
-        has_grad and hidden.requires_grad,
-        has_grad and head.weight.requires_grad,
-        has_grad and head.bias is not None and head.bias.requires_grad,
+    return library.linear_policy_loss(
+        hidden, head, targets, advantages, token_weights, loss, temperature=temperature, score_all=score_all, **columns
     )
-    return PolicyLoss(*out[:4])
 
 
 @torch.compiler.disable

@@ -149,7 +149,6 @@ def _policy_rows_kernel(
         per_log2 = entropy_slope * LN_2 / total
         probability = tl.exp(logprob)
         target_gradient = slope * (1 - probability) + entropy_slope * probability * (logprob + entropy)
-        has_gradient = (slope != 0) | (entropy_slope != 0)
         offs = tl.arange(0, BLOCK_V)
         num_blocks = tl.cdiv(vocab, BLOCK_V)
         for block in range(num_blocks):
@@ -167,7 +166,6 @@ def _policy_rows_kernel(
                 gradient *= scale
                 if TAIL == 2:
                     gradient *= 1 - (x / softcap) * (x / softcap)
-            gradient = tl.where(has_gradient, gradient, 0.0)
             tl.store(row_ptr + offs_v, gradient, mask=mask_v, eviction_policy="evict_first")
 
 
