@@ -1,6 +1,7 @@
 """The two operations that write into memory of a caller: autograd functions, graph breaks under torch.compile."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from .chunks import check_possible
 from .rows import HeadTail, RowResults
@@ -20,6 +21,7 @@ class IntoGivenBuffer(torch.autograd.Function):
         return result.loss, out.logprobs, out.entropy, out.clipped
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream, *_):
         if upstream is None:
             return None, None, None
@@ -47,6 +49,7 @@ class ConsumedLogits(torch.autograd.Function):
         return out.total_loss(), out.logprobs, out.entropy, out.clipped
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream, *_):
         if upstream is None:
             return (None,) * 5

@@ -151,7 +151,7 @@ def _train_chunks(
     has_spare = wanted.weight and grad_weight is None and weight.dtype != torch.float32
     size = chunk_rows(num_rows, weight, spare_bytes=4 * weight.numel() if has_spare else 0)
     buffer = hidden.new_empty(min(size, num_rows), weight.shape[0])
-    grad_hidden = torch.empty_like(hidden) if wanted.hidden else None
+    grad_hidden = hidden.new_empty(hidden.shape) if wanted.hidden else None
     head_gradient = HeadGradient(weight, size >= num_rows, grad_weight) if wanted.weight else None
     grad_bias = torch.zeros(weight.shape[0], device=hidden.device) if wanted.bias else None
     for start in range(0, max(num_rows, 1), size):
@@ -218,7 +218,7 @@ def linear_policy_loss(
     )
     out = RowResults.empty(len(rows), hidden.device)
     out.put(index, part)
-    grad_hidden = None if part_hidden is None else torch.zeros_like(hidden).index_copy_(0, index, part_hidden)
+    grad_hidden = None if part_hidden is None else hidden.new_zeros(hidden.shape).index_copy_(0, index, part_hidden)
     if score_all:
         idle = (advantages == 0).nonzero().squeeze(-1).to(hidden.device, non_blocking=True)
         scored = RowResults.empty(idle.shape[0], hidden.device)

@@ -236,6 +236,20 @@ def test_no_rows_and_all_masked() -> None:
         assert all((x == 0).all() for x in gradients)
 
 
+def test_strided_inputs() -> None:
+    """Transposed hidden states and weights, every second target: the gradients of their contiguous copies."""
+    case = make_case(26, 60, 12, torch.float32)
+    _, expected = run_linear(case, CLIP, "native")
+    hidden, weight = (x.t().contiguous().t().requires_grad_() for x in case.inputs)
+    targets = torch.stack((case.targets, case.targets), 1)[:, 0]
+    assert not (hidden.is_contiguous() or weight.is_contiguous() or targets.is_contiguous())
+    result = linear_policy_loss(
+        hidden, Head(weight), targets, case.advantages, case.token_weights, CLIP, **case.columns
+    )
+    for mine, theirs in zip(torch.autograd.grad(result.loss, (hidden, weight)), expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_runs_agree_bitwise(small_chunks) -> None:
     case = make_case(50, 300, 32, torch.bfloat16)
     first, second = run_linear(case, FULL, "native"), run_linear(case, FULL, "native")
@@ -283,7 +297,10 @@ def operator_arguments(case: Case) -> tuple:
 
 def test_opcheck() -> None:
     case = make_case(6, 24, 8, torch.float32, has_bias=True)
-    torch.library.opcheck(torch.ops.fastrl.linear_policy_loss.default, operator_arguments(case))
+    arguments = operator_arguments(case)
+    torch.library.opcheck(torch.ops.fastrl.linear_policy_loss.default, arguments)
+    strided = arguments[0].detach().t().contiguous().t().requires_grad_()
+    torch.library.opcheck(torch.ops.fastrl.linear_policy_loss.default, (strided, *arguments[1:]))
     scoring = (case.hidden, case.head.weight, None, None, 1.0, case.targets, case.columns["temperature"])
     torch.library.opcheck(torch.ops.fastrl.token_logprobs.default, scoring)
 
