@@ -187,7 +187,7 @@ def launch_sweep(table: Table, clock: Clock, num_rows: int, vocab: int) -> None:
     data, kept = make_logits(num_rows, vocab, peaked=False), triton_rows.launch_shape
     try:
         for block, warps in ((2048, 8), (4096, 8), (4096, 16), (8192, 16), (8192, 32), (16384, 32)):
-            triton_rows.launch_shape = lambda _, block=block, warps=warps: {"BLOCK_V": block, "num_warps": warps}
+            triton_rows.launch_shape = lambda _, block=block, warps=warps, **__: {"BLOCK_V": block, "num_warps": warps}
             who, shape = f"BLOCK_V={block}, {warps} warps", f"{num_rows} × {vocab}"
             measure(table, clock, "sweep: log-prob + entropy", shape, who, lambda: contestants.score_ours(data))
             measure(table, clock, "sweep: loss + gradient", shape, who, lambda: contestants.logits_ours(data))

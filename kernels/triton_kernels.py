@@ -12,6 +12,7 @@ import triton.language as tl
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
+LOG2_FLOOR: tl.constexpr = tl.constexpr(-1000.0)  # 2^u is 0 there, and 0·(−inf) never arises
 
 # Pointers to one number per row begin wherever a chunk begins: a kernel specialised on their alignment would be
 # compiled anew for other row counts. Their strides are 0 (one number for all rows) or 1.
@@ -62,13 +63,16 @@ def _row_statistics(
         if TAIL:
             x = tl.where(offs_v < vocab, x, float("-inf"))
         higher = tl.maximum(maximum, tl.max(x, 0))
-        shift = (maximum - higher) * log2_scale
-        factor = tl.exp2(shift)
-        u = (x - higher) * log2_scale
+        if higher > maximum:  # rare after the first blocks
+            shift = (maximum - higher) * log2_scale
+            factor = tl.exp2(shift)
+            weighted = (weighted + shift * sums) * factor
+            sums = sums * factor
+            maximum = higher
+        u = (x - maximum) * log2_scale
         e = tl.exp2(u)
-        weighted = (weighted + shift * sums) * factor + tl.where(e > 0, e * u, 0.0)
-        sums = sums * factor + e
-        maximum = higher
+        weighted += e * tl.maximum(u, LOG2_FLOOR)
+        sums += e
     return target_logit, maximum, tl.sum(sums, 0), tl.sum(weighted, 0)
 
 
@@ -160,7 +164,7 @@ def _policy_rows_kernel(
             e = tl.exp2(u)
             gradient = e * constant
             if HAS_ENTROPY:
-                gradient = tl.where(e > 0, e * (constant + per_log2 * u), 0.0)
+                gradient = e * (constant + per_log2 * tl.maximum(u, LOG2_FLOOR))
             gradient = tl.where(offs_v == target, target_gradient, gradient)
             if TAIL:
                 gradient *= scale

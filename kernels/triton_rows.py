@@ -13,10 +13,15 @@ MAX_BLOCK_V = 8192
 THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
 
 
-def launch_shape(vocab: int) -> dict[str, int]:
-    """BLOCK_V and num_warps for rows of `vocab` logits. With 32 warps one row fills a multiprocessor, so that the rows
-    in flight (132 × 304 KB for V=151936 in bf16) stay in an H100's 50 MB of L2 until the second sweep."""
-    block = min(MAX_BLOCK_V, triton.next_power_of_2(vocab))
+def launch_shape(vocab: int, *, has_second_sweep: bool) -> dict[str, int]:
+    """BLOCK_V and num_warps for rows of `vocab` logits.
+
+    With a second sweep one row fills a multiprocessor (32 warps), so that the rows in flight (132 × 304 KB for V=151936
+    in bf16) stay in an H100's 50 MB of L2 until they are read again. Without one, two rows share it, and one computes
+    while the other waits for its maximum.
+    """
+    largest = MAX_BLOCK_V if has_second_sweep else MAX_BLOCK_V // 2
+    block = min(largest, triton.next_power_of_2(vocab))
     return {"BLOCK_V": block, "num_warps": max(1, min(32, block // (32 * THREAD_ELEMENTS)))}
 
 
@@ -72,7 +77,7 @@ def score_rows(logits_NV: Tensor, rows: TokenRows, tail: HeadTail, out: RowResul
         entropy_ptr=out.entropy,
         vocab=vocab,
         **_tail_arguments(logits_NV, tail),
-        **launch_shape(vocab),
+        **launch_shape(vocab, has_second_sweep=False),
     )
     return _first_impossible(logits_NV, out.logprobs)
 
@@ -118,7 +123,7 @@ def policy_rows(
         HAS_ENTROPY=loss.entropy_coef != 0,
         WITH_GRADIENT=with_gradient,
         **_tail_arguments(logits_NV, tail),
-        **launch_shape(vocab),
+        **launch_shape(vocab, has_second_sweep=with_gradient),
     )
     return _first_impossible(logits_NV, out.logprobs)
 

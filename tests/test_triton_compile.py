@@ -26,7 +26,8 @@ from fastrl.kernels.triton_rows import launch_shape  # noqa: E402
 ARCHITECTURES = [80, 90, 100]
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 THREAD_REGISTERS = 65536
-QWEN = launch_shape(151936)
+QWEN = launch_shape(151936, has_second_sweep=True)
+QWEN_SCORING = launch_shape(151936, has_second_sweep=False)
 POINTERS = {"logits_ptr": None, "gradient_ptr": None, "targets_ptr": "*i64", "clipped_ptr": "*u8"}
 INTEGERS = ("vocab", "num_elements", "stride_n", "stride_temperature", "stride_weights")
 
@@ -127,9 +128,10 @@ def test_policy_rows_in_other_dtypes(architecture, dtype, tmp_path, record_prope
 @pytest.mark.parametrize("tail", [0, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_score_rows(architecture, tail, tmp_path, record_property) -> None:
-    constants = {"TAIL": tail, "HAS_BIAS": tail > 0, "BLOCK_V": QWEN["BLOCK_V"]}
-    compiled = compile_kernel(kernels._score_rows_kernel, constants, architecture, QWEN["num_warps"])
-    assert_fits(compiled, architecture, QWEN["num_warps"], tmp_path, record_property)
+    constants = {"TAIL": tail, "HAS_BIAS": tail > 0, "BLOCK_V": QWEN_SCORING["BLOCK_V"]}
+    num_warps = QWEN_SCORING["num_warps"]
+    compiled = compile_kernel(kernels._score_rows_kernel, constants, architecture, num_warps)
+    assert_fits(compiled, architecture, num_warps, tmp_path, record_property)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -172,5 +174,6 @@ def test_nothing_compiles_anew_per_length_or_temperature() -> None:
                 assert parameter.name in ("logits_ptr", "bias_ptr")
             if parameter.name in kernels.ROW_STRIDES:
                 assert parameter.do_not_specialize, parameter.name
-    assert launch_shape(151936) == {"BLOCK_V": 8192, "num_warps": 32}
-    assert launch_shape(500) == {"BLOCK_V": 512, "num_warps": 2}
+    assert QWEN == {"BLOCK_V": 8192, "num_warps": 32}
+    assert QWEN_SCORING == {"BLOCK_V": 4096, "num_warps": 16}
+    assert launch_shape(500, has_second_sweep=True) == {"BLOCK_V": 512, "num_warps": 2}
