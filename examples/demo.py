@@ -35,7 +35,7 @@ class Demo:
     num_steps: int = 150
     num_samples: int = 256
     """Completions per test problem."""
-    num_problems: int = 300
+    num_problems: int = 500
     """Test problems."""
 
 
