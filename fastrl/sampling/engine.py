@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 
-TESTED_VERSIONS = ("0.32.0",)
+TESTED_VERSIONS = ("0.29.0", "0.31.0", "0.32.0")
 
 
 @dataclass(frozen=True)
