@@ -32,8 +32,8 @@ from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import LogprobProbe, measure
 from fastrl.sampling.protocol import SamplingSettings
+from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
-from fastrl.sampling.weights import share_weights
 
 SHAPES = {
     "tiny": {"vocab_size": 517, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32},

@@ -61,9 +61,10 @@ class SamplerConfig:
     kind: Literal["auto", "embedded", "vllm"] = "auto"
     """embedded: `model.generate` of the very module that is trained. vllm: an engine in this process that shares its
     weights. auto: vllm on CUDA where it is installed, else embedded."""
-    weights: Literal["auto", "alias", "copy"] = "auto"
-    """vllm: alias: the trainer's parameters are vLLM's tensors, nothing is copied. copy: a second set of weights. auto:
-    alias where every tensor maps, else copy, with the reason said."""
+    weights: Literal["auto", "alias", "gather", "copy"] = "auto"
+    """vllm: alias: the trainer's parameters are vLLM's tensors, nothing is copied. gather: shards of several processes
+    go straight into vLLM's tensors. copy: a second set of weights. auto: gather for sharded parameters, else alias
+    where every tensor maps, else copy, with the reason said."""
     kv_cache_bytes: int = 0
     """vllm: size of the KV cache; 0: what batch_size sequences can use, within the memory that training leaves."""
     temperature: float = 1.0

@@ -16,9 +16,10 @@ from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
+from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
-from fastrl.sampling.weight_map import gaps
-from fastrl.sampling.weights import CopiedWeights, bit_checksum, share_weights
+from fastrl.sampling.weight_map import bit_checksum, gaps
+from fastrl.sampling.weights import CopiedWeights
 
 pytestmark = pytest.mark.vllm
 NUM_PARAMETERS = {"qwen2.5": 26, "qwen3": 25, "llama": 29, "gemma3": 28, "mistral": 20}

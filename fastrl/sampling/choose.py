@@ -12,8 +12,8 @@ from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.sampling.protocol import Sampler
+from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
-from fastrl.sampling.weights import share_weights
 
 
 def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 Nothing of vLLM is imported before the first `Engine`. What an engine does to its process is undone or kept inside:
 global random states, `torch.set_num_threads` and the environment of child processes are as they were before;
-torch.distributed stays initialised (one process, world size 1) until `close`.
+torch.distributed stays initialised until `close`, with world size 1 unless it was initialised before (torchrun: one
+engine per process, each its own replica).
 tests/test_vllm_contract.py says, assumption by assumption, what a vLLM version has to keep true.
 """
 
@@ -151,11 +152,13 @@ def _build(settings: EngineSettings) -> Any:
                 max_num_seqs=settings.max_num_sequences,
                 max_num_batched_tokens=max(8192, settings.max_num_sequences),
                 kv_cache_memory_bytes=settings.kv_cache_bytes,
+                gpu_memory_utilization=0.01,  # the bytes above rule; but a GPU less free than this share is refused
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=True,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",  # none of the model's own sampling settings
                 use_tqdm_on_load=False,
+                distributed_executor_backend="external_launcher" if torch.distributed.is_initialized() else None,
             )
         except Exception as error:  # vLLM refuses with any type; every one of them means: not this model, not so
             raise ValueError(

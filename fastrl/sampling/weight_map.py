@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fastrl.sampling.engine import Slot
 
+CHECKSUM_CHUNK = 1 << 22  # elements widened to 64 bits at once
+
 
 @dataclass(frozen=True)
 class Place:
@@ -35,6 +37,17 @@ def bits(tensor: Tensor) -> Tensor:
     """The tensor's bytes as integers: equality of bits, NaN and −0 included."""
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(integer)
+
+
+def bit_checksum(tensors: list[Tensor]) -> tuple[int, int]:
+    """(Σ b, Σ b²) modulo 2⁶⁴ over the bit patterns b of all values: any split and order of them gives the same."""
+    first = second = 0
+    for tensor in tensors:
+        for chunk in bits(tensor).flatten().split(CHECKSUM_CHUNK):
+            wide = chunk.to(torch.int64)
+            first += int(wide.sum())
+            second += int((wide * wide).sum())
+    return first % 2**64, second % 2**64
 
 
 def is_same_memory(a: Tensor, b: Tensor) -> bool:

@@ -1,27 +1,24 @@
 """How the served model gets the trainer's weights, and the proof, tensor by tensor, that it has them.
 
 alias: the trainer's parameters *are* rows of vLLM's tensors; publishing an update moves nothing. copy: two sets of
-weights, vLLM's own loader in between. Either way a version stamp says which update is being sampled from, and
-`prove_fresh` looks at the tensors: their identity (alias), or their bits (copy).
+weights, vLLM's own loader in between. (gather, for sharded parameters: `gathered`.) A version stamp says which update
+is being sampled from, and `prove_fresh` looks at the tensors: their identity (alias), or their bits (copy).
 """
 
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
-from fastrl.sampling.weight_map import bits, gaps, is_same_memory, places
-
-CHECKSUM_CHUNK = 1 << 22  # elements widened to 64 bits at once
+from fastrl.sampling.weight_map import bit_checksum, gaps, is_same_memory, places
 
 
 class SharedWeights(Protocol):
     """is_exact: the served weights are known to equal the trainer's bit for bit whenever `prove_fresh` is silent."""
 
-    mode: Literal["alias", "copy"]
+    mode: Literal["alias", "gather", "copy"]
     is_exact: bool
 
     def publish(self, version: int) -> int:
@@ -56,7 +53,7 @@ class AliasedWeights:
         return 0
 
     def prove_fresh(self, version: int) -> None:
-        _check_version(self.version, version)
+        check_version(self.version, version)
         parameters, known = dict(self.model.named_parameters()), places(self.engine.slots())
         stale = [
             name
@@ -104,7 +101,7 @@ class CopiedWeights:
         return sum(w.nbytes for _, w in weights)
 
     def prove_fresh(self, version: int) -> None:
-        _check_version(self.version, version)
+        check_version(self.version, version)
         if self.has_map:
             found = gaps(dict(self._weights()), self.engine.slots())
             if found:
@@ -124,37 +121,8 @@ class CopiedWeights:
         return bit_checksum(ours) == bit_checksum(theirs)
 
 
-def bit_checksum(tensors: list[Tensor]) -> tuple[int, int]:
-    """(Σ b, Σ b²) modulo 2⁶⁴ over the bit patterns b of all values: any split and order of them gives the same."""
-    first = second = 0
-    for tensor in tensors:
-        for chunk in bits(tensor).flatten().split(CHECKSUM_CHUNK):
-            wide = chunk.to(torch.int64)
-            first += int(wide.sum())
-            second += int((wide * wide).sum())
-    return first % 2**64, second % 2**64
-
-
-def share_weights(
-    mode: Literal["auto", "alias", "copy"], engine: Engine, model: nn.Module, say: Callable[[str], None]
-) -> SharedWeights:
-    """The weights in the mode asked for. auto: alias, or copy with the reason said. ValueError when it cannot be."""
-    if mode != "copy":
-        try:
-            weights = AliasedWeights(engine, model)
-        except ValueError as error:
-            if mode == "alias":
-                raise ValueError(f"sampler.weights = 'alias' is not possible: {error}") from None
-            say(f"sampler weights: copy, a second set of them; sharing is not possible: {error}")
-        else:
-            say(f"sampler weights: alias, {weights.num_tensors}/{weights.num_tensors} tensors are vLLM's own")
-            return weights
-    else:
-        say("sampler weights: copy, a second set of them, as asked for by sampler.weights")
-    return CopiedWeights(engine, model, say)
-
-
-def _check_version(served: int, expected: int) -> None:
+def check_version(served: int, expected: int) -> None:
+    """StaleWeightsError when the served weights carry the stamp of another update."""
     if served != expected:
         raise StaleWeightsError(
             f"the sampler serves weights of version {served}, the trainer is at {expected}: an update was not "

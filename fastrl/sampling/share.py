@@ -1,0 +1,42 @@
+"""Which way the served model gets the trainer's weights: one chooser, and it says why."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from fastrl.sampling.engine import Engine
+from fastrl.sampling.gathered import GatheredWeights
+from fastrl.sampling.weights import AliasedWeights, CopiedWeights, SharedWeights
+
+
+def share_weights(
+    mode: Literal["auto", "alias", "gather", "copy"], engine: Engine, model: nn.Module, say: Callable[[str], None]
+) -> SharedWeights:
+    """The weights in the mode asked for. auto: gather for sharded parameters, else alias, or copy with the reason said.
+
+    ValueError when the mode asked for cannot be.
+    """
+    is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
+    if mode == "auto" and is_sharded:
+        mode = "gather"
+    if (mode == "gather") != is_sharded:
+        raise ValueError(f"sampler.weights = '{mode}' is for {'whole' if is_sharded else 'sharded'} parameters")
+    if mode == "gather":
+        weights = GatheredWeights(engine, model)
+        say(f"sampler weights: gather, shards of {weights.world_size} processes go straight into vLLM's tensors")
+        return weights
+    if mode != "copy":
+        try:
+            weights = AliasedWeights(engine, model)
+        except ValueError as error:
+            if mode == "alias":
+                raise ValueError(f"sampler.weights = 'alias' is not possible: {error}") from None
+            say(f"sampler weights: copy, a second set of them; sharing is not possible: {error}")
+        else:
+            say(f"sampler weights: alias, {weights.num_tensors}/{weights.num_tensors} tensors are vLLM's own")
+            return weights
+    else:
+        say("sampler weights: copy, a second set of them, as asked for by sampler.weights")
+    return CopiedWeights(engine, model, say)
