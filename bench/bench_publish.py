@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, Qwen3Config
