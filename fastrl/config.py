@@ -267,5 +267,7 @@ class EvalConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: str = "eval.json"
     """Where the evaluation goes; a plot with the same stem lies beside it."""
+    correct_threshold: float = 1.0
+    """Correct means reward ≥ this."""
     base: str = ""
     """An earlier evaluation to compare with: problems newly solved and lost, paired differences."""

@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import platform
+from dataclasses import replace
 
 import torch
 
 from fastrl.config import ModelConfig, SamplerConfig
-from fastrl.kernels import choose
+from fastrl.kernels import choose, native
 from fastrl.policy.model import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.engine import TESTED_VERSIONS
@@ -44,9 +45,11 @@ def report() -> str:
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
         f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
-        f"attention: {ModelConfig().attention} (transformers; set model.attention)",
+        f"attention: {ModelConfig().attention} (PyTorch's own, nothing to install; model.attention names another)",
     ]
     for operation in OPERATIONS:
         choice = choose(operation, device, dtype)
+        if choice.backend == "native":
+            choice = replace(choice, reason=f"{choice.reason}, {native.path()}")
         lines.append(f"kernel {operation}: {choice.backend} ({choice.reason})")
     return "\n".join(lines)

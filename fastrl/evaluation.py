@@ -19,7 +19,7 @@ from fastrl import statistics
 from fastrl.config import EvaluationConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
-from fastrl.prompts import prompt_ids
+from fastrl.prompts import completion_texts, prompt_ids
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
@@ -48,7 +48,7 @@ class Evaluator:
             raise ValueError(f"task '{self.task.name}' has no problems in split '{config.split}': nothing to evaluate")
         start = time.perf_counter()
         rollouts = self._sample(problems, config)
-        texts = self.tokenizer.batch_decode([r.completion_ids for r in rollouts], skip_special_tokens=True)
+        texts = completion_texts(self.tokenizer, rollouts)
         items = [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
         verdicts = self.verifier.score(items)
         result = self._summary(problems, rollouts, verdicts, config)
@@ -106,7 +106,8 @@ class Evaluator:
         """Mean token entropy, in nats, of the policy at the training temperature over a fixed sample of rollouts."""
         chooser = random.Random(seed_of(config.seed, "entropy"))
         sample = chooser.sample(rollouts, min(NUM_ENTROPY_ROLLOUTS, len(rollouts)))
-        values = [v for _, entropy in score(self.policy, sample, self.token_budget) for v in entropy]
+        longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in sample)
+        values = [v for _, entropy in score(self.policy, sample, max(self.token_budget, longest)) for v in entropy]
         return sum(values) / len(values)
 
 

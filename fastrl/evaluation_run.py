@@ -4,16 +4,18 @@ import dataclasses
 from contextlib import closing
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from fastrl.config import EvalConfig
-from fastrl.config_files import check_eval
+from fastrl.config_checks import check_eval
 from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
-from fastrl.policy.model import Policy, load_model, load_tokenizer
+from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context
 from fastrl.prompts import longest_prompt
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
 from fastrl.statistics import paired_pass_difference, solved_and_lost
-from fastrl.tasks import load_task
+from fastrl.tasks import Task, load_task
 from fastrl.tasks.verify import make_pool
 
 
@@ -28,20 +30,43 @@ def compare(evaluation: dict, base: dict) -> dict:
     }
 
 
+def same_problems(base: dict, ids: list[str]) -> None:
+    """ValueError when an earlier evaluation is not of exactly these problems: there is nothing to compare."""
+    if different := {p["id"] for p in base["problems"]} ^ set(ids):
+        raise ValueError(
+            f"base evaluation and task hold different problems ({len(different)} of them, such as "
+            f"{', '.join(map(str, sorted(different)[:3]))}): same split, count and seed are needed"
+        )
+
+
+def _longest_sequence(config: EvalConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest prompt and completion to come. ValueError beyond the model's context."""
+    new_tokens = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
+    total = longest_prompt(task, getattr(task, config.evaluation.split), tokenizer) + new_tokens
+    if (context := max_context(config.model)) and total > context:
+        raise ValueError(f"prompt and completion make up to {total} tokens, more than the model's context={context}")
+    return total
+
+
 def evaluate(config: EvalConfig) -> dict:
     """Run one evaluation, write it (JSON and PNG), print its table; returns it."""
     check_eval(config)
     split = config.evaluation.split
     base = load_evaluation(config.base) if config.base else None
+    output = Path(config.output)
+    if output.exists():
+        raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
     task = load_task(config.task, splits=(split,))
+    if base:
+        same_problems(base, [p.id for p in getattr(task, split)])
     tokenizer = load_tokenizer(config.model)
+    max_sequence_tokens = _longest_sequence(config, task, tokenizer)
     model = load_model(config.model)
-    new_tokens = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
     sampler = build_sampler(
         config.sampler,
         model,
         tokenizer,
-        max_sequence_tokens=longest_prompt(task, getattr(task, split), tokenizer) + new_tokens,
+        max_sequence_tokens=max_sequence_tokens,
         trust_remote_code=config.model.trust_remote_code,
     )
     with closing(sampler), make_pool(task.reward, config.task) as verifier:
@@ -51,13 +76,13 @@ def evaluate(config: EvalConfig) -> dict:
             sampler=sampler,
             verifier=verifier,
             policy=Policy(model, temperature=config.sampler.temperature),
-            token_budget=16384,
+            token_budget=max(16384, max_sequence_tokens),
             max_new_tokens=config.sampler.max_new_tokens,
+            correct_threshold=config.correct_threshold,
         ).run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}
     if base:
         evaluation["against_base"] = compare(evaluation, base)
-    output = Path(config.output)
     save_evaluation(evaluation, output)
     shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}
     plot_pass_at_k(shown, output.with_suffix(".png"))

@@ -1,9 +1,10 @@
-"""From problems to prompt tokens: the one place where text becomes ids."""
+"""From problems to prompt tokens and from completions to text: the one place where the tokenizer is asked."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from fastrl.rollouts import Rollout
 from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.templates import chat_messages, render
@@ -19,6 +20,12 @@ def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase)
     if not ids:
         raise ValueError(f"problem {problem.id}: the prompt {problem.prompt!r} has no tokens")
     return list(ids)
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout]) -> list[str]:
+    """What the verifier sees: completions without the stop token that ended them, other special tokens included."""
+    kept = [r.completion_ids if r.is_truncated else r.completion_ids[:-1] for r in rollouts]
+    return tokenizer.batch_decode(kept, skip_special_tokens=False)
 
 
 def longest_prompt(task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,7 +2,7 @@
 
 All but the last are global values of the update, so the result does not depend on how it is cut into micro-batches.
 
-    token-mean-kept    1 / Σ T_i over rollouts that carry gradient
+    token-mean-kept    1 / Σ T_i over rollouts with an advantage other than 0
     token-mean-all     1 / Σ T_i over all rollouts of the mini-batch              DAPO, arXiv:2503.14476
     sequence-mean      1 / (B·T_i)                                               GRPO, arXiv:2402.03300
     constant           1 / (B·T_max), T_max the token limit                      Dr.GRPO, arXiv:2503.20783
@@ -21,19 +21,21 @@ from torch import Tensor
 class UpdateShape:
     """What a reduction may know about one optimizer step of B rollouts.
 
-    num_tokens_B: loss tokens of each rollout; is_kept_B: does it carry gradient; micro_batch_B: index of its
-    micro-batch (−1 for dropped ones); max_new_tokens: the token limit; nominal_size: rollouts of a full mini-batch.
+    num_tokens_B: loss tokens of each rollout; has_gradient_B: is its advantage other than 0; micro_batch_B: index of
+    its micro-batch (−1: not computed); max_new_tokens: the token limit; nominal_size: rollouts of a full mini-batch.
     """
 
     num_tokens_B: Tensor
-    is_kept_B: Tensor
+    has_gradient_B: Tensor
     micro_batch_B: Tensor
     max_new_tokens: int
     nominal_size: int
 
 
 def token_mean_kept(shape: UpdateShape) -> Tensor:
-    total = shape.num_tokens_B[shape.is_kept_B].sum().clamp(min=1)
+    if not shape.has_gradient_B.any():  # only regularisers act
+        return token_mean_all(shape)
+    total = shape.num_tokens_B[shape.has_gradient_B].sum()
     return (1.0 / total).expand(shape.num_tokens_B.shape)
 
 

@@ -22,6 +22,7 @@ class Rollout:
     prompt_text: str = ""
     text: str = ""
     reward: float | None = None
+    penalty: float = 0.0  # added to the reward where rewards are compared (≤ 0), never to the verdict itself
     reason: str = ""
     advantage: float = 0.0
     old_logprobs: list[float] | None = None
@@ -38,6 +39,11 @@ class Rollout:
     def num_tokens(self) -> int:
         """Completion tokens that the loss may use."""
         return sum(self.loss_mask)
+
+    @property
+    def has_gradient(self) -> bool:
+        """The policy term of the loss moves something: an advantage, and tokens to apply it to."""
+        return self.advantage != 0 and self.num_tokens > 0
 
     @property
     def is_truncated(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fastrl.rollouts import Rollout
+from fastrl.tasks.pool import POOL_REASONS
 
 
 def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold: float) -> dict[str, float]:
@@ -26,7 +27,10 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
         "rollouts/truncated_share": sum(r.is_truncated for r in rollouts) / num,
         "rollouts/mean_tokens": _mean([len(r.completion_ids) for r in rollouts]),
         "groups/equal_share": _equal_share(rollouts),
+        "reward/penalty_mean": _mean([r.penalty for r in rollouts]),
     }
+    for reason in POOL_REASONS:
+        metrics[f"verify/num_{reason.replace(' ', '_')}"] = sum(r.reason == reason for r in rollouts)
     parts = {"mean": scored} | {
         name: [r for r in scored if r.reward is not None and (r.reward >= threshold) == is_correct]
         for name, is_correct in (("correct", True), ("wrong", False))

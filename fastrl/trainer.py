@@ -13,7 +13,7 @@ from fastrl.config import TrainConfig
 from fastrl.objectives import OBJECTIVES, overlong_penalty
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
-from fastrl.prompts import PromptStream, prompt_ids
+from fastrl.prompts import PromptStream, completion_texts, prompt_ids
 from fastrl.rollouts import Rollout
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplingSettings
@@ -110,7 +110,7 @@ class Trainer:
             seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in range(num_prompts)]
             prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
             rollouts = self.sampler.generate(prompts, self.settings, seeds)
-            texts = self.tokenizer.batch_decode([r.completion_ids for r in rollouts], skip_special_tokens=True)
+            texts = completion_texts(self.tokenizer, rollouts)
         with self.timed("verify"):
             verdicts = self.verifier.score(
                 [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
@@ -124,7 +124,7 @@ class Trainer:
         return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
 
     def _shape_reward(self, rollout: Rollout) -> None:
-        """Truncation and length penalty. A rollout without a verdict stays without one."""
+        """What truncation and length do to a verdict. A rollout without one stays without."""
         algorithm = self.config.algorithm
         if rollout.reward is None:
             return
@@ -132,7 +132,7 @@ class Trainer:
             rollout.loss_mask = [0] * len(rollout.completion_ids)
         elif rollout.is_truncated:
             rollout.reward, rollout.reason = 0.0, "truncated"
-        rollout.reward += overlong_penalty(
+        rollout.penalty = overlong_penalty(
             len(rollout.completion_ids),
             self.config.sampler.max_new_tokens,
             algorithm.overlong_buffer,
@@ -141,7 +141,7 @@ class Trainer:
 
     def assign_advantages(self, rollouts: list[Rollout]) -> None:
         """Rewards of the batch → signed advantages; a missing reward and a masked rollout get 0."""
-        rewards = [float("nan") if r.reward is None else r.reward for r in rollouts]
+        rewards = [float("nan") if r.reward is None else r.reward + r.penalty for r in rollouts]
         rewards_PG = torch.tensor(rewards).view(-1, self.settings.num_samples)
         for rollout, advantage in zip(rollouts, self.objective(rewards_PG).flatten().tolist(), strict=True):
             rollout.advantage = advantage if rollout.num_tokens else 0.0

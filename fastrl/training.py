@@ -1,4 +1,4 @@
-"""A whole run: everything is checked before the model is loaded, then steps, records, evaluations and checkpoints."""
+"""A whole run: its parts, then steps, records, evaluations and checkpoints. What is checked first: `preflight`."""
 
 import dataclasses
 import math
@@ -6,103 +6,46 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
-from fastrl.config_files import check_train
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.objectives import SIGN_OBJECTIVES
-from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context, resolve_device
+from fastrl.policy.model import Policy, load_model
 from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.prompts import PromptStream, longest_prompt
+from fastrl.preflight import Preflight, check_everything
+from fastrl.prompts import PromptStream
 from fastrl.records import checkpoints
-from fastrl.records.metrics import MetricsLog, check_sinks
+from fastrl.records.metrics import MetricsLog
 from fastrl.records.progress import Progress
-from fastrl.records.run_folder import RunFolder
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
-from fastrl.sampling.choose import build_sampler, choose_sampler, ignored_settings
+from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.sampling.probe import LogprobProbe
-from fastrl.sampling.protocol import SamplerError
 from fastrl.seeds import seed_of
-from fastrl.tasks import Task, load_task
-from fastrl.tasks.pool import VerifierError
-from fastrl.tasks.verify import check_reward, make_pool
+from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
 from fastrl.update import Updater, token_loss
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
-    """Run or resume a training run; returns its folder. ValueError or FileNotFoundError for bad input, early.
+    """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
 
-    Ctrl-C and SIGTERM save a checkpoint of the last finished step and raise KeyboardInterrupt.
+    Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on.
     """
-    config = check_train(config)
-    check_sinks(config.run.sinks)
-    task = load_task(config.task)
-    check_reward(task, config.task)
-    tokenizer = load_tokenizer(config.model)
-    kind, _ = choose_sampler(config.sampler, resolve_device(config.model.device))
-    if kind == "vllm" and not config.run.scored_rollouts:
-        raise ValueError("run.scored_rollouts = 0: the vllm sampler needs at least 1 for its freshness probe")
-    max_sequence_tokens = check_lengths(config, task, tokenizer)
-    if config.evaluation.every and not task.validation:
-        raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
-    folder = RunFolder(config, is_resumed=resume)
-    with Run(config, folder, task, tokenizer, max_sequence_tokens, resume=resume) as run:
+    ready = check_everything(config, is_resumed=resume)
+    with Run(ready, resume=resume) as run:
         run.loop()
-    return folder.path
-
-
-def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest sequence to come: prompt and full completion, in training or in an evaluation.
-
-    ValueError when that exceeds the micro-batch budget or the model's context.
-    """
-    splits = {"validation"} if config.evaluation.every else set()
-    splits |= {config.evaluation.split} if config.evaluation.at_end else set()
-    evaluated = [p for split in splits for p in getattr(task, split)]
-    uses = {
-        "training": (task.train, config.sampler.max_new_tokens, "sampler.max_new_tokens"),
-        "evaluation": (
-            evaluated,
-            config.evaluation.max_new_tokens or config.sampler.max_new_tokens,
-            "evaluation.max_new_tokens (0: the sampler's)",
-        ),
-    }
-    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
-    if context := max_context(config.model):
-        limits["the model's context"] = context
-    totals = []
-    for use, (problems, new_tokens, setting) in uses.items():
-        longest = longest_prompt(task, problems, tokenizer)
-        totals.append(longest + new_tokens)
-        for name, limit in limits.items():
-            if longest and totals[-1] > limit:
-                raise ValueError(
-                    f"the longest {use} prompt ({longest} tokens) and {setting}={new_tokens} "
-                    f"make {totals[-1]} tokens, more than {name}={limit}"
-                )
-    return max(totals)
+    return ready.folder.path
 
 
 class Run:
     """One open run: its parts, its position, and what is written after each step. A context manager."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        folder: RunFolder,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        max_sequence_tokens: int,
-        *,
-        resume: bool,
-    ):
-        self.config, self.folder, self.task, self.tokenizer = config, folder, task, tokenizer
-        self.max_sequence_tokens = max_sequence_tokens
+    def __init__(self, ready: Preflight, *, resume: bool):
+        self.config, self.folder, self.task, self.tokenizer = ready.config, ready.folder, ready.task, ready.tokenizer
+        self.max_sequence_tokens = ready.max_sequence_tokens
         with ExitStack() as self.stack:
             self._open(resume)
             self.stack = self.stack.pop_all()
@@ -117,7 +60,7 @@ class Run:
         self.best: float = state.get("best", -math.inf)
         self.saved_step = self.completed_step if checkpoint else -1
         self.checkpoint = checkpoint
-        self.has_announced = self.has_importance_choice = False
+        self.has_announced = self.has_importance_choice = self.is_moving = False
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
@@ -197,6 +140,8 @@ class Run:
     def loop(self) -> None:
         """All remaining steps, then the final checkpoint and evaluation."""
         try:
+            if self.completed_step and not self._validation_file().exists():
+                self._validate()  # the run was interrupted between this step and its validation
             for step in range(self.completed_step + 1, self.config.run.num_steps + 1):
                 self._step(step)
             self._save_checkpoint()
@@ -205,32 +150,53 @@ class Run:
                 self._evaluate(split, split)
             elif self.config.evaluation.at_end:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
-        except (KeyboardInterrupt, VerifierError, SamplerError):
-            self.progress.message(f"stopping: saving a checkpoint of step {self.completed_step}")
-            self._save_checkpoint()
+        except BaseException as error:
+            self._save_before(error)
             raise
+
+    def _save_before(self, error: BaseException) -> None:
+        """Keep the last finished step, unless the error came while the weights were moving."""
+        if self.is_moving:
+            self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
+            return
+        try:
+            self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
+            self._save_checkpoint()
+        except OSError as second:
+            self.progress.message(f"{second}; the last checkpoint stays")
 
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
         self._choose_importance()
         with self.interrupts.deferred():
+            self.is_moving = True
             self.optimizer.start_step(step)
             metrics = self.trainer.learn(batch) | {"lr": self.optimizer.lr}
             self.completed_step, self.position = step, self.trainer.prompts.position
+            self.is_moving = False
             metrics |= self.trainer.publish(batch)
+            self.log.log(step, metrics)
             self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
-        is_best = False
-        try:
-            if self.config.evaluation.every and step % self.config.evaluation.every == 0:
-                evaluation = self._evaluate("validation", f"validation-{step:06d}")
-                metrics |= evaluation_metrics(evaluation)
-                is_best = self._is_best(evaluation)
-        finally:  # an interrupted evaluation does not cost the step its line
-            self.log.log(step, metrics)
-            self.progress.update(step, metrics)
+        self.progress.update(step, metrics)
+        is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
+
+    def _validation_file(self) -> Path:
+        return self.folder.evaluations / f"validation-{self.completed_step:06d}.json"
+
+    def _validate(self) -> bool:
+        """Every few steps: evaluate the validation split, log a line of its own; whether it is the best so far."""
+        every = self.config.evaluation.every
+        if not every or self.completed_step % every:
+            return False
+        evaluation = self._evaluate("validation", self._validation_file().stem)
+        self.log.log(self.completed_step, evaluation_metrics(evaluation))
+        value = metric_value(evaluation, self.config.run.best_metric)
+        is_best = value > self.best
+        self.best = max(value, self.best)
+        return is_best
 
     def _choose_importance(self) -> None:
         """Once, when the probe is calibrated; what it was calibrated to is part of every checkpoint."""
@@ -261,12 +227,6 @@ class Run:
         save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
         self.progress.message(pass_table({name: evaluation}))
         return evaluation
-
-    def _is_best(self, evaluation: dict) -> bool:
-        value = metric_value(evaluation, self.config.run.best_metric)
-        is_best = value > self.best
-        self.best = max(value, self.best)
-        return is_best
 
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
         """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""

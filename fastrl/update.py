@@ -64,19 +64,20 @@ class Updater:
         return _summarise(totals, num_rollouts=len(rollouts))
 
     def _is_kept(self, rollout: Rollout) -> bool:
-        return rollout.num_tokens > 0 and (rollout.advantage != 0 or self.policy.loss.has_regulariser)
+        """Computed at all: it has an advantage, or a regulariser gives it gradient."""
+        return rollout.has_gradient or (self.policy.loss.has_regulariser and rollout.num_tokens > 0)
 
     def _cut(self, rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-        if self.algorithm.minibatch_cut == "after-dropping":
-            kept = [r for r in rollouts if self._is_kept(r)]
+        if self.algorithm.minibatch_cut == "after-dropping":  # by advantage alone, as the authors drop by reward
+            kept = [r for r in rollouts if r.has_gradient]
             return [kept[i : i + self.nominal_size] for i in range(0, len(kept), self.nominal_size)]
         groups = sorted({r.group for r in rollouts})
-        size = math.ceil(len(groups) / self.algorithm.updates_per_batch)
-        mini_batch_of = {group: i // size for i, group in enumerate(groups)}
-        mini_batches: list[list[Rollout]] = [[] for _ in range(self.algorithm.updates_per_batch)]
+        num_updates = self.algorithm.updates_per_batch
+        mini_batch_of = {group: i * num_updates // len(groups) for i, group in enumerate(groups)}
+        mini_batches: list[list[Rollout]] = [[] for _ in range(num_updates)]
         for rollout in rollouts:
             mini_batches[mini_batch_of[rollout.group]].append(rollout)
-        return [m for m in mini_batches if m]
+        return mini_batches
 
     def _attach_logprobs(self, mini_batches: list[list[Rollout]]) -> None:
         """Old log-probs for mini-batches after the first, reference log-probs where a KL penalty asks for them."""
@@ -115,7 +116,7 @@ class Updater:
             micro_batch_B[members] = index
         shape = UpdateShape(
             num_tokens_B=torch.tensor([r.num_tokens for r in mini_batch]),
-            is_kept_B=torch.tensor([self._is_kept(r) for r in mini_batch]),
+            has_gradient_B=torch.tensor([r.has_gradient for r in mini_batch]),
             micro_batch_B=micro_batch_B,
             max_new_tokens=self.max_new_tokens,
             nominal_size=self.nominal_size,
@@ -157,6 +158,9 @@ def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
         is_active = positive | negative
         ratio = (result.logprobs[is_active] - batch.old_logprobs_N[is_active]).exp()
         totals.update(ratio_sum=ratio.sum().item(), ratio_tokens=ratio.numel())
+    if batch.ref_logprobs_N is not None:
+        log_ratio = batch.ref_logprobs_N - result.logprobs
+        totals.update(k3_sum=(log_ratio.exp() - log_ratio - 1).sum().item(), k3_tokens=log_ratio.numel())
     return totals
 
 
@@ -177,4 +181,8 @@ def _summarise(totals: Counter[str], num_rollouts: int) -> dict[str, float]:
     }
     if totals["ratio_tokens"]:
         metrics["ratio/mean"] = totals["ratio_sum"] / totals["ratio_tokens"]
+    if totals["k3_tokens"]:
+        metrics["kl/reference_k3"] = totals["k3_sum"] / totals["k3_tokens"]
+    if totals["num_nonfinite"]:
+        metrics["warnings"] = f"{totals['num_nonfinite']} update(s) skipped: the gradient is not finite"
     return metrics

@@ -1,6 +1,5 @@
 """Supervised warm start: the policy loss with A = +1 on given completions, through the same packing and optimizer."""
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import WarmupConfig
+from fastrl.config_checks import check_warmup
+from fastrl.config_files import to_toml
 from fastrl.policy.model import Policy, load_model, load_tokenizer
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
@@ -16,6 +17,7 @@ from fastrl.records.progress import Progress
 from fastrl.rollouts import Rollout
 from fastrl.seeds import seed_of
 from fastrl.tasks import load_task
+from fastrl.tasks.rows import read_rows
 
 Draw = Callable[[random.Random, int], list[tuple[str, str]]]  # (generator, count) → (prompt, completion) pairs
 
@@ -23,11 +25,11 @@ Draw = Callable[[random.Random, int], list[tuple[str, str]]]  # (generator, coun
 def _demonstrations(config: WarmupConfig) -> Draw:
     """Random demonstrations of the task, or random rows of a file. ValueError names what is missing."""
     if config.data.file:
-        rows = [json.loads(line) for line in Path(config.data.file).read_text().splitlines() if line.strip()]
-        for number, row in enumerate(rows, 1):
-            if not {"prompt", "completion"} <= row.keys():
-                raise ValueError(f"{config.data.file}:{number}: needs 'prompt' and 'completion', has {sorted(row)}")
-        pairs = [(row["prompt"], row["completion"]) for row in rows]
+        rows = read_rows(config.data.file, default_split="train")
+        for where, row in rows:
+            if not (isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)):
+                raise ValueError(f"{where}: needs 'prompt' and 'completion' as text, has {sorted(row)}")
+        pairs = [(row["prompt"], row["completion"]) for _, row in rows]
         return lambda generator, count: generator.choices(pairs, k=count)
     task = load_task(config.task, splits=())
     if task.demonstrations is None:
@@ -56,6 +58,10 @@ def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -
 
 def warmup(config: WarmupConfig) -> Path:
     """Train on demonstrations and save model and tokenizer; returns the folder."""
+    check_warmup(config)
+    output = Path(config.output)
+    if (output / "config.json").exists():
+        raise ValueError(f"output = '{output}' already holds a model; choose another folder")
     draw = _demonstrations(config)
     model, tokenizer = _model_and_tokenizer(config)
     policy = Policy(model)
@@ -68,9 +74,9 @@ def warmup(config: WarmupConfig) -> Path:
             loss = _supervised_step(policy, optimizer, [_rollout(tokenizer, *pair) for pair in pairs], config)
             if step % 50 == 0 or step == config.data.num_steps:
                 progress.message(f"step {step}/{config.data.num_steps}  loss {loss:.4f}  lr {optimizer.lr:.2e}")
-    output = Path(config.output)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    (output / "warmup.toml").write_text(to_toml(config))
     return output
 
 

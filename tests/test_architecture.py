@@ -15,6 +15,7 @@ LAYERS = [
     {"fastrl.config", "fastrl.rollouts", "fastrl.seeds", "fastrl.statistics", "fastrl.interrupts", "fastrl.kernels"},
     {
         "fastrl.config_files",
+        "fastrl.config_checks",
         "fastrl.tasks",
         "fastrl.objectives",
         "fastrl.reductions",
@@ -24,7 +25,7 @@ LAYERS = [
     {"fastrl.policy", "fastrl.prompts"},
     {"fastrl.sampling", "fastrl.records"},
     {"fastrl.update", "fastrl.evaluation", "fastrl.warmup", "fastrl.doctor"},
-    {"fastrl.trainer", "fastrl.evaluation_run"},
+    {"fastrl.trainer", "fastrl.evaluation_run", "fastrl.preflight"},
     {"fastrl.training"},
     {"fastrl.cli"},
 ]
@@ -92,6 +93,22 @@ def test_heavy_packages_have_one_home(path):
 def test_verifier_workers_can_stay_light(folder):
     for path in sorted((ROOT / folder).rglob("*.py")):
         assert not {n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")}, path
+
+
+def test_the_root_on_the_path_registers_no_operator_twice():
+    """transformers probes for `kernels`; a second import of our folder under that name would replace the operators."""
+    code = """
+import torch, fastrl.kernels as k
+import kernels, transformers.modeling_utils
+assert kernels.__version__ == "0.0.0" and not hasattr(kernels, "linear_policy_loss"), kernels
+hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+targets = torch.randint(7, (5,))
+k.linear_policy_loss(hidden, k.Head(weight), targets, torch.ones(5), 0.2, k.TokenLoss()).loss.backward()
+print(hidden.grad.abs().sum() > 0)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == ["tensor(True)"], result.stderr
 
 
 def test_the_repository_root_does_not_shadow_the_public_kernels_package(tmp_path):

@@ -50,9 +50,19 @@ def test_damage_is_seen_and_the_previous_checkpoint_taken(tmp_path, name, damage
     assert len(said) == 1 and "step-000002" in said[0] and "previous" in said[0]
 
 
-def test_no_sound_checkpoint(tmp_path):
+def test_no_sound_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+    assert checkpoints.latest_sound(tmp_path, print) is None
     (save(tmp_path, 1) / "state.json").unlink()
-    assert checkpoints.latest_sound(tmp_path, lambda text: None) is None
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+            checkpoints.latest_sound(tmp_path, lambda text: None)
+
+
+def test_the_best_checkpoint_is_the_last_resort(tmp_path):
+    path = save(tmp_path, 3)
+    checkpoints.keep_as_best(path)
+    (path / "state.json").unlink()
+    assert checkpoints.latest_sound(tmp_path, lambda text: None) == tmp_path / "best"
 
 
 def test_a_failed_write_leaves_the_old_ones_alone(tmp_path):

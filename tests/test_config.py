@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fastrl.config import BatchConfig, EvalConfig, ModelConfig, TrainConfig, WarmupConfig
-from fastrl.config_files import check_train, from_dict, load_config, to_toml
+from fastrl.config_checks import check_eval, check_train, check_warmup
+from fastrl.config_files import from_dict, load_config, to_toml
 
 MODEL = {"model": {"path": "some/model"}}
 
@@ -23,16 +24,27 @@ def checked(data: dict) -> TrainConfig:
         ({"optimizer": {"learning_rat": 1e-3}}, "unknown key 'optimizer.learning_rat'"),
         ({"optimizer": {"lrr": 1e-3}}, "did you mean 'lr'"),
         ({"algorithm": {"objective": "nrs"}}, "algorithm.objective = 'nrs'.*'psr', 'nsr'"),
-        ({"optimizer": {"lr": "fast"}}, "optimizer.lr = 'fast'"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr = 'fast': a number is needed"),
         ({"batch": 3}, "'batch' is a section, got 3"),
         ({"batch": {"rollouts_per_prompt": 0}}, "batch.rollouts_per_prompt must be at least 1, got 0"),
         ({"batch": {"prompts_per_step": 0}}, "batch.prompts_per_step must be at least 1, got 0"),
         ({"batch": {"micro_batch_tokens": 100}}, "micro_batch_tokens=100 cannot hold"),
-        ({"sampler": {"temperature": 0.0}}, "sampler.temperature must be above 0"),
+        ({"sampler": {"temperature": 0.0}}, r"sampler\.temperature must be above 0, got 0\.0"),
         ({"sampler": {"top_p": 0.9}}, "temperature only: top_p=0.9"),
         ({"sampler": {"top_k": 20}}, "temperature only.*top_k=20"),
-        ({"evaluation": {"top_p": 0.0}}, r"evaluation.top_p must be in \(0, 1\], got 0.0"),
+        ({"evaluation": {"top_p": 0.0}}, r"evaluation\.top_p must be above 0, got 0\.0"),
         ({"algorithm": {"objective": "grpo"}, "batch": {"rollouts_per_prompt": 1}}, "at least 2, got 1"),
+        ({"optimizer": {"max_grad_norm": -1.0}}, r"optimizer\.max_grad_norm must be at least 0, got -1"),
+        ({"optimizer": {"lr": float("inf")}}, r"optimizer\.lr must be finite, got inf"),
+        ({"optimizer": {"beta1": 1.0}}, r"optimizer\.beta1 must be below 1, got 1\.0"),
+        ({"optimizer": {"lr": True}}, r"optimizer\.lr = True: a number is needed"),
+        ({"run": {"num_steps": "3"}}, r"run\.num_steps = '3': a number is needed"),
+        ({"evaluation": {"every": -1}}, r"evaluation\.every must be at least 0, got -1"),
+        ({"algorithm": {"clip_low": 1.5}}, r"algorithm\.clip_low must be below 1, got 1\.5"),
+        ({"algorithm": {"dual_clip": 0.5}}, r"algorithm\.dual_clip must be above 1, or 0 for none, got 0\.5"),
+        ({"algorithm": {"overlong_buffer": 5}}, "objective nsr only asks whether"),
+        ({"algorithm": {"preset": "paper-code", "clip_low": 0.5}}, r"clip_low = 0\.2, but algorithm\.clip_low = 0\.5"),
+        ({"task": {"num_workers": 0}}, r"task\.num_workers must be at least 1, got 0"),
         (
             {"run": {"best_metric": "pass_at_k/3"}, "evaluation": {"every": 5}},
             "'pass_at_k/3' is not in an evaluation of 16",
@@ -69,14 +81,25 @@ def test_saved_config_reads_back_equal(cls, tmp_path):
 
 
 def test_preset_fixes_the_authors_semantics():
-    config = checked({"algorithm": {"preset": "paper-code", "surrogate": "cispo", "clip_low": 0.5, "dual_clip": 3.0}})
-    algorithm = config.algorithm
+    algorithm = checked({"algorithm": {"preset": "paper-code"}}).algorithm
     assert (algorithm.surrogate, algorithm.clip_low, algorithm.clip_high) == ("ppo_clip", 0.2, 0.2)
-    assert (algorithm.dual_clip, algorithm.minibatch_cut, algorithm.reduction) == (
-        0.0,
-        "after-dropping",
-        "micro-batch-mean",
-    )
+    assert algorithm.reduction == "micro-batch-mean" and algorithm.minibatch_cut == "after-dropping"
+
+
+def test_an_evaluation_takes_a_training_config(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[model]\npath = 'm'\n[algorithm]\ncorrect_threshold = 0.5\n[evaluation]\nnum_samples = 7\n")
+    config = load_config(EvalConfig, path)
+    assert (config.model.path, config.correct_threshold, config.evaluation.num_samples) == ("m", 0.5, 7)
+
+
+def test_evaluation_and_warmup_are_checked_too():
+    with pytest.raises(ValueError, match=r"output must end in \.json \(its plot lies beside it\), got ev\.png"):
+        check_eval(EvalConfig(model=ModelConfig("m"), output="ev.png"))
+    with pytest.raises(ValueError, match=r"evaluation\.repetition_penalty must be above 0, got 0"):
+        check_eval(from_dict(EvalConfig, MODEL | {"evaluation": {"repetition_penalty": 0.0}}))
+    with pytest.raises(ValueError, match=r"data\.batch_size must be at least 1, got 0"):
+        check_warmup(from_dict(WarmupConfig, {"data": {"batch_size": 0}}))
 
 
 def test_replacing_a_section_keeps_the_rest():
@@ -86,7 +109,8 @@ def test_replacing_a_section_keeps_the_rest():
 
 def test_checking_a_config_loads_no_torch():
     code = (
-        "import sys; from fastrl.config_files import from_dict, check_train; from fastrl.config import TrainConfig;"
+        "import sys; from fastrl.config_files import from_dict; from fastrl.config_checks import check_train;"
+        "from fastrl.config import TrainConfig;"
         "import fastrl.cli; check_train(from_dict(TrainConfig, {'model': {'path': 'x'}}));"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )

@@ -42,7 +42,8 @@ def test_resume_drops_later_steps_and_a_torn_line(tmp_path):
     after = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
     assert after[:3] == before[:3]
     assert after[3:] == [b'{"step": 4, "x": -1}']
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.dropped.jsonl", "metrics.jsonl"]
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.dropped.jsonl")] == [4, 5]
 
 
 def test_resume_survives_a_kill_before_the_rename(tmp_path, monkeypatch):

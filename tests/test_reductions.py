@@ -10,7 +10,7 @@ from fastrl.reductions import REDUCTIONS, UpdateShape
 
 SHAPE = UpdateShape(
     num_tokens_B=torch.tensor([2, 6, 4]),
-    is_kept_B=torch.tensor([True, False, True]),
+    has_gradient_B=torch.tensor([True, False, True]),
     micro_batch_B=torch.tensor([1, -1, 0]),
     max_new_tokens=10,
     nominal_size=4,
@@ -38,7 +38,7 @@ def test_weights(name):
 
 
 def test_micro_batch_mean_joins_the_tokens_of_one_micro_batch():
-    shape = UpdateShape(SHAPE.num_tokens_B, SHAPE.is_kept_B, torch.tensor([0, -1, 0]), 10, 4)
+    shape = UpdateShape(SHAPE.num_tokens_B, SHAPE.has_gradient_B, torch.tensor([0, -1, 0]), 10, 4)
     weights = REDUCTIONS["micro-batch-mean"](shape).tolist()
     assert [weights[0], weights[2]] == pytest.approx([2 / 4 / 6, 2 / 4 / 6])
 

@@ -77,8 +77,14 @@ def test_truncated_completions_are_wrong_or_masked(run, tmp_path):
 def test_overlong_completions_lose_reward(run):
     _, rollouts, _ = run("length", overlong_buffer=4, overlong_penalty=1.0, truncated="mask", objective="dr-grpo")
     for rollout in rollouts:
-        expected = len(rollout["completion"]) / 4 + min(0, (6 - 4 - len(rollout["completion_ids"])) / 4)
-        assert rollout["reward"] == pytest.approx(expected)
+        assert rollout["penalty"] == pytest.approx(min(0, (6 - 4 - len(rollout["completion_ids"])) / 4))
+        assert rollout["reward"] == len(rollout["completion"]) / 4  # the verdict stays what it was
+    for group in range(4):
+        part = [r for r in rollouts if r["group"] == group]
+        shaped = [r["reward"] + r["penalty"] for r in part]
+        kept = [r["finish_reason"] == "stop" for r in part]
+        expected = [(s - sum(shaped) / 8) * k for s, k in zip(shaped, kept, strict=True)]
+        assert [r["advantage"] for r in part] == pytest.approx(expected, abs=1e-6)
 
 
 def test_fractional_rewards_under_a_sign_objective_are_announced_once(run, capsys):

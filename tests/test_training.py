@@ -26,11 +26,14 @@ from fastrl.config import (
     TrainConfig,
 )
 from fastrl.config_files import to_toml
+from fastrl.evaluation import Evaluator
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
 from fastrl.training import train
+from fastrl.update import Updater
 
 NUM_STEPS = 4
+STEPS = [1, 2, 2, 3, 4, 4]  # a line a step, and one for the validation of every second
 
 
 def config_of(folder: Path, model: Path, **run) -> TrainConfig:
@@ -67,13 +70,14 @@ def finished(tmp_path_factory, countdown_folder) -> Path:
 
 def test_a_run_leaves_its_records(finished):
     rows = read_jsonl(finished / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    for row in rows:
+    assert [row["step"] for row in rows] == STEPS
+    steps = [row for row in rows if "reward/mean" in row]
+    for row in steps:
         assert row["rollouts/num_positive"] + row["rollouts/num_negative"] + row["rollouts/num_zero"] == 12
         assert row["update/num_updates"] == 2
         assert row["mismatch/max_abs"] < 1e-4
         assert row["entropy/mean"] > 0
-    assert rows[1]["eval/pass_at_1"] is not None and "eval/pass_at_1" not in rows[0]
+    assert [row["step"] for row in rows if "eval/pass_at_1" in row] == [2, 4]
     assert list((finished / "tensorboard").glob("events*"))
     evaluation = json.loads((finished / "eval" / "test.json").read_text())
     assert (evaluation["num_problems"], evaluation["num_samples"], len(evaluation["problems"])) == (3, 4, 3)
@@ -115,8 +119,10 @@ def test_resume_continues_bitwise(finished, countdown_folder, tmp_path):
     train(config, resume=True)
     assert checkpoints.defect(newest) is None
     assert_bitwise_equal(weights(finished), weights(folder))
-    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [1, 2, 3, 4]
-    first, second = ((f / "metrics.jsonl").read_text().splitlines()[3] for f in (finished, folder))
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == STEPS
+    assert [row["step"] for row in read_jsonl(folder / "metrics.dropped.jsonl")] == [3, 4, 4]
+    assert (folder / "checkpoints" / "damaged-step-000004.0").is_dir()
+    first, second = ((f / "metrics.jsonl").read_text().splitlines()[4] for f in (finished, folder))
     untimed = [
         {k: v for k, v in json.loads(x).items() if not k.startswith(("time/", "throughput"))} for x in (first, second)
     ]
@@ -143,6 +149,62 @@ def test_a_signal_saves_a_checkpoint_and_resume_is_bitwise(finished, countdown_f
     assert checkpoints.latest_sound(folder / "checkpoints", print) is not None
     train(config, resume=True)
     assert_bitwise_equal(weights(finished), weights(folder))
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == STEPS
+    names = [sorted(p.name for p in (f / "eval").iterdir()) for f in (finished, folder)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("moment", ["update", "validation"])
+def test_an_interrupt_at_an_odd_moment_costs_no_record(finished, countdown_folder, tmp_path, monkeypatch, moment):
+    """SIGINT inside the update of step 2, or inside its validation: after resume every line and file is there."""
+    folder = tmp_path / "run"
+    config = config_of(folder, countdown_folder)
+    owner, name = (Updater, "run") if moment == "update" else (Evaluator, "run")
+    original, calls = getattr(owner, name), []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == (2 if moment == "update" else 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    train(config, resume=True)
+    assert_bitwise_equal(weights(finished), weights(folder))
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == STEPS
+    assert (folder / "eval" / "validation-000002.json").exists()
+
+
+def test_damaged_checkpoints_are_never_counted_or_deleted(countdown_folder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = config_of(folder, countdown_folder, keep_last=1)
+    config = replace(config, evaluation=EvaluationConfig(at_end=False))
+    train(config)
+    (newest,) = (folder / "checkpoints").glob("step-*")
+    (newest / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        train(config, resume=True)
+    assert len(read_jsonl(folder / "metrics.jsonl")) == NUM_STEPS
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["damaged-step-000004.0"]
+
+
+def test_a_full_disk_is_one_message_and_loses_nothing_written(countdown_folder, tmp_path):
+    """A limit on file size stands in for the full disk: metrics fit, the model does not."""
+    config = config_of(tmp_path / "run", countdown_folder)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "from fastrl.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", str(tmp_path / "config.toml")]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONSAFEPATH": "1"})
+    assert result.returncode == 2
+    assert "could not be written" in result.stderr and "Traceback" not in result.stderr
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) >= 1
+    assert not list((tmp_path / "run" / "checkpoints").glob(".draft*"))
 
 
 def test_resuming_a_run_that_has_no_checkpoint_starts_it(countdown_folder, tmp_path, capsys):

@@ -97,11 +97,38 @@ def test_zero_advantage_rollouts_are_dropped_only_without_regularisers(tiny_mode
     assert run(tiny_model, config_of(entropy_coef=0.01), SIGNS)[1]["update/num_kept"] == len(SIGNS)
 
 
-def test_dropping_changes_no_gradient(tiny_model):
-    """Same gradient with the dropped rollouts computed at advantage 0 (a vanishing entropy bonus keeps them)."""
-    dropped = run(tiny_model, config_of(reduction="token-mean-all", lr=1e-3), SIGNS)
-    computed = run(tiny_model, config_of(reduction="token-mean-all", lr=1e-3, entropy_coef=1e-30), SIGNS)
-    assert dropped[1]["grad_norm"] == pytest.approx(computed[1]["grad_norm"], rel=1e-5)
+@pytest.mark.parametrize("reduction", ["token-mean-kept", "token-mean-all", "sequence-mean", "constant"])
+def test_computing_rollouts_without_advantage_changes_no_weight(tiny_model, reduction):
+    """A vanishing entropy bonus keeps them in the batch: same gradient as with them dropped."""
+    dropped = run(tiny_model, config_of(reduction=reduction, lr=1e-3), SIGNS)[1]
+    computed = run(tiny_model, config_of(reduction=reduction, lr=1e-3, entropy_coef=1e-30), SIGNS)[1]
+    assert (dropped["update/num_kept"], computed["update/num_kept"]) == (sum(a != 0 for a in SIGNS), len(SIGNS))
+    assert dropped["grad_norm"] == pytest.approx(computed["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 1e-4])
+def test_paper_code_is_the_authors_loss(tiny_model, entropy_coef):
+    """Four wrong rollouts of twelve, mini-batch 6: one update, scaled by 4/6, mean over their tokens; ρ = 1."""
+    advantages = [-1.0] * 4 + [0.0] * 8
+    config = config_of(
+        lr=0.0,
+        updates_per_batch=2,
+        minibatch_cut="after-dropping",
+        reduction="micro-batch-mean",
+        entropy_coef=entropy_coef,
+    )
+    _, metrics, _, rollouts = run(tiny_model, config, advantages)
+    assert (metrics["update/num_updates"], metrics["update/num_kept"]) == (1, 4)
+    loss, num_tokens = 0.0, sum(r.num_tokens for r in rollouts[:4])
+    for r in rollouts[:4]:
+        logits = tiny_model(torch.tensor([r.prompt_ids + r.completion_ids])).logits[0, len(r.prompt_ids) - 1 : -1]
+        table = torch.log_softmax(logits, -1)
+        chosen = table.gather(1, torch.tensor(r.completion_ids)[:, None]).squeeze(1)
+        entropy = -(table.exp() * table).sum(-1)
+        loss = loss + (chosen - entropy_coef * entropy).sum() / num_tokens * 4 / 6
+    gradients = torch.autograd.grad(loss, list(tiny_model.parameters()))
+    norm = torch.stack([g.norm() for g in gradients]).norm().item()
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def test_entropy_bonus_alone_raises_entropy(tiny_model):
@@ -133,6 +160,10 @@ def test_both_sources_of_old_logprobs_agree_and_cost_what_they_should(tiny_model
     assert run(tiny_model, config_of(updates_per_batch=2), [-1.0] * 12, sampler_shares_weights=False)[2]["score"] == 1
     plain = config_of(updates_per_batch=2, surrogate="reinforce", old_logprobs="recompute")
     assert "score" not in run(tiny_model, plain, [-1.0] * 12)[2]
+
+
+def test_mini_batches_are_as_many_as_asked_for(tiny_model):
+    assert run(tiny_model, config_of(updates_per_batch=3), [-1.0] * 12)[1]["update/num_updates"] == 3
 
 
 def test_an_empty_mini_batch_makes_no_update(tiny_model):

@@ -4,13 +4,23 @@ Loading compares log-probs through `Head` with the model's own on random tokens:
 than `Head` says is refused by name, instead of being trained on wrong log-probs.
 """
 
+import sys
+import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fastrl.config import ModelConfig
 from fastrl.kernels import Head, PolicyLoss, TokenLoss, linear_policy_loss, token_logprobs
@@ -87,13 +97,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+@cache
 def _check_path(path: str) -> None:
-    """A path that looks local must hold a model; anything else is taken for a hub id."""
+    """A path that looks local must hold a model; anything else is taken for a hub id, which is said once."""
     is_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
     if is_local and not (Path(path).expanduser() / "config.json").is_file():
         raise FileNotFoundError(
             f"model.path = '{path}': no config.json there; a Hugging Face folder or hub id is needed"
         )
+    if not is_local:
+        print(f"model.path = '{path}' is no folder in {Path.cwd()}: taking it for a hub id", file=sys.stderr)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -125,7 +138,22 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
     )
     model = model.to(device).eval()
     check_head(model)
+    _make_savable(model)
     return model
+
+
+def _make_savable(model: PreTrainedModel) -> None:
+    """transformers refuses to save some generation configs that it loads (temperature beside greedy decoding)."""
+    own = model.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError as error:
+        warnings.warn(
+            f"the model's generation_config is not valid and is reset but for its stop tokens: {error}", stacklevel=3
+        )
+        model.generation_config = GenerationConfig(
+            eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id, bos_token_id=own.bos_token_id
+        )
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,6 +10,7 @@ A checkpoint is written under a temporary name and renamed when complete. A dama
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,19 +43,26 @@ def _sync(path: Path) -> None:
 def save(
     folder: Path, step: int, *, save_model: Callable[[Path], None], tensors: dict[str, Tensor], state: dict
 ) -> Path:
-    """Write `folder/step-NNNNNN` and return it. `save_model(path)` writes model and tokenizer files into a folder."""
+    """Write `folder/step-NNNNNN` and return it. `save_model(path)` writes model and tokenizer files into a folder.
+
+    OSError, naming the checkpoint, when that fails (a full disk): what was there before is untouched.
+    """
     final = folder / f"{PREFIX}{step:06d}"
     draft = folder / f".draft-{final.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_model(draft)
-    (draft / OPTIMIZER).parent.mkdir()
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / OPTIMIZER)
-    (draft / "state.json").write_text(json.dumps({"step": step} | state, indent=1))
-    sums = {str(p.relative_to(draft)): _sha256(p) for p in sorted(draft.rglob("*")) if p.is_file()}
-    (draft / MANIFEST).write_text(json.dumps(sums, indent=1))
-    for path in draft.rglob("*"):
-        _sync(path)
+    try:
+        save_model(draft)
+        (draft / OPTIMIZER).parent.mkdir()
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / OPTIMIZER)
+        (draft / "state.json").write_text(json.dumps({"step": step} | state, indent=1))
+        sums = {str(p.relative_to(draft)): _sha256(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+        (draft / MANIFEST).write_text(json.dumps(sums, indent=1))
+        for path in draft.rglob("*"):
+            _sync(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f"checkpoint {final} could not be written: {error}") from error
     if final.exists():
         shutil.rmtree(final)
     draft.rename(final)
@@ -82,12 +91,21 @@ def list_steps(folder: Path) -> list[Path]:
 
 
 def latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint; damaged ones are passed over, each with one message through `say`."""
-    for checkpoint in list_steps(folder):
+    """The newest undamaged checkpoint, `best` as the last resort; None where there never was one.
+
+    Damaged ones are renamed to `damaged-…`, each with one message through `say`: nothing counts or deletes them later.
+    ValueError when there are checkpoints and all are damaged: starting over is the user's decision.
+    """
+    found = list_steps(folder)
+    for checkpoint in [*found, *([folder / "best"] if (folder / "best").is_dir() else [])]:
         problem = defect(checkpoint)
         if problem is None:
             return checkpoint
-        say(f"checkpoint {checkpoint} cannot be used: {problem}; trying the previous one")
+        aside = next(p for n in itertools.count() if not (p := folder / f"damaged-{checkpoint.name}.{n}").exists())
+        checkpoint.rename(aside)
+        say(f"checkpoint {checkpoint} cannot be used: {problem}; it is now {aside.name}, trying the previous one")
+    if found or list(folder.glob("damaged-*")):
+        raise ValueError(f"every checkpoint in {folder} is damaged; remove or rename the folder to start over")
     return None
 
 
@@ -103,12 +121,17 @@ def prune(folder: Path, keep_last: int) -> None:
 
 
 def keep_as_best(checkpoint: Path) -> None:
-    """Make `best` beside the checkpoint a full copy of it, replaced in one rename."""
+    """Make `best` beside the checkpoint a full copy of it. The old one goes when the new one is in its place."""
     best, draft = checkpoint.parent / "best", checkpoint.parent / ".draft-best"
+    old = checkpoint.parent / ".draft-old-best"
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(checkpoint, draft)
-    shutil.rmtree(best, ignore_errors=True)
+    for path in draft.rglob("*"):
+        _sync(path)
+    if best.exists():
+        best.rename(old)
     draft.rename(best)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def rng_tensors() -> dict[str, Tensor]:

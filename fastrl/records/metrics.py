@@ -87,6 +87,8 @@ def check_sinks(sinks: Iterable[str]) -> None:
 
 def _drop_lines_after(path: Path, step: int) -> None:
     rows = read_jsonl(path) if path.exists() else []
+    if dropped := [row for row in rows if row["step"] > step]:
+        append_jsonl(path.with_name("metrics.dropped.jsonl"), dropped)
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     append_jsonl(temporary, [row for row in rows if row["step"] <= step])

@@ -106,6 +106,7 @@ class PlainView:
 
     def __init__(self, num_steps: int, stream: TextIO) -> None:
         self._num_steps, self._stream = num_steps, stream
+        self._has_reader = True
 
     def start(self) -> None:
         """Nothing to prepare."""
@@ -122,7 +123,11 @@ class PlainView:
             text.encode(encoding)
         except UnicodeEncodeError:
             text = text.translate(ASCII_FOR).encode(encoding, "backslashreplace").decode(encoding)
-        print(text, file=self._stream, flush=True)
+        try:
+            if self._has_reader:
+                print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # `| head` has seen enough; the run goes on, metrics.jsonl has everything
+            self._has_reader = False
 
 
 class LiveView:

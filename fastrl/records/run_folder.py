@@ -4,6 +4,7 @@ config.toml · metrics.jsonl · tensorboard/ · rollouts/step-NNNNNN.jsonl · ch
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 from fastrl.config import TrainConfig
@@ -30,6 +31,7 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig, *, is_resumed: bool):
         self.config = config
+        _check_writable(Path(config.run.folder))
         self.path = Path(config.run.folder)
         self.checkpoints = self.path / "checkpoints"
         self.evaluations = self.path / "eval"
@@ -58,12 +60,22 @@ class RunFolder:
         append_jsonl(path, [_rollout_row(r) for r in rollouts])
 
 
+def _check_writable(path: Path) -> None:
+    """OSError when `path` could not be a folder that we write into."""
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"run.folder = '{path}': {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"run.folder = '{path}': {existing} cannot be written to")
+
+
 def _rollout_row(rollout: Rollout) -> dict:
     return {
         "problem_id": rollout.problem_id,
         "prompt": rollout.prompt_text,
         "completion": rollout.text,
         "reward": rollout.reward,
+        "penalty": rollout.penalty,
         "reason": rollout.reason,
         "advantage": rollout.advantage,
         "finish_reason": rollout.finish_reason,

@@ -7,7 +7,8 @@ hangs or dies is run again one completion at a time, so that exactly the guilty 
     SIGSEGV and the like -> 0 "crashed"      over 1 MB -> 0 "too long"      lone surrogates -> 0 "invalid unicode"
 
 What is no completion's doing (a worker killed from outside, an import error, an exception out of the reward, a returned
-None or NaN) gives no reward at all: `Verdict.is_fault`. More than 1 % of these end the run with a VerifierError.
+None or NaN) gives no reward at all: `Verdict.is_fault`. More than 1 % of these, in all or in one batch, end the run
+with a VerifierError.
 
 pebble's pool kills and replaces workers. Its workers share one pipe and its locks, so a kill at the wrong moment can
 stall or break the whole pool; `VerifierPool` notices (no result for longer than any chunk may take) and starts another.
@@ -43,7 +44,7 @@ STALL_GRACE_S = 10.0  # on top of the timeout, for later results; a stall suspec
 MAX_RESTARTS = 3  # in a row without one result
 MAX_DEATHS = 3  # of a worker alone with one completion, before that is a fault
 
-_POOL_REASONS = {"timeout", "memory", "recursion", "crashed", "too long", "invalid unicode"}
+POOL_REASONS = ("timeout", "memory", "recursion", "crashed", "too long", "invalid unicode")
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
@@ -121,7 +122,7 @@ class VerifierPool:
             self._check_faults(batch, self.num_scored + len(items))
         self.num_scored += len(items)
         self.num_faults += batch.num_faults
-        self.num_by_reason.update(v.reason for v in batch.verdicts if v.reason in _POOL_REASONS)
+        self.num_by_reason.update(v.reason for v in batch.verdicts if v.reason in POOL_REASONS)
         return batch.verdicts
 
     def _dispatch(self, batch: "_Batch") -> None:
@@ -157,12 +158,14 @@ class VerifierPool:
         return True
 
     def _check_faults(self, batch: "_Batch", num_scored: int) -> None:
-        num_faults = self.num_faults + batch.num_faults
-        if num_faults > MAX_FAULT_SHARE * max(num_scored, MIN_SCORED):
-            raise VerifierError(
-                f"the verifier itself failed on {num_faults} of {num_scored} completions (more than "
-                f"{MAX_FAULT_SHARE:.0%}); the last time: {batch.last_fault}"
-            )
+        """Of all completions so far, and of this batch alone: a verifier may break after a million good verdicts."""
+        counts = {num_scored: self.num_faults + batch.num_faults, len(batch.items): batch.num_faults}
+        for num_completions, num_faults in counts.items():
+            if num_faults > MAX_FAULT_SHARE * max(num_completions, MIN_SCORED):
+                raise VerifierError(
+                    f"the verifier itself failed on {num_faults} of {num_completions} completions (more than "
+                    f"{MAX_FAULT_SHARE:.0%}); the last time: {batch.last_fault}"
+                )
 
     def _restart(self, batch: "_Batch") -> None:
         if self._is_closed:

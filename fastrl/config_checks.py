@@ -1,0 +1,209 @@
+"""What a config may say: ranges of single values, and values that cannot work together. Nothing is loaded for it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fastrl.config import AlgorithmConfig, EvalConfig, EvaluationConfig, TrainConfig, WarmupConfig
+from fastrl.config_files import nearest
+from fastrl.statistics import ks_up_to
+
+INF = math.inf
+
+# (least, most) allowed values by section and key; a bound in OPEN is itself excluded. Every number must be finite.
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "task": {
+        "num_train": (0, INF),
+        "num_validation": (0, INF),
+        "num_test": (0, INF),
+        "timeout_s": (0.01, INF),
+        "memory_mb": (64, INF),
+        "num_workers": (1, INF),
+    },
+    "sampler": {
+        "temperature": (0, INF),
+        "max_new_tokens": (1, INF),
+        "batch_size": (1, INF),
+        "top_p": (0, 1),
+        "top_k": (0, INF),
+        "kv_cache_bytes": (0, INF),
+    },
+    "algorithm": {
+        "clip_low": (0, 1),
+        "clip_high": (0, INF),
+        "cispo_cap": (0, INF),
+        "updates_per_batch": (1, INF),
+        "kl_coef": (0, INF),
+        "importance_cap": (1, INF),
+        "overlong_buffer": (0, INF),
+        "overlong_penalty": (0, INF),
+        "dynamic_sampling_rounds": (0, INF),
+    },
+    "batch": {"prompts_per_step": (1, INF), "rollouts_per_prompt": (1, INF), "micro_batch_tokens": (2, INF)},
+    "optimizer": {
+        "lr": (0, INF),
+        "warmup_steps": (0, INF),
+        "beta1": (0, 1),
+        "beta2": (0, 1),
+        "eps": (0, INF),
+        "weight_decay": (0, INF),
+        "max_grad_norm": (0, INF),
+    },
+    "evaluation": {
+        "every": (0, INF),
+        "num_samples": (1, INF),
+        "temperature": (0, INF),
+        "top_p": (0, 1),
+        "top_k": (0, INF),
+        "repetition_penalty": (0, INF),
+        "max_new_tokens": (0, INF),
+    },
+    "run": {"num_steps": (1, INF), "checkpoint_every": (1, INF), "keep_last": (1, INF), "scored_rollouts": (0, INF)},
+    "data": {"num_steps": (1, INF), "batch_size": (1, INF)},
+    "scratch": {
+        "hidden_size": (1, INF),
+        "num_layers": (1, INF),
+        "num_heads": (1, INF),
+        "intermediate_size": (1, INF),
+    },
+}
+OPEN = {
+    ("sampler", "temperature", 0),
+    ("sampler", "top_p", 0),
+    ("algorithm", "clip_low", 1),
+    ("algorithm", "cispo_cap", 0),
+    ("algorithm", "importance_cap", 1),
+    ("optimizer", "beta1", 1),
+    ("optimizer", "beta2", 1),
+    ("optimizer", "eps", 0),
+    ("evaluation", "top_p", 0),
+    ("evaluation", "repetition_penalty", 0),
+}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, str, float]]:
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        if dataclasses.is_dataclass(values):
+            for key, value in dataclasses.asdict(values).items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    yield section.name, key, value
+
+
+def check_ranges(config: Any) -> None:
+    """ValueError for a number that is not finite or outside RANGES: section.key, the value, what would be right."""
+    for section, key, value in _numbers(config):
+        _require(math.isfinite(value), f"{section}.{key} must be finite, got {value}")
+        least, most = RANGES.get(section, {}).get(key, (-INF, INF))
+        above = "above" if (section, key, least) in OPEN else "at least"
+        below = "below" if (section, key, most) in OPEN else "at most"
+        is_high_enough = value > least if above == "above" else value >= least
+        is_low_enough = value < most if below == "below" else value <= most
+        _require(is_high_enough, f"{section}.{key} must be {above} {least}, got {value}")
+        _require(is_low_enough, f"{section}.{key} must be {below} {most}, got {value}")
+
+
+def check_train(config: TrainConfig) -> TrainConfig:
+    """The config with its preset applied. ValueError for values that cannot be, or cannot work together."""
+    check_ranges(config)
+    batch, algorithm, sampler = config.batch, config.algorithm, config.sampler
+    _require(bool(config.model.path), "model.path is missing: a Hugging Face folder or hub id")
+    _require(
+        sampler.top_p == 1 and sampler.top_k == 0,
+        f"training samples by temperature only: top_p={sampler.top_p}, top_k={sampler.top_k} would make the sampler's "
+        "distribution another one than the loss's; set them under [evaluation]",
+    )
+    _require(
+        batch.micro_batch_tokens > sampler.max_new_tokens,
+        f"batch.micro_batch_tokens={batch.micro_batch_tokens} cannot hold one prompt and a completion of "
+        f"sampler.max_new_tokens={sampler.max_new_tokens}",
+    )
+    _require(
+        algorithm.updates_per_batch <= batch.prompts_per_step,
+        f"algorithm.updates_per_batch={algorithm.updates_per_batch} exceeds batch.prompts_per_step="
+        f"{batch.prompts_per_step}: a mini-batch holds whole groups",
+    )
+    _require(
+        algorithm.dual_clip == 0 or algorithm.dual_clip > 1,
+        f"algorithm.dual_clip must be above 1, or 0 for none, got {algorithm.dual_clip}",
+    )
+    _check_objective(algorithm, batch.rollouts_per_prompt)
+    _check_best_metric(config.run.best_metric, config.evaluation)
+    return dataclasses.replace(config, algorithm=_apply_preset(algorithm))
+
+
+def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> None:
+    has_baseline = algorithm.objective in ("rloo", "grpo", "dr-grpo")
+    _require(
+        rollouts_per_prompt > 1 or not has_baseline,
+        f"objective {algorithm.objective} compares the rollouts of a prompt: batch.rollouts_per_prompt must be at "
+        f"least 2, got {rollouts_per_prompt}",
+    )
+    _require(
+        algorithm.overlong_buffer == 0 or has_baseline,
+        f"algorithm.overlong_buffer={algorithm.overlong_buffer} shapes rewards that are compared within a group (rloo, "
+        f"grpo, dr-grpo); objective {algorithm.objective} only asks whether a completion is correct",
+    )
+
+
+def _check_best_metric(name: str, evaluation: EvaluationConfig) -> None:
+    known = best_metric_names(evaluation.num_samples)
+    _require(
+        not evaluation.every or name in known,
+        f"run.best_metric = '{name}' is not in an evaluation of {evaluation.num_samples} samples{nearest(name, known)}",
+    )
+
+
+def best_metric_names(num_samples: int) -> list[str]:
+    """What run.best_metric may be: a point of a curve, or a scalar of the evaluation."""
+    curves = [f"{curve}/{k}" for curve in ("pass_at_k", "maj_at_k") for k in ks_up_to(num_samples)]
+    return [*curves, "mean_token_entropy", "distinct_answers", "distinct_correct_answers"]
+
+
+PAPER_CODE = {
+    "surrogate": "ppo_clip",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "dual_clip": 0.0,
+    "reduction": "micro-batch-mean",
+    "minibatch_cut": "after-dropping",
+}
+
+
+def _apply_preset(algorithm: AlgorithmConfig) -> AlgorithmConfig:
+    """The preset's settings; ValueError where another value than the default was asked for beside it."""
+    if algorithm.preset == "none":
+        return algorithm
+    for key, value in PAPER_CODE.items():
+        asked = getattr(algorithm, key)
+        _require(
+            asked in (value, getattr(AlgorithmConfig(), key)),
+            f"algorithm.preset = 'paper-code' means {key} = {value!r}, but algorithm.{key} = {asked!r} was asked for",
+        )
+    return dataclasses.replace(algorithm, **PAPER_CODE)
+
+
+def check_eval(config: EvalConfig) -> None:
+    """ValueError for an evaluation that cannot run."""
+    check_ranges(config)
+    _require(bool(config.model.path), "model.path is missing: a Hugging Face folder or hub id")
+    _require(
+        config.output.endswith(".json"), f"output must end in .json (its plot lies beside it), got {config.output}"
+    )
+
+
+def check_warmup(config: WarmupConfig) -> None:
+    """ValueError for a warm start that cannot run."""
+    check_ranges(config)
+    _require(config.micro_batch_tokens > 1, f"micro_batch_tokens must be above 1, got {config.micro_batch_tokens}")
+    _require(
+        config.scratch.hidden_size % (2 * config.scratch.num_heads) == 0,
+        f"scratch.hidden_size={config.scratch.hidden_size} must be an even multiple of "
+        f"scratch.num_heads={config.scratch.num_heads}",
+    )

@@ -1,0 +1,74 @@
+"""Everything about a run that can be checked before its model is loaded, in the order of what it costs to check."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from fastrl.config import TrainConfig
+from fastrl.config_checks import check_train
+from fastrl.policy.model import load_tokenizer, max_context, resolve_device
+from fastrl.prompts import longest_prompt
+from fastrl.records.metrics import check_sinks
+from fastrl.records.run_folder import RunFolder
+from fastrl.sampling.choose import choose_sampler
+from fastrl.tasks import Task, load_task
+from fastrl.tasks.verify import check_reward
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the checks leave behind for the run. max_sequence_tokens: prompt and completion of the longest sequence."""
+
+    config: TrainConfig
+    folder: RunFolder
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    max_sequence_tokens: int
+
+
+def check_everything(config: TrainConfig, *, is_resumed: bool) -> Preflight:
+    """ValueError or OSError with one clear message for a run that cannot work. Nothing is written."""
+    config = check_train(config)
+    check_sinks(config.run.sinks)
+    folder = RunFolder(config, is_resumed=is_resumed)
+    kind, _ = choose_sampler(config.sampler, resolve_device(config.model.device))
+    if kind == "vllm" and not config.run.scored_rollouts:
+        raise ValueError("run.scored_rollouts = 0: the vllm sampler needs at least 1 for its freshness probe")
+    task = load_task(config.task)
+    if config.evaluation.every and not task.validation:
+        raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
+    check_reward(task, config.task)
+    tokenizer = load_tokenizer(config.model)
+    return Preflight(config, folder, task, tokenizer, check_lengths(config, task, tokenizer))
+
+
+def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest sequence to come: prompt and full completion, in training or in an evaluation.
+
+    ValueError when that exceeds the micro-batch budget or the model's context.
+    """
+    splits = {"validation"} if config.evaluation.every else set()
+    splits |= {config.evaluation.split} if config.evaluation.at_end else set()
+    evaluated = [p for split in splits for p in getattr(task, split)]
+    uses = {
+        "training": (task.train, config.sampler.max_new_tokens, "sampler.max_new_tokens"),
+        "evaluation": (
+            evaluated,
+            config.evaluation.max_new_tokens or config.sampler.max_new_tokens,
+            "evaluation.max_new_tokens (0: the sampler's)",
+        ),
+    }
+    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
+    if context := max_context(config.model):
+        limits["the model's context"] = context
+    totals = []
+    for use, (problems, new_tokens, setting) in uses.items():
+        longest = longest_prompt(task, problems, tokenizer)
+        totals.append(longest + new_tokens)
+        for name, limit in limits.items():
+            if longest and totals[-1] > limit:
+                raise ValueError(
+                    f"the longest {use} prompt ({longest} tokens) and {setting}={new_tokens} "
+                    f"make {totals[-1]} tokens, more than {name}={limit}"
+                )
+    return max(totals)
