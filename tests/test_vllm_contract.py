@@ -86,6 +86,17 @@ def test_equal_seeds_give_equal_tokens_whatever_runs_beside_them(engine):
     assert len({tuple(c.token_ids) for c in crowd}) == 3
 
 
+def test_more_prompt_tokens_than_one_step_takes_change_nothing(engine):
+    """16 prompts of 600 tokens exceed a step's 8192: on CPU a prompt must not be cut (seeded requests would fail)."""
+    settings = SamplingSettings(num_samples=1, max_new_tokens=4)
+    prompts = [[5 + (seed * 31 + i * 7) % 500 for i in range(600)] for seed in range(16)]
+    assert engine.reset_prefix_cache()
+    together = engine.generate([Request(p, seed) for seed, p in enumerate(prompts)], settings, [1])
+    for seed in (0, 13, 15):
+        alone = engine.generate([Request(prompts[seed], seed)], settings, [1])[0]
+        assert alone.token_ids == together[seed].token_ids
+
+
 def test_stop_tokens_end_a_completion_and_belong_to_it(engine):
     stops = list(range(0, 517, 4))
     completions = engine.generate([Request(PROMPT, seed) for seed in range(12)], SETTINGS, stops)

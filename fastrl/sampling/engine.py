@@ -150,7 +150,9 @@ def _build(settings: EngineSettings) -> Any:
                 dtype=str(settings.dtype).removeprefix("torch."),
                 max_model_len=settings.max_sequence_tokens,
                 max_num_seqs=settings.max_num_sequences,
-                max_num_batched_tokens=max(8192, settings.max_num_sequences),
+                max_num_batched_tokens=max(8192, settings.max_num_sequences, settings.max_sequence_tokens),
+                # a prompt cut in two makes the CPU runner rewind the request's generator, which torch cannot on CPU
+                enable_chunked_prefill=torch.cuda.is_available(),
                 kv_cache_memory_bytes=settings.kv_cache_bytes,
                 gpu_memory_utilization=0.01,  # the bytes above rule; but a GPU less free than this share is refused
                 enforce_eager=not torch.cuda.is_available(),
@@ -158,7 +160,7 @@ def _build(settings: EngineSettings) -> Any:
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",  # none of the model's own sampling settings
                 use_tqdm_on_load=False,
-                distributed_executor_backend="external_launcher" if torch.distributed.is_initialized() else None,
+                distributed_executor_backend="external_launcher" if _num_processes() > 1 else None,
             )
         except Exception as error:  # vLLM refuses with any type; every one of them means: not this model, not so
             raise ValueError(
@@ -166,6 +168,11 @@ def _build(settings: EngineSettings) -> Any:
                 f"sampler.kv_cache_bytes = {settings.kv_cache_bytes}: {_one_line(error)}; "
                 "sampler.kind = 'embedded' does without vLLM"
             ) from error
+
+
+def _num_processes() -> int:
+    """Of this process's default group; an earlier engine may have made one of size 1."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def _one_line(error: BaseException) -> str:
