@@ -4,6 +4,13 @@ Exports are lazy: `import fastrl` loads neither torch nor transformers (verifier
 """
 
 import importlib
+import importlib.util
+
+if importlib.util.find_spec("fastrl.kernels") is None:
+    raise ImportError(
+        f"{__file__} is fastrl's source tree, which is not usable uninstalled (its kernels lie elsewhere): "
+        "pip install it, and start Python outside of the repository's root or with PYTHONSAFEPATH=1"
+    )
 
 _EXPORTS = {
     "TrainConfig": "fastrl.config",

@@ -2,11 +2,14 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import fastrl
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,9 +109,17 @@ targets = torch.randint(7, (5,))
 k.linear_policy_loss(hidden, k.Head(weight), targets, torch.ones(5), 0.2, k.TokenLoss()).loss.backward()
 print(hidden.grad.abs().sum() > 0)
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    installed = Path(fastrl.__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.stdout.split() == ["tensor(True)"], result.stderr
+
+
+def test_the_source_tree_says_that_it_is_not_installed(tmp_path):
+    shutil.copytree(ROOT / "fastrl", tmp_path / "fastrl", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    command = [sys.executable, "-S", "-c", "import fastrl"]
+    result = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert "is fastrl's source tree, which is not usable uninstalled" in result.stderr
 
 
 def test_the_repository_root_does_not_shadow_the_public_kernels_package(tmp_path):
