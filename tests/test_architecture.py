@@ -31,6 +31,8 @@ LAYERS = [
 ALLOWED_HOMES = {
     "vllm": ("fastrl/sampling/engine.py",),
     "triton": ("kernels/triton",),
+    "flash_attn": ("fastrl/policy/attention.py",),
+    "flash_attn_interface": ("fastrl/policy/attention.py",),
     "sympy": ("fastrl/tasks/equality.py",),
     "math_verify": ("fastrl/tasks/",),
     "matplotlib": ("fastrl/records/plot.py",),
