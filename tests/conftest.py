@@ -21,7 +21,6 @@ from fastrl.config import ScratchConfig
 from fastrl.policy.attention import use_packed_attention
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 
-
 SHAPE = {
     "vocab_size": 517,  # vLLM pads it to 576
     "hidden_size": 64,

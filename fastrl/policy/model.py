@@ -183,7 +183,7 @@ def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTr
 
 
 def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
-    """Make the model take packed sequences, if a comparison shows that it can; else it stays padded, with the reason."""
+    """Make the model take packed sequences if a comparison shows that it can; else it stays padded, with a reason."""
     own = model.config._attn_implementation
     try:
         is_routed = use_packed_attention(model, choice.path)
