@@ -201,11 +201,11 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor
         raise ValueError("SDPA cannot cap attention scores: set model.attention = 'eager'")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if pattern.window is None or pattern.window >= q.shape[2]:
+            return scaled_dot_product_attention(q, k, v, is_causal=True, scale=pattern.scale, enable_gqa=True)
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        length = q.shape[2]
-        has_window = pattern.window is not None and pattern.window < length
-        mask = _window_mask(length, pattern.window, q.device) if has_window else None
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not has_window, scale=pattern.scale)
+        mask = _window_mask(q.shape[2], pattern.window, q.device)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=pattern.scale)
 
     return _by_length(query, key, value, pattern, attend)
 
