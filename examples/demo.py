@@ -2,8 +2,8 @@
 
     python examples/demo.py [--seed N] [--output runs/demo]
 
-Writes OUTPUT/{base,psr,nsr}/eval/test.json, OUTPUT/pass_at_k.png and OUTPUT/summary.md. PSR and NSR run side by side,
-one thread each, from the same config and seed: only the objective differs. The seed changes prompts' order and every
+Writes OUTPUT/{base,psr,nsr}/eval/test.json, OUTPUT/pass_at_k.png and OUTPUT/summary.md. The three run side by side;
+PSR and NSR have the same config and seed: only the objective differs. The seed changes prompts' order and every
 draw, in training and in evaluation; the problems of the test split are fixed and disjoint from training and validation.
 """
 
@@ -32,15 +32,16 @@ class Demo:
 
     seed: int = 1
     output: Path = Path("runs/demo")
-    num_steps: int = 100
+    num_steps: int = 150
     num_samples: int = 256
     """Completions per test problem."""
-    num_problems: int = 300
+    num_problems: int = 500
     """Test problems."""
 
 
-def fastrl(*arguments: str, threads: int) -> subprocess.Popen:
-    """The command line in a process of its own."""
+def fastrl(*arguments: str) -> subprocess.Popen:
+    """The command line in a process of its own, with its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // (1 + len(OBJECTIVES)))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"}
     return subprocess.Popen([sys.executable, "-m", "fastrl.cli", *arguments], env=environment, cwd=ROOT)
 
@@ -54,11 +55,11 @@ def wait_for(*processes: subprocess.Popen) -> None:
             sys.exit(process.returncode)
 
 
-def evaluate_base(demo: Demo, path: Path) -> None:
+def start_base(demo: Demo, path: Path) -> subprocess.Popen:
     arguments = ["--model.path", str(ROOT / "models" / "countdown"), "--task.num-test", str(demo.num_problems)]
     arguments += ["--evaluation.num-samples", str(demo.num_samples), "--evaluation.seed", str(demo.seed)]
     arguments += ["--sampler.max-new-tokens", "16", "--sampler.batch-size", "1024", "--output", str(path)]
-    wait_for(fastrl("eval", *arguments, threads=os.cpu_count() or 1))
+    return fastrl("eval", *arguments)
 
 
 def start_training(demo: Demo, folder: Path, objective: str) -> subprocess.Popen:
@@ -66,7 +67,7 @@ def start_training(demo: Demo, folder: Path, objective: str) -> subprocess.Popen
     arguments += ["--run.num-steps", str(demo.num_steps), "--task.num-test", str(demo.num_problems)]
     arguments += ["--model.path", str(ROOT / "models" / "countdown")]
     arguments += ["--evaluation.num-samples", str(demo.num_samples), "--evaluation.seed", str(demo.seed)]
-    return fastrl("train", str(CONFIG), *arguments, threads=max(1, (os.cpu_count() or 2) // 2))
+    return fastrl("train", str(CONFIG), *arguments)
 
 
 def summarise(demo: Demo, folder: Path, wall_time_s: float) -> str:
@@ -94,8 +95,8 @@ def main(demo: Demo) -> None:
         folder.rename(older)
         print(f"the earlier demo is now in {older}")
     start = time.perf_counter()
-    evaluate_base(demo, folder / "base" / "eval" / "test.json")
-    wait_for(*(start_training(demo, folder / objective, objective) for objective in OBJECTIVES))
+    runs = [start_training(demo, folder / objective, objective) for objective in OBJECTIVES]
+    wait_for(*runs, start_base(demo, folder / "base" / "eval" / "test.json"))
     summary = summarise(demo, folder, time.perf_counter() - start)
     (folder / "summary.md").write_text(summary)
     print(f"{summary}\nfigure: {folder / 'pass_at_k.png'}\nresults: {folder}")

@@ -14,13 +14,14 @@ from fastrl.sampling.protocol import SamplerError
 from fastrl.tasks.pool import VerifierError
 
 Flat = tyro.conf.arg(name="")  # --section.key, not --config.section.key
+Values = tyro.conf.FlagConversionOff  # --section.key False, as in the file
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     """Train: fastrl train CONFIG.toml [--section.key value …] [--resume]"""
 
-    config: Annotated[TrainConfig, Flat] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, Flat, Values] = field(default_factory=TrainConfig)
     resume: bool = False
     """Continue the run in run.folder from its newest sound checkpoint."""
 
@@ -29,14 +30,14 @@ class TrainCommand:
 class WarmupCommand:
     """Supervised warm start: fastrl warmup CONFIG.toml [--section.key value …]"""
 
-    config: Annotated[WarmupConfig, Flat] = field(default_factory=WarmupConfig)
+    config: Annotated[WarmupConfig, Flat, Values] = field(default_factory=WarmupConfig)
 
 
 @dataclass(frozen=True)
 class EvalCommand:
     """Evaluate a model: fastrl eval CONFIG.toml [--section.key value …]"""
 
-    config: Annotated[EvalConfig, Flat] = field(default_factory=EvalConfig)
+    config: Annotated[EvalConfig, Flat, Values] = field(default_factory=EvalConfig)
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,18 @@ def _parse(command: type, config_class: type, arguments: list[str], name: str) -
     return tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=f"fastrl {name} CONFIG.toml")
 
 
+def _without_progress_bars() -> None:
+    """transformers draws bars for loading and saving weights; ours is the only progress shown."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _train(arguments: list[str]) -> None:
     command = _parse(TrainCommand, TrainConfig, arguments, "train")
     from fastrl.training import train
 
+    _without_progress_bars()
     print(f"run folder: {train(command.config, resume=command.resume)}")
 
 
@@ -75,6 +84,7 @@ def _warmup(arguments: list[str]) -> None:
     command = _parse(WarmupCommand, WarmupConfig, arguments, "warmup")
     from fastrl.warmup import warmup
 
+    _without_progress_bars()
     print(f"model: {warmup(command.config)}")
 
 
@@ -82,6 +92,7 @@ def _eval(arguments: list[str]) -> None:
     command = _parse(EvalCommand, EvalConfig, arguments, "eval")
     from fastrl.evaluation_run import evaluate
 
+    _without_progress_bars()
     evaluate(command.config)
 
 

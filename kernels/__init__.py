@@ -1,6 +1,6 @@
 """Fused log-prob, entropy and signed policy-loss operations, logits to gradient. `ops` has the three entry points."""
 
-from .dispatch import Choice, choose
+from .dispatch import Choice, choose, forced_backend
 from .losses import SURROGATES, Cispo, Head, PolicyLoss, PpoClip, Reinforce, Surrogate, TokenLoss
 from .ops import linear_policy_loss, policy_loss, token_logprobs
 
@@ -15,6 +15,7 @@ __all__ = [
     "Surrogate",
     "TokenLoss",
     "choose",
+    "forced_backend",
     "linear_policy_loss",
     "policy_loss",
     "token_logprobs",

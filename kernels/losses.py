@@ -115,7 +115,7 @@ class TokenLoss:
 
 @dataclass(frozen=True)
 class Head:
-    """A language-model head: s = scale·(hidden @ weightᵀ + bias), then softcap·tanh(s/softcap) where there is one.
+    """A language-model head: s = scale·(hidden @ weightᵀ + bias), then softcap·tanh(s/softcap) if it has a softcap.
 
     weight (V,H); bias (V,) or None; softcap and scale are floats.
     """

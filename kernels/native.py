@@ -1,52 +1,87 @@
-"""CPU kernels from `csrc/`: the only file that imports `fastrl._native`. Same functions and meaning as `reference`."""
+"""CPU row kernels from `csrc/`: the only file that imports `fastrl._native`. `reference` is their specification."""
 
 import torch
 from torch import Tensor
 
 from fastrl import _native
 
-from .losses import Head
-from .reference import check_rows, head_logits
+from .losses import TokenLoss
+from .rows import HeadTail, RowResults, TokenRows
 
 LOGIT_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def logits_statistics(logits_NV: Tensor, targets_N: Tensor, temperature: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
-    """(logprobs, entropy), both (N,) fp32, of CPU logits in fp32, bf16 or fp16. Errors as in the reference."""
-    num_rows, vocab = logits_NV.shape
-    check_rows(targets_N, num_rows, vocab)
+def path() -> str:
+    """The instruction set in use: avx512, avx2 or portable."""
+    return _native.path()
+
+
+def force_path(name: str) -> None:
+    """Use avx512, avx2 or portable code from now on; `auto`: the fastest. ValueError where it cannot run."""
+    _native.force_path(name)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _column(tensor: Tensor | None) -> tuple[int, int]:
+    return _address(tensor), 0 if tensor is None or tensor.ndim == 0 else tensor.stride(0)
+
+
+def _shared_arguments(logits_NV: Tensor, rows: TokenRows, tail: HeadTail, out: RowResults) -> dict:
     if logits_NV.device.type != "cpu" or logits_NV.dtype not in LOGIT_DTYPES:
         raise ValueError(
             f"native needs CPU logits in {list(LOGIT_DTYPES.values())}, got {logits_NV.dtype} on {logits_NV.device}"
         )
-    if logits_NV.stride(-1) != 1 and vocab > 1:
-        logits_NV = logits_NV.contiguous()
-    targets_N = targets_N.contiguous()
-    temperature_N = torch.as_tensor(temperature, dtype=torch.float32).contiguous()
-    logprobs_N = torch.empty(num_rows, dtype=torch.float32)
-    entropy_N = torch.empty(num_rows, dtype=torch.float32)
-    _native.token_logprobs(
-        logits_NV.data_ptr(),
-        LOGIT_DTYPES[logits_NV.dtype],
-        num_rows,
-        vocab,
-        logits_NV.stride(0),
-        targets_N.data_ptr(),
-        temperature_N.data_ptr(),
-        1 if temperature_N.ndim else 0,
-        logprobs_N.data_ptr(),
-        entropy_N.data_ptr(),
-        torch.get_num_threads(),
+    num_rows, vocab = logits_NV.shape
+    if vocab > 1 and logits_NV.stride(1) != 1:
+        raise ValueError(f"native needs logits contiguous along the vocabulary, got strides {logits_NV.stride()}")
+    return {
+        "logits": logits_NV.data_ptr(),
+        "dtype": LOGIT_DTYPES[logits_NV.dtype],
+        "num_rows": num_rows,
+        "vocab": vocab,
+        "row_stride": logits_NV.stride(0),
+        "targets": rows.targets.data_ptr(),
+        "temperature": _column(rows.temperature),
+        "bias": _address(tail.bias),
+        "scale": tail.scale,
+        "softcap": tail.softcap or 0.0,
+        "logprobs": out.logprobs.data_ptr(),
+        "entropy": out.entropy.data_ptr(),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def score_rows(logits_NV: Tensor, rows: TokenRows, tail: HeadTail, out: RowResults) -> int:
+    """Writes out.logprobs and out.entropy. Returns the first row whose target has logit −inf, or −1."""
+    return _native.score_rows(**_shared_arguments(logits_NV, rows, tail, out))
+
+
+def policy_rows(
+    logits_NV: Tensor, rows: TokenRows, tail: HeadTail, loss: TokenLoss, out: RowResults, with_gradient: bool
+) -> int:
+    """Writes `out` and, with_gradient, overwrites the logits with the gradient of Σ losses. Returns as `score_rows`."""
+    return _native.policy_rows(
+        **_shared_arguments(logits_NV, rows, tail, out),
+        advantages=_column(rows.advantages),
+        weights=_column(rows.weights),
+        old_logprobs=_column(rows.old_logprobs),
+        sampler_logprobs=_column(rows.sampler_logprobs),
+        ref_logprobs=_column(rows.ref_logprobs),
+        surrogate=loss.surrogate.name,
+        parameters=loss.surrogate_parameters,
+        kl_coef=loss.kl_coef,
+        entropy_coef=loss.entropy_coef,
+        importance_cap=-1.0 if loss.importance_cap is None else loss.importance_cap,
+        with_gradient=with_gradient,
+        losses=out.losses.data_ptr(),
+        clipped=out.clipped.data_ptr(),
     )
-    if torch.isneginf(logprobs_N).any():
-        row = int(torch.isneginf(logprobs_N).nonzero()[0])
-        raise ValueError(f"row {row}: the logit of target {int(targets_N[row])} is -inf, it cannot have been sampled")
-    return logprobs_N, entropy_N
 
 
-def token_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
-    """(logprobs, entropy) of `targets`, no gradient; see `fastrl.kernels.token_logprobs`."""
-    with torch.no_grad():
-        return logits_statistics(head_logits(hidden, head), targets, temperature)
+def scale_(gradient: Tensor, upstream: Tensor) -> None:
+    """gradient ← gradient·upstream, nothing to do for 1."""
+    if (factor := float(upstream)) != 1.0:
+        gradient.mul_(factor)

@@ -33,7 +33,7 @@ def test_rng_is_restored(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer/optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_damage_is_seen_and_the_previous_checkpoint_taken(tmp_path, name, damage):
     save(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""Weights that vLLM and the trainer share: every tensor, every family, after updates, and proofs that notice staleness."""
+"""Weights that vLLM and the trainer share: every tensor of every family, and proofs that see staleness."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

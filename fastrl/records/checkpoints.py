@@ -1,8 +1,8 @@
 """Checkpoints: the model as Hugging Face safetensors, the rest as safetensors and JSON; nothing is pickled.
 
     checkpoints/step-000100/
-        model.safetensors, config.json, tokenizer files    loads in transformers as it is
-        optimizer.safetensors                              AdamW state, float32 masters, RNG states
+        model.safetensors, config.json, tokenizer files    loads in transformers and in vLLM as it is
+        trainer/optimizer.safetensors                      AdamW state, float32 masters, RNG states
         state.json                                         step, data position, evaluation history
         manifest.json                                      SHA-256 of every file, written last
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+OPTIMIZER = "trainer/optimizer.safetensors"  # in a folder of its own: vLLM reads every safetensors file beside a config
 PREFIX = "step-"
 
 
@@ -46,7 +47,8 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_model(draft)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / "optimizer.safetensors")
+    (draft / OPTIMIZER).parent.mkdir()
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / OPTIMIZER)
     (draft / "state.json").write_text(json.dumps({"step": step} | state, indent=1))
     sums = {str(p.relative_to(draft)): _sha256(p) for p in sorted(draft.rglob("*")) if p.is_file()}
     (draft / MANIFEST).write_text(json.dumps(sums, indent=1))
@@ -91,7 +93,7 @@ def latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 def load(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     """(tensors, state) as given to `save`."""
-    return load_file(checkpoint / "optimizer.safetensors"), json.loads((checkpoint / "state.json").read_text())
+    return load_file(checkpoint / OPTIMIZER), json.loads((checkpoint / "state.json").read_text())
 
 
 def prune(folder: Path, keep_last: int) -> None:

@@ -11,8 +11,12 @@ from fastrl.config_files import load_config, to_toml
 from fastrl.records.jsonl import append_jsonl
 from fastrl.rollouts import Rollout
 
-# A resumed run may change these: they do not change what a step computes.
+# A resumed run may change these: they do not change what a step computes (num_steps: but for a decaying schedule).
 FREE_ON_RESUME = {
+    ("evaluation", "every"),
+    ("evaluation", "at_end"),
+    ("evaluation", "split"),
+    ("evaluation", "num_samples"),
     ("run", "num_steps"),
     ("run", "checkpoint_every"),
     ("run", "keep_last"),

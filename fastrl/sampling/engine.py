@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 
-TESTED_VERSIONS = ("0.32.0",)
+TESTED_VERSIONS = ("0.29.0", "0.31.0", "0.32.0")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Engine:
             )
             for request in requests
         ]
-        with _as_sampler_error("generate"):
+        # the CPU sampler draws from the global generator before it honours a request's own seed
+        with _as_sampler_error("generate"), torch.random.fork_rng(devices=[]):
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         return [_completion(output) for output in outputs]
 
@@ -165,9 +166,9 @@ def _build(settings: EngineSettings) -> Any:
 
 
 def _one_line(error: BaseException) -> str:
-    """The innermost message that says something, on one line."""
-    text = str(error) or repr(error)
-    return " ".join(text.split())
+    """The message on one line, cut where it becomes a listing."""
+    text = " ".join((str(error) or repr(error)).split())
+    return text if len(text) <= 400 else f"{text[:400]}…"
 
 
 @contextmanager

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Correctness and the whole GPU table in under 9 minutes, on a machine that has torch and triton and nothing of fastrl.
+#
+#   bench/gpu.sh [OUT]        OUT: where gpu.json, gpu.md and the log go (default bench/results)
+#   PYTHON=python3            the interpreter that has torch
+#   WHEELS=DIR                peers' wheels, installed from there without an index
+#
+# Nothing is built: the Python files are staged as a package of their own; the native CPU kernel is not needed here.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=${1:-$root/bench/results}
+python=${PYTHON:-python3}
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+mkdir -p "$out" "$stage/fastrl"
+cp "$root/fastrl/__init__.py" "$stage/fastrl/"
+cp -r "$root/kernels" "$stage/fastrl/kernels"
+export PYTHONPATH="$stage" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+if [ -n "${WHEELS:-}" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$stage/site" "$WHEELS"/*.whl
+    export PYTHONPATH="$stage:$stage/site"
+fi
+"$python" -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.is_available())'
+if "$python" -c 'import pytest' 2>/dev/null; then
+    timeout 130 "$python" -m pytest "$root/tests/test_triton_gpu.py" -q -p no:cacheprovider -c "$root/pyproject.toml" \
+        --rootdir "$root" 2>&1 | tee "$out/gpu_tests.log" || { echo "GPU tests failed"; exit 1; }
+fi
+timeout 390 "$python" "$root/bench/gpu_table.py" --out "$out" --minutes "${MINUTES:-5}" 2>&1 | tee "$out/gpu.log"

@@ -1,0 +1,183 @@
+"""Who runs in the GPU table: ours, eager, torch.compile, and every peer that can be imported, as its users call it.
+
+A contestant runs one forward and backward on its data (Logits or Linear) and returns the gradients, or the scores.
+Peers: Liger-Kernel, cut-cross-entropy, TRL, verl's Triton kernel (as the skyrl wheel carries it), quack, Liger's Hopper
+kernel. A peer that is missing or fails is a row that says so.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import baselines
+import torch
+from torch import Tensor
+
+from fastrl.kernels import Head, TokenLoss, linear_policy_loss, policy_loss
+from fastrl.kernels.dispatch import choose, row_kernel
+from fastrl.kernels.rows import HeadTail, RowResults, token_rows
+
+
+@dataclass(frozen=True)
+class Logits:
+    """logits (N,V); targets (N,) int64; coefficients (N,) fp32: signed advantages times token weights."""
+
+    logits: Tensor
+    targets: Tensor
+    coefficients: Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    coefficients: Tensor
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, inputs)
+
+
+def score_ours(data: Logits) -> tuple[Tensor, Tensor]:
+    num_rows, vocab = data.logits.shape
+    out = RowResults.empty(num_rows, data.logits.device)
+    rows = token_rows(data.targets, vocab, num_rows, data.logits.device, 1.0)
+    kernel = row_kernel(choose("token_logprobs", data.logits.device, data.logits.dtype).backend)
+    kernel.score_rows(data.logits, rows, HeadTail(), out)
+    return out.logprobs, out.entropy
+
+
+def logits_ours(data: Logits):
+    leaf = data.logits.detach().requires_grad_()
+    return gradients(policy_loss(leaf, data.targets, data.coefficients, 1.0, TokenLoss()).loss, leaf)
+
+
+def logits_eager(data: Logits, function: Callable = baselines.logits_loss):
+    leaf = data.logits.detach().requires_grad_()
+    return gradients(function(leaf, data.targets, data.coefficients)[0], leaf)
+
+
+def linear_ours(data: Linear):
+    result = linear_policy_loss(data.hidden, Head(data.weight), data.targets, data.coefficients, 1.0, TokenLoss())
+    return gradients(result.loss, data.hidden, data.weight)
+
+
+def linear_eager(data: Linear, function: Callable = baselines.linear_loss):
+    loss = function(data.hidden, data.weight, data.targets, data.coefficients)[0]
+    return gradients(loss, data.hidden, data.weight)
+
+
+def score_contestants() -> Iterator[tuple[str, Callable]]:
+    yield "fastrl", score_ours
+    yield "eager", lambda data: baselines.scores(data.logits, data.targets)
+    yield "compiled", lambda data: baselines.compiled(baselines.scores)(data.logits, data.targets)
+    yield "liger fused_selective_log_softmax (no entropy)", liger_scores
+
+
+def liger_scores(data: Logits):
+    from liger_kernel.transformers.grpo_loss import fused_selective_log_softmax
+
+    padded = data.logits.unsqueeze(0)  # (B, L+1, V): the last position is dropped
+    return fused_selective_log_softmax(padded, data.targets[:-1].unsqueeze(0), 1.0, None)
+
+
+def logits_contestants() -> Iterator[tuple[str, Callable]]:
+    yield "fastrl", logits_ours
+    yield "eager", logits_eager
+    yield "compiled", lambda data: logits_eager(data, baselines.compiled(baselines.logits_loss))
+    yield "liger triton_grpo_loss", liger_grpo
+    yield "quack cross_entropy (no weights, no entropy)", quack_cross_entropy
+
+
+def liger_grpo(data: Logits):
+    from liger_kernel.transformers.grpo_loss import triton_grpo_loss
+
+    leaf = data.logits.detach().unsqueeze(0).requires_grad_()
+    loss = triton_grpo_loss(
+        leaf, None, None, data.targets[:-1].unsqueeze(0), data.coefficients[:1],
+        torch.ones_like(data.targets[:-1]).unsqueeze(0), temperature=1.0, beta=0.0, reduce=True,
+    )[0]  # fmt: skip
+    return gradients(loss, leaf)
+
+
+def quack_cross_entropy(data: Logits):
+    from quack import cross_entropy
+
+    leaf = data.logits.detach().requires_grad_()
+    return gradients(cross_entropy(leaf, data.targets, reduction="none", inplace_backward=True).sum(), leaf)
+
+
+def linear_contestants() -> Iterator[tuple[str, Callable]]:
+    yield "fastrl", linear_ours
+    yield "eager", linear_eager
+    yield "compiled", lambda data: linear_eager(data, baselines.compiled(baselines.linear_loss))
+    yield "liger FLCE (no weights)", liger_flce
+    yield "liger fused linear GRPO", liger_linear_grpo
+    yield "cut-cross-entropy", cut_cross_entropy
+    yield "trl chunked log-probs", trl_chunked
+    yield "verl triton (from skyrl)", verl_triton
+    yield "quack chunked linear CE (no weights)", quack_linear
+    yield "liger SM90 scaled CE", liger_sm90
+
+
+def liger_flce(data: Linear):
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)(data.weight, data.hidden, data.targets)
+    return gradients(loss, data.hidden, data.weight)
+
+
+def liger_linear_grpo(data: Linear):
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    mask = torch.ones_like(data.targets).unsqueeze(0)
+    operation = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False)
+    loss = operation(
+        data.hidden.unsqueeze(0), data.weight, data.targets.unsqueeze(0), mask, data.coefficients[:1]
+    )[0]  # fmt: skip
+    return gradients(loss, data.hidden, data.weight)
+
+
+def cut_cross_entropy(data: Linear):
+    from cut_cross_entropy import linear_cross_entropy
+
+    losses = linear_cross_entropy(data.hidden, data.weight, data.targets, reduction="none", impl="cce")
+    return gradients((losses * data.coefficients).sum(), data.hidden, data.weight)
+
+
+def trl_chunked(data: Linear):
+    from trl.trainer.utils import _ChunkedLogProbFunction
+
+    out = _ChunkedLogProbFunction.apply(data.hidden, data.weight, data.targets, 1.0, 8192)
+    logprobs = out[0] if isinstance(out, tuple) else out
+    return gradients(-(logprobs * data.coefficients).sum(), data.hidden, data.weight)
+
+
+def verl_triton(data: Linear):
+    spec = importlib.util.find_spec("skyrl")
+    if spec is None:
+        raise ImportError("No module named 'skyrl'")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    path = folder / "backends/skyrl_train/distributed/megatron/fused_linear_logprob_triton.py"
+    file_spec = importlib.util.spec_from_file_location("fused_linear_logprob_triton", path)
+    module = importlib.util.module_from_spec(file_spec)
+    file_spec.loader.exec_module(module)
+    logprobs, _ = module.linear_cross_entropy(data.hidden, data.weight, data.targets, 1.0, "none", None)
+    return gradients((logprobs * data.coefficients).sum(), data.hidden, data.weight)
+
+
+def quack_linear(data: Linear):
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    loss = chunked_linear_cross_entropy(data.hidden, data.weight, data.targets, chunk_size=4096, reduction="sum")
+    return gradients(loss, data.hidden, data.weight)
+
+
+def liger_sm90(data: Linear):
+    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
+
+    out = LigerFusedLinearScaledCrossEntropyFunction.apply(data.hidden, data.weight, data.targets, 1.0, -100, 1, True)
+    losses = out[0] if isinstance(out, tuple) else out
+    return gradients((losses * data.coefficients).sum(), data.hidden, data.weight)

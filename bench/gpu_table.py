@@ -1,0 +1,229 @@
+"""The GPU table: correctness, then every bar beside its floor and its peers, in one process and under a deadline.
+
+    python bench/gpu_table.py [--out DIR] [--minutes 5]        on a machine without CUDA: a dry run at toy sizes
+
+Floors measured in the same run: a read-only reduction over the logits, an in-place `mul_` on them, three bare
+`torch.mm`s. Bars: scoring <= 1.15× the first, loss + gradient <= 1.15× the second, dense linear <= 1.15× the third with
+<= 4 GB extra, half of the rows idle <= 0.55× of dense. Writes gpu.json and gpu.md after every row.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import gpu_contestants as contestants
+import torch
+from gpu_contestants import Linear, Logits
+from machine import Row, Table
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Clock:
+    """Stops starting new measurements when the time is up; a row says so."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self.end
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def times_ms(run: Callable, budget_s: float = 0.6) -> list[float]:
+    """Sorted times of 3 to 20 runs after two for warming up."""
+    for _ in range(2):
+        run()
+    synchronize()
+    found, start = [], time.monotonic()
+    while len(found) < 3 or (len(found) < 20 and time.monotonic() - start < budget_s):
+        begin = time.perf_counter()
+        run()
+        synchronize()
+        found.append(1e3 * (time.perf_counter() - begin))
+    return sorted(found)
+
+
+def extra_bytes(run: Callable, is_in_place: bool) -> int | None:
+    """Peak allocation beside what was there before and, unless it may lie in the inputs, what `run` returns."""
+    if DEVICE != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = run()
+    synchronize()
+    returned = 0 if is_in_place else sum(x.numel() * x.element_size() for x in out)
+    return torch.cuda.max_memory_allocated() - before - returned
+
+
+def measure(table: Table, clock: Clock, what: str, shape: str, who: str, run: Callable, memory: str = "") -> float:
+    """Median in ms, NaN where it failed; adds the row. memory: "" not measured, in_place, or beside (the results)."""
+    if clock.is_over:
+        table.rows.append(Row(what, shape, who, note="not run: out of time"))
+        return float("nan")
+    try:
+        peak = extra_bytes(run, memory == "in_place") if memory else None
+        found = times_ms(run)
+    except Exception as error:  # a peer may fail in any way; its row says how
+        table.rows.append(Row(what, shape, who, note=f"{type(error).__name__}: {error}".split("\n")[0][:100]))
+        return float("nan")
+    median, p20, p80 = statistics.median(found), found[len(found) // 5], found[len(found) - 1 - len(found) // 5]
+    table.rows.append(Row(what, shape, who, median, p20, p80, peak))
+    print(f"{what:28} {shape:28} {who:45} {median:9.3f} ms", flush=True)
+    table.save()
+    return median
+
+
+def note(table: Table, what: str, shape: str, ratio: float, bar: float) -> None:
+    if DEVICE == "cuda":  # toy sizes on a CPU say nothing
+        verdict = "meets" if ratio <= bar else "MISSES"
+        table.rows.append(Row(what, shape, "bar", note=f"{ratio:.3f}× of its floor, {verdict} {bar}×"))
+
+
+def make_logits(num_rows: int, vocab: int, peaked: bool) -> Logits:
+    """Gaussian of standard deviation 3; peaked: one logit 20 above, an entropy well below a nat."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    logits = torch.empty(num_rows, vocab, dtype=torch.bfloat16, device=DEVICE).normal_(0, 3, generator=generator)
+    targets = torch.randint(0, vocab, (num_rows,), device=DEVICE, generator=generator)
+    if peaked:
+        logits[torch.arange(num_rows, device=DEVICE), targets] = 20.0
+    return Logits(logits, targets, torch.randn(num_rows, device=DEVICE, generator=generator))
+
+
+def make_linear(num_rows: int, width: int, vocab: int) -> Linear:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    hidden = torch.empty(num_rows, width, dtype=torch.bfloat16, device=DEVICE).normal_(generator=generator)
+    weight = torch.empty(vocab, width, dtype=torch.bfloat16, device=DEVICE)
+    weight.normal_(0, 3 / width**0.5, generator=generator)
+    targets = torch.randint(0, vocab, (num_rows,), device=DEVICE, generator=generator)
+    coefficients = torch.randn(num_rows, device=DEVICE, generator=generator)
+    return Linear(hidden.requires_grad_(), weight.requires_grad_(), targets, coefficients)
+
+
+def check() -> None:
+    """Both operations at least half as exact as eager, against fp64; stops the run otherwise."""
+    data = make_logits(64, 32003, peaked=False)
+    wide = replace(data, logits=data.logits.double(), coefficients=data.coefficients.double())
+    fresh = replace(data, logits=data.logits.clone())
+    compare(contestants.logits_ours(fresh), contestants.logits_eager(data), exact_logits(wide))
+    small = make_linear(300, 256, 8191)
+    wide_inputs = [x.detach().double().requires_grad_() for x in (small.hidden, small.weight)]
+    logprobs = torch.log_softmax(wide_inputs[0] @ wide_inputs[1].t(), -1)
+    loss = -(small.coefficients.double() * logprobs.gather(-1, small.targets.unsqueeze(-1)).squeeze(-1)).sum()
+    exact = torch.autograd.grad(loss, wide_inputs)
+    compare(contestants.linear_ours(small), contestants.linear_eager(small), exact)
+    print("correct: gradients of both operations against fp64", flush=True)
+
+
+def exact_logits(data: Logits):
+    leaf = data.logits.requires_grad_()
+    logprobs = torch.log_softmax(leaf, -1).gather(-1, data.targets.unsqueeze(-1)).squeeze(-1)
+    return torch.autograd.grad(-(data.coefficients * logprobs).sum(), leaf)
+
+
+def compare(ours, eager, exact) -> None:
+    for mine, theirs, true in zip(ours, eager, exact, strict=True):
+        error, allowed = (mine.double() - true).norm(), (theirs.double() - true).norm()
+        if not error <= 2 * allowed + 1e-6 * true.norm():
+            raise SystemExit(f"wrong gradient: error {error:.3e}, eager {allowed:.3e}")
+
+
+def logits_tables(table: Table, clock: Clock, num_rows: int, vocab: int, peaked: bool, with_peers: bool) -> None:
+    data = make_logits(num_rows, vocab, peaked)
+    shape = f"{num_rows} × {vocab}{' peaked' if peaked else ''}"
+    read = measure(table, clock, "floor: read", shape, "amax", data.logits.amax)
+    write = measure(table, clock, "floor: read + write", shape, "mul_", lambda: data.logits.mul_(1.0))
+    for what, who_runs, floor in (
+        ("log-prob + entropy", contestants.score_contestants, read),
+        ("loss + gradient", contestants.logits_contestants, write),
+    ):
+        for who, run in who_runs():
+            if with_peers or who == "fastrl":
+                found = measure(table, clock, what, shape, who, lambda run=run: run(data), "in_place")
+                if who == "fastrl":
+                    note(table, what, shape, found / floor, 1.15)
+
+
+def linear_tables(table: Table, clock: Clock, num_rows: int, width: int, vocab: int, with_peers: bool) -> None:
+    data = make_linear(num_rows, width, vocab)
+    shape = f"{num_rows} × {width} × {vocab}"
+    hidden, weight = data.hidden.detach(), data.weight.detach()
+
+    def three_products() -> None:
+        logits = torch.mm(hidden, weight.t())
+        torch.mm(logits, weight)
+        torch.mm(logits.t(), hidden)
+
+    floor = measure(table, clock, "floor: three products", shape, "torch.mm", three_products)
+    dense = measure(table, clock, "loss + dX + dW", shape, "fastrl", lambda: contestants.linear_ours(data), "beside")
+    note(table, "loss + dX + dW", shape, dense / floor, 1.15)
+    idle = torch.arange(num_rows, device=DEVICE) % 2 == 0
+    half = replace(data, coefficients=torch.where(idle, 0.0, data.coefficients))
+    half_time = measure(
+        table, clock, "loss + dX + dW", shape, "fastrl, half idle", lambda: contestants.linear_ours(half), "beside"
+    )
+    note(table, "loss + dX + dW, half idle", shape, half_time / dense, 0.55)
+    for who, run in contestants.linear_contestants():
+        if with_peers and who != "fastrl":
+            measure(table, clock, "loss + dX + dW", shape, who, lambda run=run: run(data), "beside")
+
+
+def launch_sweep(table: Table, clock: Clock, num_rows: int, vocab: int) -> None:
+    """Other launch shapes of the row kernel, for the next version."""
+    from fastrl.kernels import triton_rows
+
+    data, kept = make_logits(num_rows, vocab, peaked=False), triton_rows.launch_shape
+    try:
+        for block, warps in ((2048, 8), (4096, 8), (4096, 16), (8192, 16), (8192, 32), (16384, 32)):
+            triton_rows.launch_shape = lambda _, block=block, warps=warps, **__: {"BLOCK_V": block, "num_warps": warps}
+            who, shape = f"BLOCK_V={block}, {warps} warps", f"{num_rows} × {vocab}"
+            measure(table, clock, "sweep: log-prob + entropy", shape, who, lambda: contestants.score_ours(data))
+            measure(table, clock, "sweep: loss + gradient", shape, who, lambda: contestants.logits_ours(data))
+    finally:
+        triton_rows.launch_shape = kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    options = parser.parse_args()
+    is_dry = DEVICE != "cuda"
+    clock, title = Clock(options.minutes), "GPU table" + (" (dry run on CPU)" if is_dry else "")
+    table = Table(title, " ".join(sys.argv), options.out, "gpu_dry_run" if is_dry else "gpu")
+    check()
+    main_rows, main_width, main_vocab = (16, 32, 512) if is_dry else (8192, 4096, 151936)
+    logits_tables(table, clock, main_rows, main_vocab, peaked=False, with_peers=True)
+    linear_tables(table, clock, main_rows, main_width, main_vocab, with_peers=True)
+    if not is_dry:
+        launch_sweep(table, clock, main_rows, main_vocab)
+        logits_tables(table, clock, main_rows, main_vocab, peaked=True, with_peers=False)
+        for num_rows, vocab in ((2048, 151936), (65536, 32000), (32768, 151936), (8192, 128256), (8192, 256000)):
+            logits_tables(table, clock, num_rows, vocab, peaked=False, with_peers=False)
+            torch.cuda.empty_cache()
+        for num_rows, width, vocab in (
+            (2048, 4096, 151936),
+            (8192, 2048, 128256),
+            (32768, 4096, 151936),
+            (65536, 2048, 32000),
+        ):
+            linear_tables(table, clock, num_rows, width, vocab, with_peers=False)
+            torch.cuda.empty_cache()
+    table.save()
+    print(table.markdown())
+
+
+if __name__ == "__main__":
+    main()

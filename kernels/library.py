@@ -1,0 +1,194 @@
+"""torch.library operators over the chunk driver: functional, so that torch.compile keeps them whole.
+
+    fastrl::token_logprobs       (logprobs, entropy)
+    fastrl::linear_policy_loss   (loss, logprobs, entropy, clipped, dX, dW, db): gradients are outputs, for the backward
+
+A schema holds tensors and numbers: the head and the loss cross as their fields, a surrogate as its registered name and
+floats, a missing gradient as an empty tensor. The back-end is chosen when the operator runs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import chunks
+from .dispatch import choose, row_kernel
+from .losses import SURROGATES, Head, PolicyLoss, TokenLoss
+from .rows import as_column, token_rows
+
+
+def _kernel(operation: str, tensor: Tensor):
+    return row_kernel(choose(operation, tensor.device, tensor.dtype).backend)
+
+
+@torch.library.custom_op("fastrl::token_logprobs", mutates_args=())
+def token_logprobs_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    scale: float,
+    targets: Tensor,
+    temperature: Tensor,
+) -> tuple[Tensor, Tensor]:
+    rows = token_rows(targets, weight.shape[0], hidden.shape[0], hidden.device, temperature)
+    head = Head(weight, bias, softcap, scale)
+    out = chunks.token_logprobs(_kernel("token_logprobs", hidden), hidden, head, rows)
+    return out.logprobs.clone(), out.entropy.clone()
+
+
+@token_logprobs_op.register_fake
+def _(hidden, weight, bias, softcap, scale, targets, temperature):
+    num_rows = hidden.shape[0]
+    return hidden.new_empty(num_rows, dtype=torch.float32), hidden.new_empty(num_rows, dtype=torch.float32)
+
+
+@torch.library.custom_op("fastrl::linear_policy_loss", mutates_args=())
+def linear_policy_loss_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    scale: float,
+    targets: Tensor,
+    advantages: Tensor,
+    token_weights: Tensor,
+    temperature: Tensor,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    surrogate: str,
+    parameters: Sequence[float],
+    kl_coef: float,
+    entropy_coef: float,
+    importance_cap: float | None,
+    score_all: bool,
+    wants_hidden: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = token_rows(
+        targets,
+        weight.shape[0],
+        hidden.shape[0],
+        hidden.device,
+        temperature,
+        advantages=advantages,
+        weights=token_weights,
+        old_logprobs=old_logprobs,
+        sampler_logprobs=sampler_logprobs,
+        ref_logprobs=ref_logprobs,
+    )
+    result = chunks.linear_policy_loss(
+        _kernel("linear_policy_loss", hidden),
+        hidden,
+        Head(weight, bias, softcap, scale),
+        rows,
+        TokenLoss(SURROGATES[surrogate](*parameters), kl_coef, entropy_coef, importance_cap),
+        chunks.Wanted(wants_hidden, wants_weight, wants_bias),
+        score_all=score_all,
+        host_advantages=advantages,
+    )
+    grads = (result.grad_hidden, result.grad_weight, result.grad_bias)
+    out = result.rows
+    grads = [hidden.new_empty(0) if grad is None else grad for grad in grads]
+    return result.loss, out.logprobs.clone(), out.entropy.clone(), out.clipped, *grads
+
+
+@linear_policy_loss_op.register_fake
+def _(hidden, weight, bias, *args):
+    wants_hidden, wants_weight, wants_bias = args[-3:]
+    row = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        row,
+        torch.empty_like(row),
+        torch.empty_like(row, dtype=torch.bool),
+        torch.empty_like(hidden, memory_format=torch.contiguous_format) if wants_hidden else hidden.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if wants_weight else hidden.new_empty(0),
+        torch.empty_like(bias) if wants_bias else hidden.new_empty(0),
+    )
+
+
+def _keep_gradients(ctx, inputs, output) -> None:
+    ctx.wants = inputs[-3:]
+    ctx.num_inputs = len(inputs)
+    ctx.save_for_backward(*output[4:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros the size of dW for outputs without gradient
+
+
+def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
+    """grad·upstream, multiplied in fp32; without a copy in the usual case of 1, where looking is free (eager, CPU)."""
+    is_traced = torch.compiler.is_compiling() or type(upstream) is not Tensor
+    if upstream.device.type != "cpu" or is_traced:
+        return (grad.float() * upstream).to(grad.dtype)
+    factor = float(upstream)
+    return grad if factor == 1.0 else grad * factor
+
+
+def _hand_out_gradients(ctx, upstream, *_):
+    if upstream is None:
+        return (None,) * ctx.num_inputs
+    grads = [
+        _scaled(grad, upstream) if is_wanted else None
+        for grad, is_wanted in zip(ctx.saved_tensors, ctx.wants, strict=True)
+    ]
+    return grads[0], grads[1], grads[2], *([None] * (ctx.num_inputs - 3))
+
+
+linear_policy_loss_op.register_autograd(_hand_out_gradients, setup_context=_keep_gradients)
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    advantages: Tensor,
+    token_weights: float | Tensor,
+    loss: TokenLoss,
+    *,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    temperature: float | Tensor,
+    score_all: bool,
+) -> PolicyLoss:
+    """The operator, called with a head and a loss; it forms the gradients of what requires one."""
+    num_rows, device, has_grad = hidden.shape[0], hidden.device, torch.is_grad_enabled()
+    out = linear_policy_loss_op(
+        hidden,
+        head.weight,
+        head.bias,
+        head.softcap,
+        head.scale,
+        targets,
+        advantages,
+        as_column("token_weights", token_weights, num_rows, device),
+        as_column("temperature", temperature, num_rows, device),
+        old_logprobs,
+        sampler_logprobs,
+        ref_logprobs,
+        loss.surrogate.name,
+        loss.surrogate_parameters,
+        loss.kl_coef,
+        loss.entropy_coef,
+        loss.importance_cap,
+        score_all,
+        has_grad and hidden.requires_grad,
+        has_grad and head.weight.requires_grad,
+        has_grad and head.bias is not None and head.bias.requires_grad,
+    )
+    return PolicyLoss(*out[:4])
+
+
+def token_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The operator, called with a head."""
+    bias = None if head.bias is None else head.bias.detach()
+    temperature = as_column("temperature", temperature, hidden.shape[0], hidden.device)
+    return token_logprobs_op(
+        hidden.detach(), head.weight.detach(), bias, head.softcap, head.scale, targets, temperature
+    )

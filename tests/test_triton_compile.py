@@ -1,0 +1,179 @@
+"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100: no spills, registers and memory in bounds.
+
+No GPU is needed; the numbers are read from the cubin with the cuobjdump inside the triton wheel.
+"""
+
+import itertools
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("ahead-of-time compilation needs TRITON_INTERPRET unset", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from fastrl.kernels import triton_kernels as kernels  # noqa: E402
+from fastrl.kernels.triton_losses import SURROGATE_FUNCTIONS  # noqa: E402
+from fastrl.kernels.triton_rows import launch_shape  # noqa: E402
+
+ARCHITECTURES = [80, 90, 100]
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+THREAD_REGISTERS = 65536
+QWEN = launch_shape(151936, has_second_sweep=True)
+QWEN_SCORING = launch_shape(151936, has_second_sweep=False)
+POINTERS = {"logits_ptr": None, "gradient_ptr": None, "targets_ptr": "*i64", "clipped_ptr": "*u8"}
+INTEGERS = ("vocab", "num_elements", "stride_n", "stride_temperature", "stride_weights")
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+
+def signature(kernel, constants: dict, dtype: str) -> dict[str, str]:
+    types = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            types[name] = POINTERS.get(name, "*fp32") or f"*{dtype}"
+        else:
+            types[name] = "i32" if name in INTEGERS else "fp32"
+    return types
+
+
+def compile_kernel(kernel, constants: dict, architecture: int, num_warps: int, dtype: str = "bf16"):
+    names = kernel.arg_names
+    aligned = [name for name in names if name in ("logits_ptr", "gradient_ptr", "bias_ptr", "vocab", "stride_n")]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature(kernel, constants, dtype),
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": num_warps})
+
+
+def resources(compiled, folder: Path) -> Usage:
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+).*?LOCAL:(\d+)", text)
+    assert found, text
+    return Usage(*map(int, found.groups()))
+
+
+def assert_fits(compiled, architecture: int, num_warps: int, folder: Path, record) -> None:
+    usage = resources(compiled, folder)
+    record("registers", usage.registers)
+    record("shared_bytes", usage.shared)
+    assert usage.stack == 0, f"spills: {usage}"
+    assert usage.local == 0, f"spills: {usage}"
+    assert usage.registers * 32 * num_warps <= THREAD_REGISTERS, usage
+    assert usage.shared + compiled.metadata.shared <= SHARED_LIMIT[architecture], usage
+
+
+def policy_constants(surrogate: str, *, full: bool, tail: int, block: int) -> dict:
+    return {
+        "SURROGATE": SURROGATE_FUNCTIONS[surrogate],
+        "HAS_OLD": full or surrogate != "reinforce",
+        "HAS_CAP": full,
+        "HAS_KL": full,
+        "HAS_ENTROPY": full,
+        "TAIL": tail,
+        "HAS_BIAS": tail > 0,
+        "WITH_GRADIENT": True,
+        "BLOCK_V": block,
+    }
+
+
+VARIANTS = {
+    **{
+        f"{name}-{'full' if full else 'plain'}": (name, full, 0)
+        for name, full in itertools.product(SURROGATE_FUNCTIONS, (False, True))
+    },
+    "ppo_clip-full-bias": ("ppo_clip", True, 1),
+    "ppo_clip-full-softcap": ("ppo_clip", True, 2),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_policy_rows(architecture, variant, tmp_path, record_property) -> None:
+    surrogate, full, tail = variant
+    constants = policy_constants(surrogate, full=full, tail=tail, block=QWEN["BLOCK_V"])
+    compiled = compile_kernel(kernels._policy_rows_kernel, constants, architecture, QWEN["num_warps"])
+    assert_fits(compiled, architecture, QWEN["num_warps"], tmp_path, record_property)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_policy_rows_in_other_dtypes(architecture, dtype, tmp_path, record_property) -> None:
+    constants = policy_constants("ppo_clip", full=True, tail=0, block=QWEN["BLOCK_V"])
+    compiled = compile_kernel(kernels._policy_rows_kernel, constants, architecture, QWEN["num_warps"], dtype)
+    assert_fits(compiled, architecture, QWEN["num_warps"], tmp_path, record_property)
+
+
+@pytest.mark.parametrize("tail", [0, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_score_rows(architecture, tail, tmp_path, record_property) -> None:
+    constants = {"TAIL": tail, "HAS_BIAS": tail > 0, "BLOCK_V": QWEN_SCORING["BLOCK_V"]}
+    num_warps = QWEN_SCORING["num_warps"]
+    compiled = compile_kernel(kernels._score_rows_kernel, constants, architecture, num_warps)
+    assert_fits(compiled, architecture, num_warps, tmp_path, record_property)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scale(architecture, tmp_path, record_property) -> None:
+    compiled = compile_kernel(kernels._scale_kernel, {"BLOCK": 4096}, architecture, 4)
+    assert_fits(compiled, architecture, 4, tmp_path, record_property)
+
+
+def test_one_row_fills_a_hopper_multiprocessor(tmp_path) -> None:
+    """Two resident rows per multiprocessor would be 80 MB in flight: more than the L2 that the second sweep needs."""
+    constants = policy_constants("reinforce", full=False, tail=0, block=QWEN["BLOCK_V"])
+    usage = resources(compile_kernel(kernels._policy_rows_kernel, constants, 90, QWEN["num_warps"]), tmp_path)
+    assert 2 * usage.registers * 32 * QWEN["num_warps"] > THREAD_REGISTERS, usage
+
+
+def test_row_offsets_are_64_bit() -> None:
+    """Row times stride is multiplied after widening, in the intermediate code itself."""
+    constants = policy_constants("reinforce", full=False, tail=0, block=1024)
+    text = compile_kernel(kernels._policy_rows_kernel, constants, 90, 4).asm["ttir"]
+    row = re.search(r"(%\w+) = tt.get_program_id x", text)[1]
+    wide = re.search(rf"(%\w+) = arith.extsi {row}\w* : i32 to i64", text)
+    assert wide, text[:3000]
+    assert re.search(rf"arith.muli {wide[1]}\w*, .* : i64", text), text[:3000]
+    assert not re.search(rf"arith.muli {row}\b.* : i32", text), text[:3000]
+
+
+def test_nothing_compiles_anew_per_length_or_temperature() -> None:
+    """The number of rows is no argument, the temperature a pointer; constants depend on the model and the loss."""
+    for kernel in (kernels._policy_rows_kernel, kernels._score_rows_kernel):
+        assert not {"num_rows", "temperature", "num_tokens"} & set(kernel.arg_names)
+        constants = {p.name for p in kernel.params if p.is_constexpr}
+        allowed = {
+            "SURROGATE", "HAS_OLD", "HAS_CAP", "HAS_KL", "HAS_ENTROPY", "TAIL", "HAS_BIAS", "WITH_GRADIENT", "BLOCK_V",
+        }  # fmt: skip
+        assert constants <= allowed
+        for parameter in kernel.params:
+            if parameter.name in kernels.ROW_POINTERS:
+                assert parameter.do_not_specialize_on_alignment, parameter.name
+            elif parameter.name.endswith("_ptr"):
+                assert parameter.name in ("logits_ptr", "bias_ptr")
+            if parameter.name in kernels.ROW_STRIDES:
+                assert parameter.do_not_specialize, parameter.name
+    assert QWEN == {"BLOCK_V": 8192, "num_warps": 32}
+    assert QWEN_SCORING == {"BLOCK_V": 4096, "num_warps": 16}
+    assert launch_shape(500, has_second_sweep=True) == {"BLOCK_V": 512, "num_warps": 2}

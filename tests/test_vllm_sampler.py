@@ -1,0 +1,145 @@
+"""The vLLM sampler: the protocol's promises, the empty cache of every call, and input that it cannot serve."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fastrl.config import SamplerConfig
+from fastrl.sampling.choose import build_sampler, choose_sampler
+from fastrl.sampling.engine import Engine, EngineSettings
+from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
+from fastrl.sampling.protocol import SamplerError, SamplingSettings, StaleWeightsError
+from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights import AliasedWeights
+
+
+class Stops:
+    """The two attributes of a tokenizer that building a sampler asks for."""
+
+    eos_token_id, pad_token_id = 1, 0
+
+
+@pytest.fixture(scope="module")
+def sampler(family_folder):
+    folder = str(family_folder("qwen3"))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    engine = Engine(EngineSettings(folder, torch.float32, 640, 16, 16 << 20))
+    yield VllmSampler(engine, AliasedWeights(engine, model), stop_token_ids=[1])
+    engine.close()
+
+
+def long_prompt(first: int, num_tokens: int) -> list[int]:
+    return [first] + [10 + (7 * i + first) % 500 for i in range(num_tokens - 1)]
+
+
+@pytest.mark.vllm
+def test_samples_come_in_prompt_order_and_all_differ(sampler):
+    settings = SamplingSettings(num_samples=5, max_new_tokens=10)
+    prompts = [[5, 6, 7], [5, 6, 7], [9] * 20]
+    rollouts = sampler.generate(prompts, settings, [1, 2, 3])
+    assert [r.group for r in rollouts] == [0] * 5 + [1] * 5 + [2] * 5
+    assert [r.prompt_ids for r in rollouts] == [prompts[r.group] for r in rollouts]
+    assert len({tuple(r.completion_ids) for r in rollouts}) == 15  # adjacent seeds do not overlap between prompts
+    again = sampler.generate([prompts[2]], settings, [3])
+    assert [r.completion_ids for r in again] == [r.completion_ids for r in rollouts[10:]]
+    with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
+        sampler.generate(prompts[:2], settings, [0])
+    with pytest.raises(ValueError, match="630 tokens and 12 new ones exceed the 640 tokens"):
+        sampler.generate([[5] * 630], SamplingSettings(1, 12), [0])
+
+
+@pytest.mark.vllm
+def test_samples_share_a_prompt_within_a_call_and_nothing_between_calls(sampler):
+    prompt, settings = long_prompt(11, 300), SamplingSettings(num_samples=3, max_new_tokens=4)
+    seen = []
+    generate = sampler.engine.generate
+    for _ in range(2):
+        sampler.engine.generate = lambda *a: seen.append(generate(*a)) or seen[-1]
+        sampler.generate([prompt], settings, [1])
+    sampler.engine.generate = generate
+    for completions in seen:
+        cached = sorted(c.num_cached_tokens for c in completions)
+        assert cached[0] == 0 and cached[-1] == 2 * sampler.engine.block_size
+
+
+@pytest.mark.vllm
+def test_keys_of_older_weights_in_the_cache_are_noticed(sampler, monkeypatch):
+    """Prompts longer than two KV blocks, sampled again after an update with a cache that was not reset."""
+    prompt, settings = long_prompt(12, 300), SamplingSettings(num_samples=2, max_new_tokens=4)
+    sampler.generate([prompt], settings, [1])
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler.engine, "reset_prefix_cache", lambda: True)  # says it did, and did not
+        from fastrl.sampling.engine import Request
+
+        request = Request(prompt, 1)
+        assert sampler.engine.generate([request], settings, [1])[0].num_cached_tokens == 2 * sampler.engine.block_size
+        with pytest.raises(
+            StaleWeightsError, match=r"300 tokens read 256 .* only 0 with the others.*reset_prefix_cache"
+        ):
+            sampler.generate([prompt], settings, [1])
+        patch.setattr(sampler.engine, "reset_prefix_cache", lambda: False)
+        with pytest.raises(SamplerError, match="did not reset its prefix cache"):
+            sampler.generate([prompt], settings, [1])
+    sampler.generate([prompt], settings, [1])
+
+
+@pytest.mark.vllm
+def test_a_dying_engine_is_a_sampler_error_with_its_cause(sampler, monkeypatch):
+    def die(*args, **kwargs):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(sampler.engine._llm.llm_engine.engine_core, "get_output", die)
+    with pytest.raises(SamplerError, match="failed to generate: RuntimeError: CUDA error"):
+        sampler.generate([[5, 6]], SamplingSettings(1, 4), [1])
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_sequence_tokens": 5000}, "5000"),
+        ({"kv_cache_bytes": 1000}, "sampler.kv_cache_bytes = 1000"),
+        ({"path": "broken"}, "cannot serve"),
+    ],
+)
+def test_what_cannot_be_served_is_one_value_error(family_folder, tmp_path, settings, message):
+    if "path" in settings:
+        (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["NoSuchModel"]}')
+        settings = {"path": str(tmp_path)}
+    known = {"path": str(family_folder("qwen3")), "dtype": torch.float32, "max_sequence_tokens": 640}
+    with pytest.raises(ValueError, match=message) as caught:
+        Engine(EngineSettings(**known | {"max_num_sequences": 16, "kv_cache_bytes": 16 << 20} | settings))
+    assert "\n" not in str(caught.value) and "sampler.kind = 'embedded'" in str(caught.value)
+
+
+@pytest.mark.vllm
+def test_interpreted_triton_is_refused(family_folder, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="TRITON_INTERPRET"):
+        Engine(EngineSettings(str(family_folder("qwen3")), torch.float32, 640, 16, 16 << 20))
+
+
+def test_the_chooser_says_why(monkeypatch):
+    assert choose_sampler(SamplerConfig(kind="embedded"), torch.device("cuda"))[0] == "embedded"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_sampler(SamplerConfig(), torch.device("cuda")) == ("embedded", "vLLM is not installed")
+    with pytest.raises(ValueError, match="vLLM is not installed: pip install"):
+        choose_sampler(SamplerConfig(kind="vllm"), torch.device("cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert choose_sampler(SamplerConfig(), torch.device("cuda"))[0] == "vllm"
+    kind, reason = choose_sampler(SamplerConfig(), torch.device("cpu"))
+    assert kind == "embedded" and "no CUDA device" in reason
+
+
+def test_a_sequence_that_fits_no_memory_is_an_error_before_the_engine(family_folder):
+    model = AutoModelForCausalLM.from_pretrained(family_folder("qwen3"))
+    with pytest.raises(ValueError, match=r"one sequence of 1000000000 tokens needs \d+ bytes of KV cache"):
+        build_sampler(SamplerConfig(kind="vllm"), model, Stops(), max_sequence_tokens=10**9, say=lambda text: None)
+
+
+def test_shared_prefixes_bound_what_the_cache_may_give():
+    prompts = [[1, 2, 3], [1, 2, 4], [9], [1, 2, 3], [5, 6]]
+    assert longest_shared_prefixes(prompts) == [3, 2, 0, 3, 0]
+    check_cache_reads(prompts, [[3, 3], [2, 3], [0], [3, 3], [0, 2]])
+    with pytest.raises(StaleWeightsError, match="a prompt of 2 tokens read 1 "):
+        check_cache_reads(prompts, [[3, 3], [2, 3], [0], [3, 3], [1, 2]])
