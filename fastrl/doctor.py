@@ -4,9 +4,11 @@ import importlib.metadata
 import platform
 
 import torch
+from transformers import LlamaConfig
 
 from fastrl.config import ModelConfig, SamplerConfig
 from fastrl.kernels import choose
+from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.engine import TESTED_VERSIONS
@@ -44,7 +46,7 @@ def report() -> str:
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
         f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
-        f"attention: {ModelConfig().attention} (transformers; set model.attention)",
+        f"attention: {choose_attention(ModelConfig().attention, device, dtype, LlamaConfig())}, for a model like Llama",
     ]
     for operation in OPERATIONS:
         choice = choose(operation, device, dtype)
