@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"fastrl.policy", "fastrl.prompts"},
     {"fastrl.sampling", "fastrl.records"},
-    {"fastrl.update", "fastrl.evaluation", "fastrl.warmup", "fastrl.doctor"},
+    {"fastrl.update", "fastrl.evaluation", "fastrl.warmup", "fastrl.doctor", "fastrl.plan"},
     {"fastrl.trainer", "fastrl.evaluation_run"},
     {"fastrl.training"},
     {"fastrl.cli"},

@@ -87,7 +87,8 @@ def _obstacle(path: str, device: torch.device, dtype: torch.dtype, config: PreTr
         return "" if is_flash_attn_3_available() else "flash-attn 3 is not installed"
     if path == "flash_attention_2":
         return "" if is_flash_attn_2_available() else "flash-attn is not installed"
-    return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "it needs compute capability 8.0"
+    is_old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+    return "it needs compute capability 8.0" if is_old else ""
 
 
 def head_dim(config: PreTrainedConfig) -> int:
