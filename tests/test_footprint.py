@@ -47,6 +47,10 @@ def test_live_bytes_are_those_of_living_storages():
         assert live.live == 4000  # the view holds it
         del view
         assert (live.live, live.peak) == (0, 5000)
+    old = torch.empty(1000)
+    with LiveBytes([old]) as live:
+        kept = [old.view(10, 100), old + 1]
+        assert live.live == 4000 and len(kept) == 2
 
 
 def test_parts_that_can_be_counted_by_hand():

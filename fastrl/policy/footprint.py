@@ -6,7 +6,7 @@ space inside a matrix product or an attention kernel, and fragmentation.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -55,12 +55,15 @@ class Footprint:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages made inside the block that are still alive, and the most there ever were."""
+    """Bytes of the storages made inside the block that are still alive, and the most there ever were.
 
-    def __init__(self):
+    existing: tensors made before, whose storages do not count when an operation returns a view of them.
+    """
+
+    def __init__(self, existing: Iterable[Tensor] = ()):
         super().__init__()
         self.live = self.peak = 0
-        self._seen: weakref.WeakSet = weakref.WeakSet()
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in existing)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -107,7 +110,7 @@ def footprint(model: PreTrainedModel, token_budget: int, sequence_tokens: int, d
     weights = sum(p.numel() * p.element_size() for p in parameters)
     masters = sum(4 * p.numel() for p in parameters if p.dtype != torch.float32)
     policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
-    with LiveBytes() as live:
+    with LiveBytes([*parameters, *model.buffers()]) as live:
         for _ in range(2):  # the second finds the gradients of the first
             activations, logits = _forward_backward(policy, rollouts, device_type, live)
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
@@ -153,7 +156,22 @@ def _forward_backward(policy: Policy, rollouts: list[Rollout], device_type: str,
     grad_weight = torch.empty_like(weight_VH, dtype=weight_VH.dtype if is_single else torch.float32).detach()
     num_bytes = logits.numel() * itemsize + grad_weight.numel() * grad_weight.element_size()
     del logits
-    grad_weight = grad_weight.to(weight_VH.dtype)
-    torch.autograd.backward([hidden_NH, weight_VH], [grad_hidden, grad_weight])
-    del columns
+    gradients = [grad_hidden, grad_weight.to(weight_VH.dtype)]
+    del grad_weight, grad_hidden, columns
+    _HandOut.apply(gradients, hidden_NH, weight_VH).backward()
     return activations, num_bytes
+
+
+class _HandOut(torch.autograd.Function):
+    """Holds the loss's gradients until the backward takes them, and no longer."""
+
+    @staticmethod
+    def forward(ctx, gradients: list[Tensor], hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return hidden_NH.new_empty(())
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[None, Tensor, Tensor]:
+        hidden, weight = ctx.gradients
+        ctx.gradients.clear()
+        return None, hidden, weight
