@@ -73,7 +73,7 @@ def update(policy: Policy, optimizer: MasterOptimizer, rollouts: list[Rollout]) 
     weight = 1 / sum(len(r.completion_ids) for r in rollouts)
     for index, rollout in enumerate(rollouts):
         rollout.advantage = 1.0 if index % 2 else -1.0
-    for indices in cut_micro_batches(lengths, TOKEN_BUDGET):
+    for indices in cut_micro_batches(lengths, TOKEN_BUDGET, is_packed=policy.is_packed):
         batch = build_micro_batch([rollouts[i] for i in indices], [weight] * len(indices)).to(policy.device)
         policy(batch).loss.backward()
     optimizer.step()

@@ -1,11 +1,11 @@
-"""The command line: `fastrl train | warmup | eval | verify | doctor`. Heavy imports happen inside the commands."""
+"""The command line: `fastrl train | warmup | eval | verify | plan | doctor`. Heavy imports happen in the commands."""
 
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -40,6 +40,19 @@ class EvalCommand:
     """Evaluate a model: fastrl eval CONFIG.toml [--section.key value …]"""
 
     config: Annotated[EvalConfig, Flat, Values] = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """Predict a run's memory before anything is loaded: fastrl plan CONFIG.toml [--section.key value …]"""
+
+    config: Annotated[TrainConfig, Flat] = field(default_factory=TrainConfig)
+    device: Literal["here", "cpu", "cuda"] = "here"
+    """Plan for this kind of device instead of the one the run would choose here."""
+    memory_gib: float = 0.0
+    """Memory that the run may fill; 0: all that this machine's device has."""
+    prompt_tokens: int = 0
+    """Length of the longest prompt; 0: found out from the task and the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,19 @@ def _eval(arguments: list[str]) -> None:
     evaluate(command.config)
 
 
+def _plan(arguments: list[str]) -> None:
+    command = _parse(PlanCommand, TrainConfig, arguments, "plan")
+    from fastrl.plan import make_plan, plan_text
+
+    plan = make_plan(
+        command.config,
+        device_type="" if command.device == "here" else command.device,
+        memory_gib=command.memory_gib,
+        prompt_tokens=command.prompt_tokens,
+    )
+    print(plan_text(plan))
+
+
 def _verify(arguments: list[str]) -> None:
     command = tyro.cli(VerifyCommand, args=arguments, prog="fastrl verify")
     from fastrl.tasks.verify import verify_file
@@ -125,6 +151,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "warmup": _warmup,
     "eval": _eval,
     "verify": _verify,
+    "plan": _plan,
     "doctor": _doctor,
 }
 

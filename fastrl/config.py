@@ -16,8 +16,11 @@ class ModelConfig:
     """Folder or hub id of the model and its tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the weights; auto: bfloat16 on CUDA, float32 on CPU. Masters and gradients are float32 either way."""
-    attention: str = "sdpa"
-    """transformers' attention implementation: sdpa, eager, flash_attention_2, …"""
+    attention: str = "auto"
+    """Packed attention: flash_attention_3 | flash_attention_2 | varlen (PyTorch's own, CUDA) | sdpa | eager; auto: the
+    first of these that runs here. Any other of transformers' implementations runs padded."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each block and compute the block again in the backward: less memory, more time."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -140,7 +143,7 @@ class BatchConfig:
     rollouts_per_prompt: int = 8
     """Completions per prompt (group size)."""
     micro_batch_tokens: int = 16384
-    """Padded tokens (prompt + completion) of one forward-backward; the result does not depend on it."""
+    """Tokens (prompt + completion) of one forward-backward; the result does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ class WarmupConfig:
     data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, schedule="cosine"))
     micro_batch_tokens: int = 16384
-    """Padded tokens of one forward-backward."""
+    """Tokens of one forward-backward."""
     seed: int = 0
     output: str = "runs/warmup"
     """Folder that receives the model and its tokenizer."""

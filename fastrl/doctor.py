@@ -5,9 +5,11 @@ import platform
 from dataclasses import replace
 
 import torch
+from transformers import LlamaConfig
 
 from fastrl.config import ModelConfig, SamplerConfig
 from fastrl.kernels import choose, native
+from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.engine import TESTED_VERSIONS
@@ -45,7 +47,7 @@ def report() -> str:
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
         f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
-        f"attention: {ModelConfig().attention} (PyTorch's own, nothing to install; model.attention names another)",
+        f"attention: {choose_attention(ModelConfig().attention, device, dtype, LlamaConfig())}, for a model like Llama",
     ]
     for operation in OPERATIONS:
         choice = choose(operation, device, dtype)

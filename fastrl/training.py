@@ -86,7 +86,7 @@ class Run:
         """
         config = self.config
         source = dataclasses.replace(config.model, path=str(checkpoint)) if checkpoint else config.model
-        self.model = load_model(source)
+        self.model = load_model(source, self.progress.message)
         self.sampler = build_sampler(
             config.sampler,
             self.model,
@@ -105,7 +105,9 @@ class Run:
             self.policy,
             self.optimizer,
             config,
-            reference=Policy(load_model(config.model), loss, temperature) if loss.kl_coef else None,
+            reference=Policy(load_model(config.model, self.progress.message), loss, temperature)
+            if loss.kl_coef
+            else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))

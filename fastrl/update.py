@@ -15,7 +15,7 @@ from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.policy.packing import MicroBatch, build_micro_batch, cut_micro_batches
+from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens, cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.reductions import REDUCTIONS, UpdateShape
 from fastrl.rollouts import Rollout
@@ -61,7 +61,7 @@ class Updater:
         totals: Counter[str] = Counter()
         for mini_batch in mini_batches:
             totals.update(self._update(mini_batch))
-        return _summarise(totals, num_rollouts=len(rollouts))
+        return _summarise(totals, len(rollouts), self.token_budget)
 
     def _is_kept(self, rollout: Rollout) -> bool:
         """Computed at all: it has an advantage, or a regulariser gives it gradient."""
@@ -128,9 +128,14 @@ class Updater:
         if not kept:
             return Counter({"num_empty_updates": 1})
         lengths = [len(mini_batch[i].prompt_ids) + len(mini_batch[i].completion_ids) for i in kept]
-        micro_batches = [[kept[i] for i in members] for members in cut_micro_batches(lengths, self.token_budget)]
+        is_packed = self.policy.is_packed
+        parts = cut_micro_batches(lengths, self.token_budget, is_packed=is_packed)
+        micro_batches = [[kept[i] for i in members] for members in parts]
         weights = self._token_weights(mini_batch, micro_batches)
         totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
+        for members in parts:
+            computed = computed_tokens([lengths[i] for i in members], is_packed=is_packed)
+            totals.update(real_tokens=sum(lengths[i] for i in members), computed_tokens=computed)
         for indices in micro_batches:
             token_weights = [weights[i] for i in indices]
             members = [mini_batch[i] for i in indices]
@@ -164,7 +169,8 @@ def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
     return totals
 
 
-def _summarise(totals: Counter[str], num_rollouts: int) -> dict[str, float]:
+def _summarise(totals: Counter[str], num_rollouts: int, token_budget: int) -> dict[str, float]:
+    """packing/efficiency: real over computed tokens (1: no padding); packing/fill: real tokens over the budget."""
     num_updates = max(totals["num_updates"], 1)
     metrics = {
         "update/num_updates": totals["num_updates"],
@@ -174,6 +180,8 @@ def _summarise(totals: Counter[str], num_rollouts: int) -> dict[str, float]:
         "update/num_kept": totals["num_kept"],
         "update/kept_share": totals["num_kept"] / max(num_rollouts, 1),
         "update/tokens": totals["tokens"],
+        "packing/efficiency": totals["real_tokens"] / max(totals["computed_tokens"], 1),
+        "packing/fill": totals["real_tokens"] / max(totals["num_micro_batches"] * token_budget, 1),
         "loss": totals["loss"] / num_updates,
         "grad_norm": totals["grad_norm"] / num_updates,
         "clip/positive": totals["clipped_positive"] / max(totals["tokens_positive"], 1),

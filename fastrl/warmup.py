@@ -87,7 +87,7 @@ def _supervised_step(
     weight = 1.0 / sum(r.num_tokens for r in rollouts)
     total = 0.0
     lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    for members in cut_micro_batches(lengths, config.micro_batch_tokens):
+    for members in cut_micro_batches(lengths, config.micro_batch_tokens, is_packed=policy.is_packed):
         batch = build_micro_batch([rollouts[i] for i in members], [weight] * len(members)).to(policy.device)
         loss = policy(batch).loss
         loss.backward()

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from fastrl.config import ScratchConfig
+from fastrl.policy.attention import use_packed_attention
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 
 SHAPE = {
@@ -72,7 +73,7 @@ def family_folder(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def tiny_model() -> Qwen3ForCausalLM:
-    """Random Qwen3 with an untied head, V = 1500, logits far from uniform."""
+    """Random Qwen3 with an untied head, V = 1500, logits far from uniform, packed as `load_model` would."""
     config = Qwen3Config(
         vocab_size=1500,
         hidden_size=48,
@@ -88,6 +89,7 @@ def tiny_model() -> Qwen3ForCausalLM:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.2)
+    assert use_packed_attention(model, "sdpa")
     return model
 
 

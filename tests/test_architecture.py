@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"fastrl.policy", "fastrl.prompts"},
     {"fastrl.sampling", "fastrl.records"},
-    {"fastrl.update", "fastrl.evaluation", "fastrl.warmup", "fastrl.doctor"},
+    {"fastrl.update", "fastrl.evaluation", "fastrl.warmup", "fastrl.doctor", "fastrl.plan"},
     {"fastrl.trainer", "fastrl.evaluation_run", "fastrl.preflight"},
     {"fastrl.training"},
     {"fastrl.cli"},
@@ -35,6 +35,8 @@ LAYERS = [
 ALLOWED_HOMES = {
     "vllm": ("fastrl/sampling/engine.py",),
     "triton": ("kernels/triton",),
+    "flash_attn": ("fastrl/policy/attention.py",),
+    "flash_attn_interface": ("fastrl/policy/attention.py",),
     "sympy": ("fastrl/tasks/equality.py",),
     "math_verify": ("fastrl/tasks/",),
     "matplotlib": ("fastrl/records/plot.py",),

@@ -166,6 +166,18 @@ def test_mini_batches_are_as_many_as_asked_for(tiny_model):
     assert run(tiny_model, config_of(updates_per_batch=3), [-1.0] * 12)[1]["update/num_updates"] == 3
 
 
+def test_packing_metrics_count_real_computed_and_allowed_tokens(tiny_model):
+    """Twelve sequences in 1000 tokens: packed nothing is computed in vain, padded all are as long as the longest."""
+    _, packed, _, rollouts = run(tiny_model, config_of(1000), [-1.0] * 12)
+    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
+    assert packed["packing/efficiency"] == 1 and packed["packing/fill"] == pytest.approx(sum(lengths) / 1000)
+    tiny_model.set_attn_implementation("sdpa")
+    _, padded, _, _ = run(tiny_model, config_of(1000), [-1.0] * 12)
+    assert len(set(lengths)) > 1
+    assert padded["packing/efficiency"] == pytest.approx(sum(lengths) / (12 * max(lengths)))
+    assert padded["grad_norm"] == pytest.approx(packed["grad_norm"], rel=1e-5)
+
+
 def test_an_empty_mini_batch_makes_no_update(tiny_model):
     advantages = [0.0] * 6 + [-1.0] * 6
     moved, metrics, _, _ = run(tiny_model, config_of(updates_per_batch=2), advantages)

@@ -1,11 +1,14 @@
 """The policy: one module whose forward holds backbone, head and loss (FSDP2 gathers parameters in a forward only).
 
-Loading compares log-probs through `Head` with the model's own on random tokens: an architecture whose head does more
-than `Head` says is refused by name, instead of being trained on wrong log-probs.
+Loading compares on random tokens: log-probs through `Head` with the model's own (an architecture whose head does more
+than `Head` says is refused by name), and a packed forward with one sequence at a time (an architecture that cannot be
+packed runs padded, and says so).
 """
 
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,13 +21,26 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from fastrl.config import ModelConfig
 from fastrl.kernels import Head, PolicyLoss, TokenLoss, linear_policy_loss, token_logprobs
-from fastrl.policy.packing import MicroBatch
+from fastrl.policy.attention import (
+    AttentionChoice,
+    choose_attention,
+    is_packed,
+    packed_arguments,
+    use_packed_attention,
+)
+from fastrl.policy.packing import MicroBatch, build_micro_batch
+from fastrl.policy.recompute import recompute_blocks
+from fastrl.rollouts import Rollout
+
+CHECKED_LENGTHS = (9, 9, 1, 14, 6)
+CHECKED_WINDOW = 4
 
 
 class Policy(nn.Module):
@@ -53,10 +69,33 @@ class Policy(nn.Module):
         layer = self.model.get_output_embeddings()
         return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether micro-batches run without padding."""
+        return is_packed(self.model)
+
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """(N,H) hidden states that predict the completion tokens."""
-        hidden_BLH = self.model.base_model(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
-        return hidden_BLH.flatten(0, 1)[batch.rows_N]
+        return self._row(batch)[batch.rows_N]
+
+    def _row(self, batch: MicroBatch) -> Tensor:
+        """(T,H) hidden states of all tokens."""
+        if not self.is_packed:
+            return self._padded(batch)
+        return self.model.base_model(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.positions_T.unsqueeze(0),
+            use_cache=False,
+            **packed_arguments(batch.lengths, batch.cu_seqlens),
+        ).last_hidden_state.squeeze(0)
+
+    def _padded(self, batch: MicroBatch) -> Tensor:
+        """Padded on the right: a causal model never looks at what comes later, so no mask is needed."""
+        num, width = len(batch.lengths), max(batch.lengths)
+        rows_T = torch.repeat_interleave(torch.arange(num), torch.tensor(batch.lengths)).to(self.device)
+        places_T = rows_T * width + batch.positions_T
+        ids_BL = batch.input_ids_T.new_zeros(num * width).index_copy(0, places_T, batch.input_ids_T).view(num, width)
+        return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state.flatten(0, 1)[places_T]
 
     @overload
     def forward(self, batch: MicroBatch, mode: Literal["loss"] = "loss") -> PolicyLoss: ...
@@ -118,28 +157,51 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The model's config, without its weights."""
+    _check_path(config.path)
+    return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+
+
 def max_context(config: ModelConfig) -> int | None:
     """Longest sequence the model was made for, in tokens, from its config alone; None where it names none."""
-    architecture = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return getattr(load_architecture(config).get_text_config(), "max_position_embeddings", None)
 
 
-def load_model(config: ModelConfig) -> PreTrainedModel:
-    """The causal LM on its device and in its dtype, dropout off, head checked."""
-    _check_path(config.path)
+def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTrainedModel:
+    """The causal LM on its device and in its dtype, dropout off, head and packing checked."""
     device = resolve_device(config.device)
-    architecture = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    architecture = load_architecture(config)
+    dtype = resolve_dtype(config.dtype, device)
+    choice = choose_attention(config.attention, device, dtype, architecture)
     model = AutoModelForCausalLM.from_pretrained(
         config.path,
         config=architecture,
-        dtype=resolve_dtype(config.dtype, device),
-        attn_implementation=config.attention,
+        dtype=dtype,
+        attn_implementation=None if choice.is_packed else choice.path,
         trust_remote_code=config.trust_remote_code,
     )
     model = model.to(device).eval()
+    say(f"attention: {pack(model, choice) if choice.is_packed else choice}")
     check_head(model)
     _make_savable(model)
+    if config.gradient_checkpointing:
+        say(f"activation checkpointing: {recompute_blocks(model)} blocks")
     return model
+
+
+def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
+    """Make the model take packed sequences if a comparison shows that it can; else it stays padded, with a reason."""
+    own = model.config._attn_implementation
+    try:
+        is_routed = use_packed_attention(model, choice.path)
+        problem = packing_problem(model) if is_routed else "does not follow transformers' attention interface"
+    except ValueError as error:  # transformers refuses the implementation for this architecture
+        problem = f"cannot be packed: {error}"
+    if not problem:
+        return choice
+    model.set_attn_implementation(own)
+    return AttentionChoice(own, False, f"{type(model).__name__} {problem}")
 
 
 def _make_savable(model: PreTrainedModel) -> None:
@@ -163,16 +225,58 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)})
 
 
+def _random_rollout(model: PreTrainedModel, length: int, seed: int) -> Rollout:
+    """A prompt of one token and a completion of the rest."""
+    vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
+    ids = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Rollout(ids[:1], ids[1:], [0.0] * (length - 1), "length", 0)
+
+
+@torch.no_grad()
+def packing_problem(model: PreTrainedModel) -> str:
+    """What keeps the model from being packed; empty where a pack has the hidden states of one sequence at a time.
+
+    The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act.
+    """
+    policy = Policy(model)
+    rollouts = [_random_rollout(model, length, seed) for seed, length in enumerate(CHECKED_LENGTHS)]
+    packed = model.config._attn_implementation
+    with _short_windows(model):
+        try:
+            ours_TH = policy._row(build_micro_batch(rollouts).to(model.device)).float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            return f"cannot be packed: {error}"
+        model.set_attn_implementation("eager")
+        alone = [policy._row(build_micro_batch([r]).to(model.device)).float() for r in rollouts]
+        model.set_attn_implementation(packed)
+    own_TH = torch.cat(alone)
+    worst = ((ours_TH - own_TH).norm(dim=-1) / own_TH.norm(dim=-1)).mean().item()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if worst <= tolerance:
+        return ""
+    return f"has other hidden states in a pack than alone (relative difference {worst:.3g}, allowed {tolerance})"
+
+
+@contextmanager
+def _short_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Sliding windows of CHECKED_WINDOW tokens, in the config (masks) and in the layers (attention)."""
+    holders = [model.config, model.config.get_text_config(), *model.modules()]
+    saved = [(h, h.sliding_window) for h in holders if isinstance(getattr(h, "sliding_window", None), int)]
+    try:
+        for holder, _ in saved:
+            holder.sliding_window = CHECKED_WINDOW
+        yield
+    finally:
+        for holder, window in reversed(saved):
+            holder.sliding_window = window
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel, num_tokens: int = 16) -> None:
     """ValueError, naming the architecture, when log-probs through `Head` differ from the model's own."""
-    policy = Policy(model)
-    generator = torch.Generator().manual_seed(0)
-    vocab = model.get_output_embeddings().weight.shape[0]
-    ids = torch.randint(min(vocab, model.config.get_text_config().vocab_size), (1, num_tokens + 1), generator=generator)
-    ids = ids.to(model.device)
-    batch = MicroBatch(ids, torch.arange(num_tokens, device=ids.device), ids[0, 1:], *(2 * [torch.empty(0)]))
-    ours, _ = policy(batch, mode="score")
+    rollout = _random_rollout(model, num_tokens + 1, seed=0)
+    ours, _ = Policy(model)(build_micro_batch([rollout]).to(model.device), mode="score")
+    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None]).squeeze(-1)
     worst = (ours - own).abs().max().item()

@@ -11,7 +11,7 @@ def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> lis
     """(log-probs, entropies) of each rollout's completion tokens, in the order of `rollouts`."""
     results: list[tuple[list[float], list[float]]] = [([], [])] * len(rollouts)
     lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    for indices in cut_micro_batches(lengths, token_budget):
+    for indices in cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed):
         batch = build_micro_batch([rollouts[i] for i in indices]).to(policy.device)
         sizes = [len(rollouts[i].completion_ids) for i in indices]
         logprobs, entropy = (values.split(sizes) for values in policy(batch, mode="score"))

@@ -1,0 +1,169 @@
+"""`fastrl plan`: what a run will take, in GiB by part, and which paths will run, before any weight is loaded.
+
+Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
+a reference model, vLLM's cache) with one micro-batch and the gradients, or with what the embedded sampler needs.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from fastrl.config import TrainConfig
+from fastrl.config_checks import check_train
+from fastrl.kernels import choose
+from fastrl.policy.attention import AttentionChoice, choose_attention
+from fastrl.policy.footprint import Footprint, footprint, storageless_model
+from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
+from fastrl.prompts import longest_prompt
+from fastrl.sampling.choose import choose_sampler
+from fastrl.sampling.kv_budget import BLOCK_TOKENS, SLACK_BLOCKS, bytes_per_token
+from fastrl.tasks import load_task
+
+GIB = 1 << 30
+LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sampler: fp32 logits, scores, CDF in fp64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by part, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none."""
+
+    training: Footprint
+    reference: int
+    sampler_weights: int
+    kv_cache: int
+    sampler_logits: int
+    memory: int
+    token_budget: int
+    sequence_tokens: int
+    fitting_tokens: int
+    paths: dict[str, str]
+    keeps_kv_cache: bool
+
+    @property
+    def resident(self) -> int:
+        """Bytes besides training that stay through both phases."""
+        return self.reference + self.sampler_weights + (self.kv_cache if self.keeps_kv_cache else 0)
+
+    @property
+    def peak(self) -> int:
+        t = self.training
+        others = self.reference + self.sampler_weights + self.kv_cache + self.sampler_logits
+        sampling = t.static - t.gradients + others
+        return max(t.peak + self.resident, sampling)
+
+
+def make_plan(config: TrainConfig, *, device_type: str = "", memory_gib: float = 0.0, prompt_tokens: int = 0) -> Plan:
+    """device_type: cpu or cuda, empty: as the run would choose here. memory_gib 0: what this machine has.
+
+    prompt_tokens 0: the longest prompt of the task, which loads the task and the tokenizer. ValueError for bad input.
+    """
+    config = check_train(config)
+    device = torch.device(device_type) if device_type else resolve_device(config.model.device)
+    dtype = resolve_dtype(config.model.dtype, device)
+    memory = int(memory_gib * GIB) or detected_memory(device)
+    architecture = load_architecture(config.model)
+    attention = choose_attention(config.model.attention, device, dtype, architecture)
+    sequence_tokens = _longest_sequence(config, prompt_tokens)
+    sampler, sampler_reason = choose_sampler(config.sampler, device)
+    is_vllm, budget = sampler == "vllm", config.batch.micro_batch_tokens
+    with storageless_model(
+        architecture, dtype, attention, gradient_checkpointing=config.model.gradient_checkpointing
+    ) as model:
+        training = footprint(model, budget, sequence_tokens, device.type)
+        larger = footprint(model, 2 * budget, sequence_tokens, device.type)
+        wish = _kv_cache_bytes(config, model, sequence_tokens, is_vllm=is_vllm)
+        vocab = model.get_output_embeddings().weight.shape[0]
+    reference = training.weights if config.algorithm.kl_coef else 0
+    sampler_weights = training.weights if is_vllm and config.sampler.weights == "copy" else 0
+    kv_cache = wish
+    if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
+        kv_cache = min(wish, max(0, memory - training.static) // 2)
+    resident = reference + sampler_weights + (kv_cache if is_vllm else 0)
+    bytes_per_budget_token = (larger.peak - training.peak) / budget
+    fitting = int(budget + (memory - training.peak - resident) / bytes_per_budget_token)
+    return Plan(
+        training,
+        reference,
+        sampler_weights,
+        kv_cache,
+        0 if is_vllm else LOGITS_COPIES * vocab * config.sampler.batch_size,
+        memory,
+        budget,
+        sequence_tokens,
+        fitting if fitting >= sequence_tokens else 0,
+        _paths(attention, f"{sampler} ({sampler_reason})", device, dtype),
+        is_vllm,
+    )
+
+
+def detected_memory(device: torch.device) -> int:
+    """Bytes of the GPU, or of the machine. ValueError for cuda where there is none to ask."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device to ask for its memory: give --memory-gib")
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _longest_sequence(config: TrainConfig, prompt_tokens: int) -> int:
+    """Prompt and full completion of the longest training sequence. ValueError when they exceed budget or context."""
+    if not prompt_tokens:
+        task = load_task(config.task)
+        prompt_tokens = longest_prompt(task, task.train, load_tokenizer(config.model))
+    total = prompt_tokens + config.sampler.max_new_tokens
+    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
+    if context := max_context(config.model):
+        limits["the model's context"] = context
+    for name, limit in limits.items():
+        if total > limit:
+            raise ValueError(f"the longest prompt and completion make {total} tokens, more than {name}={limit}")
+    return total
+
+
+def _kv_cache_bytes(config: TrainConfig, model: PreTrainedModel, sequence_tokens: int, *, is_vllm: bool) -> int:
+    """Of all sequences that are sampled at once, at their longest; vLLM takes whole blocks, or what it was told."""
+    if is_vllm and config.sampler.kv_cache_bytes:
+        return config.sampler.kv_cache_bytes
+    if is_vllm:
+        sequence_tokens = (-(-sequence_tokens // BLOCK_TOKENS) + SLACK_BLOCKS) * BLOCK_TOKENS
+    return config.sampler.batch_size * sequence_tokens * bytes_per_token(model)
+
+
+def _paths(attention: AttentionChoice, sampler: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    kernel = choose("linear_policy_loss", device, dtype)
+    return {
+        "device": f"{device.type}, weights in {str(dtype).removeprefix('torch.')}",
+        "sampler": sampler,
+        "attention": f"{attention}; an architecture that fails the comparison at load runs padded",
+        "kernel": f"{kernel.backend} ({kernel.reason})",
+    }
+
+
+def plan_text(plan: Plan) -> str:
+    """A table for people."""
+    t = plan.training
+    cache = "stays" if plan.keeps_kv_cache else "while sampling"
+    parts = [
+        ("weights", t.weights, ""),
+        ("fp32 masters", t.masters, "none: float32 weights are their own" if not t.masters else ""),
+        ("optimizer states", t.optimizer, ""),
+        ("gradients", t.gradients, "while training"),
+        ("reference model", plan.reference, "" if plan.reference else "none: algorithm.kl_coef = 0"),
+        ("activations", t.activations, f"while training, {plan.token_budget} tokens"),
+        ("logits chunk and head gradient", t.logits, "while training"),
+        ("working memory of the backward", t.working, "while training"),
+        ("sampler's weights", plan.sampler_weights, "" if plan.sampler_weights else "none: shared"),
+        ("KV cache", plan.kv_cache, cache),
+        ("sampler's logits", plan.sampler_logits, "while sampling"),
+    ]
+    lines = [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in parts]
+    verdict = "fits" if plan.peak <= plan.memory else "DOES NOT FIT"
+    lines.append(f"{'peak:':32}{plan.peak / GIB:10.3f} GiB  of {plan.memory / GIB:.3f} GiB: {verdict}")
+    if plan.fitting_tokens:
+        fit = f"batch.micro_batch_tokens up to {plan.fitting_tokens} fits"
+    else:
+        fit = f"no batch.micro_batch_tokens fits one sequence of {plan.sequence_tokens} tokens"
+    lines.append(f"training on sequences of up to {plan.sequence_tokens} tokens: {fit}")
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in plan.paths.items())])

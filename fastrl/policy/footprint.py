@@ -1,0 +1,177 @@
+"""Bytes that training a model takes, from its config alone: two micro-batches run on tensors without storage.
+
+Every storage that the backbone's forward and backward would make is counted while it lives, so recomputed blocks,
+windows and transients are in. Weights, masters and optimizer states are counted by number. What it leaves out: scratch
+space inside a matrix product or an attention kernel, and fragmentation.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from fastrl.kernels import chunks
+from fastrl.policy.attention import AttentionChoice, use_packed_attention
+from fastrl.policy.model import Policy
+from fastrl.policy.packing import build_micro_batch, computed_tokens, cut_micro_batches
+from fastrl.policy.recompute import recompute_blocks
+from fastrl.rollouts import Rollout
+
+ADAM_BYTES = 8  # two fp32 moments a parameter
+LOSS_ROW_BYTES = 64  # per scored token: log-probs, entropy, weights, targets and the like
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by part; they add up to the peak.
+
+    activations: kept by the backbone's forward; logits: one chunk of them and the head's gradient; working: what the
+    loss and the backward need beyond that at their fullest moment.
+    """
+
+    weights: int
+    gradients: int
+    masters: int
+    optimizer: int
+    activations: int
+    logits: int
+    working: int
+
+    @property
+    def static(self) -> int:
+        """What stays between micro-batches."""
+        return self.weights + self.gradients + self.masters + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        return self.static + self.activations + self.logits + self.working
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages made inside the block that are still alive, and the most there ever were.
+
+    existing: tensors made before, whose storages do not count when an operation returns a view of them.
+    """
+
+    def __init__(self, existing: Iterable[Tensor] = ()):
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in existing)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        num_bytes = storage.nbytes()
+        weakref.finalize(storage, self._remove, num_bytes)
+        self.live += num_bytes
+        self.peak = max(self.peak, self.live)
+
+    def _remove(self, num_bytes: int) -> None:
+        self.live -= num_bytes
+
+
+@contextmanager
+def storageless_model(
+    architecture: PreTrainedConfig, dtype: torch.dtype, attention: AttentionChoice, *, gradient_checkpointing: bool
+) -> Iterator[PreTrainedModel]:
+    """A model whose tensors have shapes and no storage; use it inside the block."""
+    with FakeTensorMode():
+        implementation = None if attention.is_packed else attention.path
+        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation).eval()
+        if attention.is_packed:
+            path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
+            use_packed_attention(model, path)
+        if gradient_checkpointing:
+            recompute_blocks(model)
+        for parameter in model.parameters():
+            parameter.grad_dtype = torch.float32
+        yield model
+
+
+def footprint(model: PreTrainedModel, token_budget: int, sequence_tokens: int, device_type: str) -> Footprint:
+    """Of training the `storageless_model` on micro-batches as full as sequences of `sequence_tokens` make them."""
+    parameters = list(model.parameters())
+    count = sum(p.numel() for p in parameters)
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    masters = sum(4 * p.numel() for p in parameters if p.dtype != torch.float32)
+    policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
+    with LiveBytes([*parameters, *model.buffers()]) as live:
+        for _ in range(2):  # the second finds the gradients of the first
+            activations, logits = _forward_backward(policy, rollouts, device_type, live)
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
+    working = live.peak - gradients - activations - logits
+    model.zero_grad()
+    return Footprint(weights, gradients, masters, ADAM_BYTES * count, activations, logits, working)
+
+
+def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> list[Rollout]:
+    """Sequences of one length, the last cut to fill the budget when packed."""
+    sequence_tokens = min(sequence_tokens, token_budget)
+    lengths = [sequence_tokens] * (token_budget // sequence_tokens)
+    rest = token_budget - sum(lengths)
+    if is_packed and rest > 1:
+        lengths.append(rest)
+    parts = cut_micro_batches(lengths, token_budget, is_packed=is_packed)
+    assert len(parts) == 1 and computed_tokens(lengths, is_packed=is_packed) <= token_budget
+    return [Rollout([0], [0] * (n - 1), [0.0] * (n - 1), "length", 0, advantage=1.0) for n in lengths]
+
+
+def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str) -> int:
+    """`chunks.chunk_rows` for a head that will live on `device_type`; a storageless one lives on the CPU."""
+    spare = 4 * weight_VH.numel() if weight_VH.dtype != torch.float32 else 0
+    if device_type == "cpu":
+        return chunks.chunk_rows(num_rows, weight_VH, spare)
+    row_bytes = weight_VH.shape[0] * weight_VH.element_size()
+    budget = max(chunks.CUDA_LOGIT_BYTES, chunks.CUDA_MIN_ROWS * row_bytes)
+    return num_rows if num_rows * row_bytes <= budget + spare else budget // row_bytes
+
+
+def _forward_backward(policy: Policy, rollouts: list[Rollout], device_type: str, live: LiveBytes) -> tuple[int, int]:
+    """Makes the tensors of one micro-batch; returns bytes: its activations; its logits and the head's gradient."""
+    before = live.live
+    hidden_NH = policy.hidden_states(build_micro_batch(rollouts))
+    activations = live.live - before
+    weight_VH = policy.head().weight
+    num_rows, itemsize = hidden_NH.shape[0], weight_VH.element_size()
+    size = _chunk_rows(num_rows, weight_VH.detach(), device_type)
+    grad_hidden = torch.empty_like(hidden_NH)
+    columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)
+    logits = hidden_NH.new_empty(size, weight_VH.shape[0])
+    is_single = size >= num_rows
+    grad_weight = torch.empty_like(weight_VH, dtype=weight_VH.dtype if is_single else torch.float32).detach()
+    num_bytes = logits.numel() * itemsize + grad_weight.numel() * grad_weight.element_size()
+    del logits
+    gradients = [grad_hidden, grad_weight.to(weight_VH.dtype)]
+    del grad_weight, grad_hidden, columns
+    _HandOut.apply(gradients, hidden_NH, weight_VH).backward()
+    return activations, num_bytes
+
+
+class _HandOut(torch.autograd.Function):
+    """Holds the loss's gradients until the backward takes them, and no longer."""
+
+    @staticmethod
+    def forward(ctx, gradients: list[Tensor], hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return hidden_NH.new_empty(())
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[None, Tensor, Tensor]:
+        hidden, weight = ctx.gradients
+        ctx.gradients.clear()
+        return None, hidden, weight

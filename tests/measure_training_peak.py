@@ -1,0 +1,64 @@
+"""Run as a script: peak resident bytes of a few updates of a random model on CPU, beyond what imports took. Linux only.
+
+python tests/measure_training_peak.py CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS IS_CHECKPOINTED
+"""
+
+import ctypes
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from fastrl.config import OptimizerConfig
+from fastrl.policy.attention import choose_attention
+from fastrl.policy.model import Policy, pack
+from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.policy.recompute import recompute_blocks
+from fastrl.rollouts import Rollout
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (the highest since the last reset)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
+
+
+def update_twice(config: PreTrainedConfig, dtype: torch.dtype, budget: int, length: int, is_checkpointed: bool) -> None:
+    """Two optimizer steps of two full micro-batches each."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    choice = choose_attention("auto", model.device, dtype, config)
+    assert pack(model, choice).is_packed
+    if is_checkpointed:
+        recompute_blocks(model)
+    policy = Policy(model)
+    optimizer = MasterOptimizer(policy, OptimizerConfig(), 2)
+    vocab = config.vocab_size
+    lengths = 2 * [length] * (budget // length)
+    for _ in range(2):
+        for part in cut_micro_batches(lengths, budget, is_packed=True):
+            rows = [[(7 * i + 13 * t) % vocab for t in range(lengths[i])] for i in part]
+            batch = [Rollout(r[:1], r[1:], [0.0] * (len(r) - 1), "stop", 0, advantage=1.0) for r in rows]
+            policy(build_micro_batch(batch, [1e-3] * len(batch))).loss.backward()
+        optimizer.step()
+
+
+def main() -> None:
+    path, dtype, budget, length, is_checkpointed = sys.argv[1:]
+    values = json.loads(Path(path).read_text())
+    dtype, is_checkpointed = getattr(torch, dtype), is_checkpointed == "True"
+    small = values | {"intermediate_size": 64, "vocab_size": 64}
+    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, is_checkpointed)  # libraries load, pools start
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
+    update_twice(AutoConfig.for_model(**values), dtype, int(budget), int(length), is_checkpointed)
+    print(resident_bytes("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What is predicted from a config alone against what training takes, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
+
+from fastrl.policy.attention import choose_attention
+from fastrl.policy.footprint import Footprint, LiveBytes, footprint, storageless_model
+
+SHAPE = {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "qwen3, small vocabulary": Qwen3Config(**SHAPE, vocab_size=2000, tie_word_embeddings=True),
+    "llama, large vocabulary": LlamaConfig(**SHAPE, vocab_size=32000, tie_word_embeddings=False),
+    "gemma3, windows": Gemma3TextConfig(**SHAPE, vocab_size=4000, sliding_window=64),
+    "gemma2, eager": Gemma2Config(**SHAPE, vocab_size=4000, sliding_window=64),
+}
+
+
+def predicted(config: PreTrainedConfig, dtype: torch.dtype, budget: int, length: int, is_checkpointed: bool):
+    choice = choose_attention("auto", torch.device("cpu"), dtype, config)
+    with storageless_model(config, dtype, choice, gradient_checkpointing=is_checkpointed) as model:
+        return footprint(model, budget, length, "cpu")
+
+
+def test_live_bytes_are_those_of_living_storages():
+    with LiveBytes() as live:
+        a = torch.empty(1000)
+        view = a[10:].view(2, -1)
+        b = torch.empty(500, dtype=torch.bfloat16)
+        assert live.live == 5000
+        del a, b
+        assert live.live == 4000  # the view holds it
+        del view
+        assert (live.live, live.peak) == (0, 5000)
+    old = torch.empty(1000)
+    with LiveBytes([old]) as live:
+        kept = [old.view(10, 100), old + 1]
+        assert live.live == 4000 and len(kept) == 2
+
+
+def test_parts_that_can_be_counted_by_hand():
+    config = LlamaConfig(**SHAPE, vocab_size=1000, tie_word_embeddings=False)
+    count = 2 * 1000 * 384 + 384 + 6 * (2 * 384 + 3 * 384 * 1024 + 2 * 384 * 384 + 2 * 384 * 128)
+    fp32 = predicted(config, torch.float32, 256, 64, False)
+    assert (fp32.weights, fp32.gradients, fp32.masters, fp32.optimizer) == (4 * count, 4 * count, 0, 8 * count)
+    bf16 = predicted(config, torch.bfloat16, 256, 64, False)
+    assert (bf16.weights, bf16.gradients, bf16.masters) == (2 * count, 4 * count, 4 * count)
+    assert fp32.logits == 4 * (252 * 1000 + 1000 * 384)
+    doubled = predicted(config, torch.float32, 512, 64, False)
+    assert doubled.activations == pytest.approx(2 * fp32.activations, rel=0.01)
+    checkpointed = predicted(config, torch.float32, 512, 64, True)
+    inputs = 6 * 512 * 384 * 4
+    assert inputs < checkpointed.activations < 2 * inputs < doubled.activations / 5
+    assert isinstance(fp32, Footprint) and fp32.peak > fp32.static
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize(
+    ("name", "is_checkpointed"),
+    [
+        ("qwen3, small vocabulary", False),
+        ("llama, large vocabulary", True),
+        *(
+            pytest.param(name, is_checkpointed, marks=pytest.mark.slow)
+            for name, is_checkpointed in (
+                ("qwen3, small vocabulary", True),
+                ("llama, large vocabulary", False),
+                ("gemma3, windows", False),
+                ("gemma3, windows", True),
+                ("gemma2, eager", False),
+                ("gemma2, eager", True),
+            )
+        ),
+    ],
+)
+def test_prediction_is_within_15_percent_of_the_resident_peak(name, is_checkpointed, tmp_path):
+    """The allocator is told to give back what is freed: glibc's own rule keeps blocks of up to 32 MiB for later."""
+    config = CONFIGS[name]
+    config.to_json_file(tmp_path / "config.json", use_diff=False)
+    script = Path(__file__).parent / "measure_training_peak.py"
+    arguments = [str(tmp_path / "config.json"), "float32", "1024", "256", str(is_checkpointed)]
+    command, environment = [sys.executable, str(script), *arguments], os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    measured, expected = int(result.stdout), predicted(config, torch.float32, 1024, 256, is_checkpointed).peak
+    print(f"{name}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert expected == pytest.approx(measured, rel=0.15)

@@ -1,0 +1,333 @@
+"""A pack is worth its sequences: nothing leaks, bit for bit, and one sequence at a time gives the same."""
+
+import random
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GptOssConfig,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
+
+from fastrl.kernels import TokenLoss
+from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, use_packed_attention
+from fastrl.policy.model import Policy, pack
+from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.policy.scoring import score
+from fastrl.rollouts import Rollout
+from fastrl.sampling.embedded import EmbeddedSampler
+from fastrl.sampling.protocol import SamplingSettings
+
+SHAPE = {
+    "vocab_size": 123,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+MIXED = {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "qwen2.5": Qwen2Config(**SHAPE),
+    "qwen2 window": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=12),
+    "llama": LlamaConfig(**SHAPE, attention_bias=True),
+    "mistral window": MistralConfig(**SHAPE, sliding_window=8),
+    "gemma2": Gemma2Config(**SHAPE, **MIXED, attn_logit_softcapping=2.0, query_pre_attn_scalar=3),
+    "gemma3": Gemma3TextConfig(**SHAPE, **MIXED, query_pre_attn_scalar=3),
+    "granite": GraniteConfig(**SHAPE, attention_multiplier=0.7, logits_scaling=4.0),
+    "cohere": CohereConfig(**SHAPE, logit_scale=0.25),
+    "gpt2": GPT2Config(vocab_size=123, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1),
+}
+LENGTHS = [17, 9, 9, 30, 2, 9, 1]  # equal neighbours, equal strangers, longer than the window, one token
+CPU = torch.device("cpu")
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def random_model(config, dtype=torch.float32) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter.float()) * 0.3
+    return model.to(dtype)
+
+
+def packed_model(name: str, dtype=torch.float32) -> PreTrainedModel:
+    model = random_model(FAMILIES[name], dtype)
+    choice = pack(model, choose_attention("auto", CPU, dtype, model.config))
+    assert choice.is_packed and is_packed(model), choice
+    return model
+
+
+def rollouts_of(lengths: list[int], seed: int = 0) -> list[Rollout]:
+    generator = random.Random(seed)
+    rows = [[generator.randrange(2, 123) for _ in range(length)] for length in lengths]
+    return [Rollout(r[:1], r[1:], [0.0] * (len(r) - 1), "stop", 0, advantage=0.5 - i % 2) for i, r in enumerate(rows)]
+
+
+def hidden(model: PreTrainedModel, rollouts: list[Rollout]) -> torch.Tensor:
+    """(T,H) hidden states of every token of the pack."""
+    return Policy(model)._row(build_micro_batch(rollouts))
+
+
+def gradients(model: PreTrainedModel, batches: list[list[Rollout]]) -> list[torch.Tensor]:
+    weights = list(model.parameters())
+    sums = [torch.zeros_like(w) for w in weights]
+    for batch in batches:
+        loss = Policy(model, TokenLoss())(build_micro_batch(batch, [0.1] * len(batch))).loss
+        for total, part in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            total += 0 if part is None else part
+    return sums
+
+
+@every_family
+@pytest.mark.parametrize("changed", [0, 3, 5])
+def test_changing_every_token_of_one_sequence_changes_no_bit_of_the_others(name, changed):
+    """Hidden states, log-probs, all weight gradients (the changed one has advantage 0), gradients of other inputs."""
+    model = packed_model(name)
+    packs = [rollouts_of(LENGTHS), rollouts_of(LENGTHS)]
+    ids = packs[1][changed].prompt_ids + packs[1][changed].completion_ids
+    new = [2 + (i - 2 + 1 + 7 * t) % 121 for t, i in enumerate(ids)]
+    new = [n if n != i else 2 + (n - 1) % 121 for n, i in zip(new, ids, strict=True)]
+    assert all(a != b for a, b in zip(new, ids, strict=True))
+    packs[1][changed].prompt_ids, packs[1][changed].completion_ids = new[:1], new[1:]
+    is_other = torch.tensor([i != changed for i, length in enumerate(LENGTHS) for _ in range(length)])
+    results = []
+    for rollouts in packs:
+        inputs: list[torch.Tensor] = []
+        hook = model.get_input_embeddings().register_forward_hook(lambda m, a, out, inputs=inputs: inputs.append(out))
+        row = hidden(model, rollouts)
+        own = torch.autograd.grad((row * torch.linspace(-1, 1, row.shape[1])).square().sum(), inputs[0])[0][0]
+        hook.remove()
+        scores = [s for i, s in enumerate(score(Policy(model), rollouts, 1000)) if i != changed]
+        for rollout in rollouts[changed : changed + 1]:
+            rollout.advantage = 0.0
+        results.append((row.detach(), own, scores, gradients(model, [rollouts])))
+    (row_a, own_a, scores_a, weights_a), (row_b, own_b, scores_b, weights_b) = results
+    assert torch.equal(row_a[is_other], row_b[is_other]) and not torch.equal(row_a[~is_other], row_b[~is_other])
+    assert torch.equal(own_a[is_other], own_b[is_other]) and not torch.equal(own_a[~is_other], own_b[~is_other])
+    assert scores_a == scores_b
+    assert any(g.abs().max() > 0 for g in weights_a)
+    assert all(torch.equal(a, b) for a, b in zip(weights_a, weights_b, strict=True))
+
+
+def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((ours.double() - reference).norm() / reference.norm()).item()
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_pack_is_as_exact_as_one_sequence_at_a_time(name, dtype):
+    """err(pack, fp64) ≤ 2·err(alone, fp64) + constant; alone and fp64 by transformers' eager attention."""
+    rollouts = rollouts_of(LENGTHS)
+    packed, alone = packed_model(name, dtype), random_model(FAMILIES[name], dtype)
+    exact = random_model(FAMILIES[name], dtype).double()
+    exact.set_attn_implementation("eager")
+    alone.set_attn_implementation("eager")
+    small = 1e-6 if dtype == torch.float32 else 2e-3
+    with torch.no_grad():
+        reference, plain = (torch.cat([hidden(m, [r]) for r in rollouts]) for m in (exact, alone))
+        assert relative(hidden(packed, rollouts), reference) <= 2 * relative(plain, reference) + small
+    references, plains = (gradients(m, [[r] for r in rollouts[:-1]]) for m in (exact, alone))
+    for ours, plain, reference in zip(gradients(packed, [rollouts]), plains, references, strict=True):
+        if reference.norm() > 1e-6:
+            assert relative(ours, reference) <= 2 * relative(plain, reference) + 5 * small
+
+
+def test_positions_restart_with_every_sequence():
+    """GPT-2 adds a learned vector per position: the same sequence thrice in a pack must get the same vectors."""
+    model = packed_model("gpt2")
+    first, other = rollouts_of([11, 5])
+    batch = build_micro_batch([first, other, first])
+    assert batch.positions_T.tolist() == [*range(11), *range(5), *range(11)]
+    row = hidden(model, [first, other, first]).detach()
+    assert (row[:11] - row[16:]).abs().max() < 1e-5 * row.abs().max()
+    object.__setattr__(batch, "positions_T", torch.arange(27))
+    running = Policy(model)._row(batch).detach()
+    assert (running[:11] - running[16:]).abs().max() > 1e-2 * row.abs().max()
+
+
+def test_a_window_of_eight_sees_eight_tokens():
+    """One layer: the token at t sees t − 7 … t of its own sequence, no more and no less."""
+    model = random_model(MistralConfig(**SHAPE | {"num_hidden_layers": 1}, sliding_window=8))
+    assert pack(model, choose_attention("auto", CPU, torch.float32, model.config)).is_packed
+    pair = rollouts_of([20, 20])
+    before = hidden(model, pair)
+    pair[1].prompt_ids = [pair[1].prompt_ids[0] + 1 if pair[1].prompt_ids[0] < 122 else 2]
+    changed = (hidden(model, pair) != before).any(-1)
+    assert changed.tolist() == [False] * 20 + [True] * 8 + [False] * 12
+
+
+@every_family
+def test_a_pack_of_one_and_one_token_sequences(name):
+    model = packed_model(name)
+    one, single, same = rollouts_of([13, 1, 1])
+    same.prompt_ids = single.prompt_ids
+    row = hidden(model, [single, one, same])
+    assert (row[0] - row[-1]).abs().max() < 1e-5 * row.abs().max()
+    assert (row[1:14] - hidden(model, [one])).abs().max() < 1e-5 * row.abs().max()
+
+
+class SdpaCost(TorchDispatchMode):
+    """Sums (query length × key length) over all attention calls and rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(func) and "backward" not in str(func):
+            query, key = args[:2]
+            self.pairs += query.shape[0] * query.shape[-2] * key.shape[-2]
+        return func(*args, **(kwargs or {}))
+
+
+def test_attention_costs_the_sum_of_squares_and_one_call_a_length():
+    model = packed_model("llama")
+    rollouts = rollouts_of(sorted(LENGTHS, reverse=True))
+    with torch.no_grad(), SdpaCost() as cost:
+        hidden(model, rollouts)
+    assert cost.pairs == model.config.num_hidden_layers * sum(length**2 for length in LENGTHS)
+
+
+class ForgetfulModel(LlamaModel):
+    def forward(self, input_ids=None, use_cache=None, **kwargs):
+        return super().forward(input_ids, use_cache=use_cache)
+
+
+class ForgetfulForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = ForgetfulModel(config)
+
+
+def test_a_model_that_forgets_the_lengths_is_padded_and_named():
+    """It follows the interface, but its packed forward sees the neighbours: only the comparison can tell."""
+    torch.manual_seed(0)
+    model = ForgetfulForCausalLM(LlamaConfig(**SHAPE)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    choice = pack(model, choose_attention("auto", CPU, torch.float32, model.config))
+    assert not choice.is_packed and not is_packed(model) and model.config._attn_implementation == "sdpa"
+    assert "ForgetfulForCausalLM has other hidden states in a pack than alone" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            BloomConfig(vocab_size=123, hidden_size=32, n_layer=2, n_head=2),
+            "BloomForCausalLM does not follow transformers' attention interface",
+        ),
+        (GptOssConfig(**SHAPE, head_dim=8, num_local_experts=2, num_experts_per_tok=1), "GptOssForCausalLM cannot be"),
+        (Qwen3NextConfig(**SHAPE, head_dim=8), "qwen3_next has layers of type linear_attention"),
+    ],
+    ids=["bloom", "gpt-oss", "qwen3-next"],
+)
+def test_models_that_cannot_be_packed_run_padded_and_say_why(config, reason):
+    implementation = "eager" if config.model_type == "gpt_oss" else None
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).float().eval()
+    choice = choose_attention("auto", CPU, torch.float32, config)
+    choice = pack(model, choice) if choice.is_packed else choice
+    assert not choice.is_packed and choice.reason.startswith(reason)
+    policy = Policy(model)
+    assert not policy.is_packed
+    rollouts = rollouts_of([9, 14, 5])
+    for rollout, (logprobs, _) in zip(rollouts, score(policy, rollouts, 100), strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+            table = model(ids, use_cache=False).logits[0].log_softmax(-1)
+        own = table[:-1].gather(1, torch.tensor(rollout.completion_ids)[:, None]).squeeze(1)
+        assert logprobs == pytest.approx(own.tolist(), abs=1e-4)
+
+
+@every_family
+def test_sampling_from_the_packed_module_is_what_transformers_samples(name):
+    """With left padding, a cache and a prefilled prompt; Gemma-2 against eager, which alone caps scores."""
+    drawn = []
+    for model in (packed_model(name), random_model(FAMILIES[name])):
+        if not is_packed(model):
+            model.set_attn_implementation("eager" if name == "gemma2" else "sdpa")
+        sampler = EmbeddedSampler(model, stop_token_ids=[1], pad_token_id=0, batch_size=8)
+        prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21], [30, 31, 32, 33]]
+        drawn.append(sampler.generate(prompts, SamplingSettings(2, 12), [1, 2, 3]))
+    for ours, plain in zip(*drawn, strict=True):
+        assert ours.completion_ids == plain.completion_ids
+        assert ours.sampler_logprobs == pytest.approx(plain.sampler_logprobs, abs=1e-4)
+
+
+def test_the_choice_says_what_runs_and_refuses_what_cannot():
+    llama, gemma2 = FAMILIES["llama"], FAMILIES["gemma2"]
+    assert str(choose_attention("auto", CPU, torch.float32, llama)).startswith("sdpa, packed")
+    assert choose_attention("auto", CPU, torch.float32, gemma2).path == "eager"
+    flex = choose_attention("flex_attention", CPU, torch.float32, llama)
+    assert (flex.path, flex.is_packed) == ("flex_attention", False)
+    with pytest.raises(ValueError, match="'sdpa' cannot run: it cannot cap attention scores, gemma2 caps them at 2"):
+        choose_attention("sdpa", CPU, torch.float32, gemma2)
+    with pytest.raises(ValueError, match="'varlen' cannot run: it needs a CUDA device"):
+        choose_attention("varlen", CPU, torch.bfloat16, llama)
+    cuda = torch.device("cuda")
+    assert choose_attention("auto", cuda, torch.float32, llama).path == "sdpa"
+    assert "needs bfloat16 weights" in choose_attention("auto", cuda, torch.float32, llama).reason
+
+
+def test_micro_batches_are_few_full_and_even():
+    assert cut_micro_batches([], 10, is_packed=True) == []
+    assert cut_micro_batches([5, 5, 4, 3, 3], 10, is_packed=True) == [[0, 1], [2, 3, 4]]  # balancing alone needs three
+    assert cut_micro_batches([6, 4, 4, 4], 12, is_packed=True) == [[0, 3], [1, 2]]  # first fit: 10 + 8 as well
+    with pytest.raises(ValueError, match=r"11 tokens does not fit batch\.micro_batch_tokens=10"):
+        cut_micro_batches([3, 11], 10, is_packed=True)
+    generator = random.Random(0)
+    for _ in range(200):
+        budget = generator.randrange(20, 200)
+        lengths = [generator.randrange(1, budget + 1) for _ in range(generator.randrange(1, 60))]
+        parts = cut_micro_batches(lengths, budget, is_packed=True)
+        totals = [sum(lengths[i] for i in part) for part in parts]
+        assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+        assert max(totals) <= budget
+        assert len(parts) <= 11 / 9 * 1.5 * sum(lengths) / budget + 1
+        assert all([lengths[i] for i in part] == sorted((lengths[i] for i in part), reverse=True) for part in parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", PACKED_PATHS[:3])
+@pytest.mark.parametrize("name", ["qwen3", "mistral window", "gemma2"])
+def test_flash_paths_are_as_exact_as_sdpa(name, path):
+    """On CUDA in bf16, heads of 16, against eager in fp32 on the same weights."""
+    config = type(FAMILIES[name])(**FAMILIES[name].to_dict() | {"head_dim": 16})
+    device = torch.device("cuda")
+    try:
+        choose_attention(path, device, torch.bfloat16, config)
+    except ValueError as error:
+        pytest.skip(str(error))
+    flash, plain = (random_model(config, torch.bfloat16).to(device) for _ in range(2))
+    exact = random_model(config, torch.bfloat16).float().to(device)
+    for model, chosen in ((flash, path), (plain, "eager"), (exact, "eager")):
+        assert use_packed_attention(model, chosen)
+    batch = build_micro_batch(rollouts_of(LENGTHS), [0.1] * len(LENGTHS)).to(device)
+    rows = [Policy(m)._row(batch).detach() for m in (exact, plain, flash)]
+    assert relative(rows[2], rows[0].double()) <= 2 * relative(rows[1], rows[0].double()) + 2e-3
+    losses = [Policy(m, TokenLoss())(batch).loss for m in (exact, plain, flash)]
+    sums = [
+        torch.autograd.grad(loss, list(m.parameters())) for loss, m in zip(losses, (exact, plain, flash), strict=True)
+    ]
+    for reference, own, ours in zip(*sums, strict=True):
+        assert relative(ours, reference.double()) <= 2 * relative(own, reference.double()) + 1e-2
