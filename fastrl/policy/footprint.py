@@ -2,7 +2,7 @@
 
 Every storage that the backbone's forward and backward would make is counted while it lives, so recomputed blocks,
 windows and transients are in. Weights, masters and optimizer states are counted by number. What it leaves out: scratch
-space inside a matrix product or an attention kernel, and fragmentation.
+space inside a matrix product or an attention kernel, the libraries, and what an allocator keeps of freed blocks.
 """
 
 import weakref
