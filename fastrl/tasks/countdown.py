@@ -72,15 +72,19 @@ def write_prompt(numbers: Iterable[int], target: int) -> str:
 
 
 def generate(config: "TaskConfig", split: str) -> list[Problem]:
-    """The first config.num_<split> different problems of a stream of random expressions (0: all of the split).
+    """The first config.num_<split> problems of a stream of random expressions; 0: each of the split once.
 
     So a subset has the mix that `demonstrations` have, easy targets being frequent, and all of a split is harder.
+    Problems of the validation and test splits are different ones; those of the train split may repeat.
     """
     rng = Random(f"countdown {config.seed} {split}")
     everything = sorted(pair for pair, owner in solvable().items() if owner == split)
     count = getattr(config, f"num_{split}")
-    if not 0 < count < len(everything):
+    if count == 0 or (split != "train" and count >= len(everything)):
         return [_problem(*pair, rng) for pair in rng.sample(everything, len(everything))]
+    if split == "train":  # with repetitions: what is frequent among random expressions stays frequent
+        drawn = islice(_random_expressions(rng, split), count)
+        return [_problem(tuple(sorted(digits)), target, rng) for digits, target, _ in drawn]
     pairs: dict[tuple[tuple[int, ...], int], None] = {}  # an ordered set
     for digits, target, _ in islice(_random_expressions(rng, split), MAX_DRAWS_PER_PROBLEM * count):
         pairs[tuple(sorted(digits)), target] = None
