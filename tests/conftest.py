@@ -15,6 +15,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
 )
 
 from fastrl.config import ScratchConfig
@@ -40,6 +41,7 @@ FAMILIES = {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
     "gemma3": Gemma3TextConfig(**SHAPE, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
     "mistral": MistralConfig(**SHAPE, tie_word_embeddings=True, sliding_window=None),
+    "qwen3-moe": Qwen3MoeConfig(**SHAPE, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2),
     "gpt2": GPT2Config(vocab_size=517, n_embd=64, n_layer=2, n_head=2, n_positions=640, bos_token_id=1, eos_token_id=1),
 }
 

@@ -1,6 +1,7 @@
 """Whole runs that sample through vLLM: alias against copy, resume, staleness of every kind, an engine that dies."""
 
 import dataclasses
+import statistics
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,14 @@ def test_alias_and_copy_make_the_same_run(aliased, model_folder, tmp_path):
     assert tokens(aliased, 1) != tokens(aliased, 2)
     assert_equal_weights(aliased, copied)
     num_bytes = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(model_folder).parameters())
-    for a, c in zip(read_jsonl(aliased / "metrics.jsonl"), read_jsonl(copied / "metrics.jsonl"), strict=True):
+    steps = [[row for row in read_jsonl(f / "metrics.jsonl") if "publish/bytes" in row] for f in (aliased, copied)]
+    assert len(steps[0]) == len(steps[1]) == NUM_STEPS
+    for a, c in zip(*steps, strict=True):
         assert (a["publish/bytes"], c["publish/bytes"]) == (0, num_bytes)
-        assert a["time/publish_s"] < 1e-3 and a["time/publish_s"] < c["time/publish_s"]
         assert a["mismatch/max_abs"] < 1e-4 and abs(a["mismatch/ratio"] - 1) < 1e-5 and 0 <= a["mismatch/k3"] < 1e-8
         assert a["grad_norm"] == c["grad_norm"] > 0
+    alias_s, copy_s = (statistics.median(row["time/publish_s"] for row in rows) for rows in steps)
+    assert alias_s < 1e-3 and alias_s < copy_s
 
 
 def test_checkpoints_of_shared_weights_are_whole_and_resume_bitwise(aliased, model_folder, tmp_path):

@@ -79,6 +79,7 @@ class CopiedWeights:
 
     def __init__(self, engine: Engine, model: nn.Module, say: Callable[[str], None]):
         self.engine, self.model, self.version = engine, model, 0
+        _refuse_packed(engine)
         try:
             engine.load_weights(self._weights())
         except SamplerError as error:
@@ -119,6 +120,19 @@ class CopiedWeights:
         ours = [w for _, w in self._weights()]
         theirs = [s.parameter.data[start:end] for s in self.engine.slots() for start, end in s.rows.values()]
         return bit_checksum(ours) == bit_checksum(theirs)
+
+
+def _refuse_packed(engine: Engine) -> None:
+    """ValueError for weights that vLLM computes with in a packed form which `load_weights` does not reach.
+
+    Its CPU back-end packs experts and convolutions after loading; their tensors would look fresh and not be served.
+    """
+    for slot in engine.slots():
+        if slot.parameter.ndim > 2 and slot.parameter.device.type == "cpu":
+            raise ValueError(
+                f"vLLM's CPU back-end serves a packed copy of {slot.name} {tuple(slot.parameter.shape)}, which updates "
+                "do not reach: it cannot follow training; sampler.kind = 'embedded' can"
+            )
 
 
 def check_version(served: int, expected: int) -> None:
