@@ -126,7 +126,7 @@ def test_a_dataset_id_that_does_not_exist_is_an_error():
         "try: load_task(TaskConfig(name='math', train='nobody/nothing'))\n"
         "except ValueError as error: print(error)"
     )
-    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "PYTHONSAFEPATH": "1"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
     assert result.stdout.startswith("cannot load 'nobody/nothing'"), result.stderr
 
