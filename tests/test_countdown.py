@@ -1,5 +1,6 @@
 """Countdown: the grammar, the reward's reasons, the split, the generator and the demonstrations."""
 
+import collections
 import hashlib
 import itertools
 import os
@@ -236,3 +237,10 @@ def test_answers_vote_without_their_spaces():
     row = {"numbers": [1, 2], "target": 3}
     assert countdown.reward("", " 1 + 2", **row).answer == "1+2"
     assert countdown.reward("", "1+", **row).answer is None
+
+
+def test_training_problems_repeat_as_often_as_random_expressions_do():
+    problems = load_task(TaskConfig(num_train=20_000), splits=("train",)).train
+    counts = sorted(collections.Counter(p.id for p in problems).values(), reverse=True)
+    assert len(problems) == 20_000 and len(counts) < 12_000 and counts[0] > 10
+    assert len({p.prompt for p in problems}) > len(counts)  # the same problem with its digits in other orders
