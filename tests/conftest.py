@@ -8,10 +8,13 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -86,12 +89,35 @@ def tiny_model() -> Qwen3ForCausalLM:
         intermediate_size=96,
         tie_word_embeddings=False,
     )
+    model = _spread_out(Qwen3ForCausalLM, config)
+    assert use_packed_attention(model, "sdpa")
+    return model
+
+
+@pytest.fixture
+def sliding_model() -> Gemma3ForCausalLM:
+    """Random Gemma-3, V = 1200, with a sliding window of 8 in its first layer."""
+    config = Gemma3TextConfig(
+        vocab_size=1200,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        intermediate_size=96,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return _spread_out(Gemma3ForCausalLM, config)
+
+
+def _spread_out(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Weights so large that the model is far from uniform, always the same."""
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config).float().eval()
+    model = cls(config).float().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.2)
-    assert use_packed_attention(model, "sdpa")
     return model
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
@@ -10,28 +10,6 @@ from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
 
 STOPS = [3, 4, 5, 6, 7, 8, 9, 10]
-
-
-@pytest.fixture
-def sliding_model() -> Gemma3ForCausalLM:
-    layers = ["sliding_attention", "full_attention"]
-    config = Gemma3TextConfig(
-        vocab_size=1200,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        intermediate_size=96,
-        sliding_window=8,
-        layer_types=layers,
-    )
-    torch.manual_seed(0)
-    model = Gemma3ForCausalLM(config).float().eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.2)
-    return model
 
 
 def sampler(model, batch_size=64, stops=STOPS) -> EmbeddedSampler:

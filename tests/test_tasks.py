@@ -1,7 +1,6 @@
 """Loading tasks, prompt templates, reasoning-gym, a user's own reward, and scoring a file of completions."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastrl.config import TaskConfig
-from fastrl.tasks import Score, find_kind, gym, load_task
+from fastrl.tasks import Score, find_kind, load_task
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.pool import VerifierError
 from fastrl.tasks.templates import MATH_INSTRUCTION, chat_messages, render
@@ -162,71 +161,6 @@ def test_an_unknown_template_names_the_nearest(math_file):
     with pytest.raises(ValueError, match="'chat' has no text"):
         render("chat", "q")
     assert load_task(TaskConfig(name="math", train=math_file, template="chat")).template == "chat"
-
-
-def test_reasoning_gym_problems_are_scored_by_the_dataset():
-    pytest.importorskip("reasoning_gym")
-    config = TaskConfig(name="reasoning-gym:leg_counting", num_train=20, num_validation=5, num_test=5)
-    task = load_task(config)
-    assert (len(task.train), len(task.validation), len(task.test)) == (20, 5, 5)
-    problem = task.train[0]
-    gold = problem.row["entry"]["answer"]
-    assert (
-        task.reward(problem.prompt, f"so <answer>1</answer> no <answer> {gold} </answer>", **problem.row).reward == 1.0
-    )
-    assert task.reward(problem.prompt, gold, **problem.row) == Score(1.0, "ok")
-    assert task.reward(problem.prompt, "<answer>-1</answer>", **problem.row).reward == 0.0
-    assert task.reward(problem.prompt, " ", **problem.row) == Score(0.0, "empty")
-    check_reward(task, config)
-
-
-def test_reasoning_gym_splits_do_not_overlap_and_follow_the_seed():
-    pytest.importorskip("reasoning_gym")
-    prompts = {
-        (seed, split): [p.prompt for p in gym.generate_problems("chain_sum", seed, split, 50)]
-        for seed in (0, 1)
-        for split in ("train", "validation", "test")
-    }
-    assert prompts[0, "train"] == [p.prompt for p in gym.generate_problems("chain_sum", 0, "train", 50)]
-    questions = [question for group in prompts.values() for question in group]
-    assert len(set(questions)) >= 0.95 * len(questions)
-
-
-def test_reasoning_gym_never_runs_the_models_text(tmp_path):
-    pytest.importorskip("reasoning_gym")
-    marker = tmp_path / "it ran"
-    attacks = [
-        f"__import__('pathlib').Path({str(marker)!r}).touch()",
-        f"[__import__('pathlib').Path({str(marker)!r}).touch()]",
-        f"open({str(marker)!r}, 'w')",
-        f"().__class__.__base__.__subclasses__() or open({str(marker)!r}, 'w')",
-    ]
-    for name in sorted(gym.EVAL_SCORERS | gym.SYMPY_SCORERS):
-        (problem,) = gym.generate_problems(name, 0, "train", 1)
-        for attack in attacks:
-            score = gym.GymReward(name)("", f"<answer>{attack}</answer>", **problem.row)
-            assert score.reward <= 0.01, (name, attack)
-            assert not marker.exists(), (name, attack)
-
-
-def test_every_scorer_that_evaluates_is_known():
-    """Reads the installed package: a new release with another such scorer must be looked at."""
-    reasoning_gym = pytest.importorskip("reasoning_gym")
-    evaluates = re.compile(r"(?<![\w.])eval\((?:user_)?answer|(?<!def )\bparse_expr\(answer")
-    found = {
-        path.stem
-        for path in Path(reasoning_gym.__file__).parent.rglob("*.py")
-        if evaluates.search(path.read_text(encoding="utf-8"))
-    }
-    assert found == gym.EVAL_SCORERS | gym.SYMPY_SCORERS
-
-
-def test_formulas_still_reach_the_sympy_scorers():
-    pytest.importorskip("reasoning_gym")
-    for name in ("polynomial_multiplication", "simple_integration", "puzzle24", "countdown"):
-        for problem in gym.generate_problems(name, 0, "train", 5):
-            gold = problem.row["entry"]["metadata"].get("expression") or problem.row["entry"]["answer"]
-            assert gym.GymReward(name)("", f"<answer>{gold}</answer>", **problem.row).reward == 1.0, (name, gold)
 
 
 REWARDS = """
