@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 
-from fastrl.config import TrainConfig
+from fastrl.config import ModelConfig, TrainConfig
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
+from fastrl.kernels import TokenLoss
 from fastrl.objectives import SIGN_OBJECTIVES
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.model import Policy, load_model, resolve_device
 from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.sharding import shard
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
+from fastrl.ranks import ALONE, Ranks, joined
 from fastrl.records import checkpoints
 from fastrl.records.metrics import MetricsLog
 from fastrl.records.progress import Progress
@@ -32,18 +35,22 @@ from fastrl.update import Updater, token_loss
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
 
-    Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on.
+    Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on. Under torchrun every
+    process calls this; a signal stops all of them after the same step, and an error of one leaves the last checkpoint.
     """
-    ready = check_everything(config, is_resumed=resume)
-    with Run(ready, resume=resume) as run:
-        run.loop()
+    device = resolve_device(config.model.device)
+    with joined(device, needs_group=config.optimizer.offload) as ranks:
+        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume))
+        with Run(ready, ranks, resume=resume) as run:
+            run.loop()
     return ready.folder.path
 
 
 class Run:
     """One open run: its parts, its position, and what is written after each step. A context manager."""
 
-    def __init__(self, ready: Preflight, *, resume: bool):
+    def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool):
+        self.ranks = ranks
         self.config, self.folder, self.task, self.tokenizer = ready.config, ready.folder, ready.task, ready.tokenizer
         self.max_sequence_tokens = ready.max_sequence_tokens
         with ExitStack() as self.stack:
@@ -51,9 +58,10 @@ class Run:
             self.stack = self.stack.pop_all()
 
     def _open(self, resume: bool) -> None:
-        config, folder = self.config, self.folder
-        self.progress = self.stack.enter_context(Progress(config.run.num_steps))
-        checkpoint = checkpoints.latest_sound(folder.checkpoints, self.progress.message) if resume else None
+        config = self.config
+        progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
+        self.progress = self.stack.enter_context(progress)
+        checkpoint = self._latest_checkpoint() if resume else None
         tensors, state = checkpoints.load(checkpoint) if checkpoint else ({}, {})
         self.completed_step: int = state.get("step", 0)
         self.position: int = state.get("position", 0)
@@ -64,20 +72,27 @@ class Run:
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
-        folder.create()
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
             self.optimizer.load_state_tensors(tensors)
             checkpoints.restore_rng(tensors)
         self.sampler.publish(self.completed_step)
-        log = MetricsLog(
-            folder.path,
-            sinks=config.run.sinks,
-            config=dataclasses.asdict(config),
+        self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
+        self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
+
+    def _latest_checkpoint(self) -> Path | None:
+        """One rank looks (damaged ones are renamed), all get its answer."""
+        look = lambda: checkpoints.latest_sound(self.folder.checkpoints, self.progress.message)  # noqa: E731
+        return self.ranks.gather(self.ranks.agree(look if self.ranks.is_main else lambda: None))[0]
+
+    def _open_log(self, resume: bool) -> MetricsLog:
+        self.folder.create()
+        return MetricsLog(
+            self.folder.path,
+            sinks=self.config.run.sinks,
+            config=dataclasses.asdict(self.config),
             resume_step=self.completed_step if resume else None,
         )
-        self.log = self.stack.enter_context(log)
-        self.interrupts = self.stack.enter_context(Interrupts())
 
     def _build(self, checkpoint: Path | None, probe: dict[str, float] | None) -> None:
         """Model, sampler, optimizer, verifier, trainer, evaluator.
@@ -86,10 +101,12 @@ class Run:
         """
         config = self.config
         source = dataclasses.replace(config.model, path=str(checkpoint)) if checkpoint else config.model
-        self.model = load_model(source, self.progress.message)
+        loss, temperature = token_loss(config.algorithm), config.sampler.temperature
+        self.policy = self._policy(source, loss, temperature)
+        self.model = self.policy.model
         self.sampler = build_sampler(
             config.sampler,
-            self.model,
+            self.policy,
             self.tokenizer,
             max_sequence_tokens=self.max_sequence_tokens,
             trust_remote_code=config.model.trust_remote_code,
@@ -98,16 +115,12 @@ class Run:
         self.stack.callback(self.sampler.close)
         if ignored := ignored_settings(self.model):
             self.progress.message(f"the model's own generation settings are not used: {ignored}")
-        loss, temperature = token_loss(config.algorithm), config.sampler.temperature
-        self.policy = Policy(self.model, loss, temperature)
         self.optimizer = MasterOptimizer(self.policy, config.optimizer, config.run.num_steps)
         self.updater = Updater(
             self.policy,
             self.optimizer,
             config,
-            reference=Policy(load_model(config.model, self.progress.message), loss, temperature)
-            if loss.kl_coef
-            else None,
+            reference=self._policy(config.model, loss, temperature) if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
@@ -120,7 +133,7 @@ class Run:
             verifier=verifier,
             policy=self.policy,
             updater=self.updater,
-            probe=LogprobProbe(self.model.dtype, probe),
+            probe=LogprobProbe(self.policy.dtype, probe),
         )
         self.evaluator = Evaluator(
             task=self.task,
@@ -132,6 +145,18 @@ class Run:
             max_new_tokens=config.sampler.max_new_tokens,
             correct_threshold=config.algorithm.correct_threshold,
         )
+
+    def _policy(self, source: ModelConfig, loss: TokenLoss, temperature: float) -> Policy:
+        """Loaded, and sharded where there are several ranks or the shards are to live in CPU memory."""
+        policy = Policy(load_model(source, self.progress.message), loss, temperature)
+        offload = self.config.optimizer.offload
+        if self.ranks.world_size > 1 or offload:
+            shard(policy, self.ranks, offload=offload)
+            place = ", in CPU memory" if offload else ""
+            self.progress.message(
+                f"FSDP2: float32 shards on {self.ranks.world_size} ranks{place}, {policy.dtype} compute"
+            )
+        return policy
 
     def __enter__(self) -> "Run":
         return self
@@ -161,6 +186,8 @@ class Run:
         if self.is_moving:
             self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
             return
+        if self.ranks.world_size > 1 and not isinstance(error, KeyboardInterrupt):
+            return  # the other ranks may not come to a common checkpoint
         try:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
             self._save_checkpoint()
@@ -177,13 +204,18 @@ class Run:
             self.completed_step, self.position = step, self.trainer.prompts.position
             self.is_moving = False
             metrics |= self.trainer.publish(batch)
-            self.log.log(step, metrics)
-            self.folder.write_rollouts(step, batch.scored)
+            if self.ranks.is_main:
+                self.log.log(step, metrics)
+                self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
+        if any(
+            self.ranks.gather(self.interrupts.is_pending)
+        ):  # several ranks: a signal reaches them at different moments
+            raise KeyboardInterrupt
 
     def _validation_file(self) -> Path:
         return self.folder.evaluations / f"validation-{self.completed_step:06d}.json"
@@ -194,7 +226,8 @@ class Run:
         if not every or self.completed_step % every:
             return False
         evaluation = self._evaluate("validation", self._validation_file().stem)
-        self.log.log(self.completed_step, evaluation_metrics(evaluation))
+        if self.ranks.is_main:
+            self.log.log(self.completed_step, evaluation_metrics(evaluation))
         value = metric_value(evaluation, self.config.run.best_metric)
         is_best = value > self.best
         self.best = max(value, self.best)
@@ -226,7 +259,8 @@ class Run:
         self.progress.message(f"evaluating {name}")
         evaluation = self.evaluator.run(getattr(self.task, split), self.config.evaluation)
         evaluation |= {"step": self.completed_step, "split": split}
-        save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
+        if self.ranks.is_main:
+            save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
         self.progress.message(pass_table({name: evaluation}))
         return evaluation
 

@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from fastrl.config import OptimizerConfig
@@ -50,7 +51,7 @@ class MasterOptimizer:
         for name, master in self.masters.items():
             master.grad = self.weights[name].grad
         limit = self.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), limit).item()
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)).item()
         is_finite = math.isfinite(norm)
         if is_finite:
             self.adamw.step()
@@ -88,6 +89,11 @@ class MasterOptimizer:
             if f"master.{name}" in tensors:
                 master.copy_(tensors[f"master.{name}"])
         self._publish()
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A value that every rank has a part of, on every rank."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

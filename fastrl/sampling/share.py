@@ -4,27 +4,31 @@ from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from fastrl.policy.sharding import is_sharded
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.gathered import GatheredWeights
 from fastrl.sampling.weights import AliasedWeights, CopiedWeights, SharedWeights
 
 
 def share_weights(
-    mode: Literal["auto", "alias", "gather", "copy"], engine: Engine, model: nn.Module, say: Callable[[str], None]
+    mode: Literal["auto", "alias", "gather", "copy"],
+    engine: Engine,
+    model: nn.Module,
+    say: Callable[[str], None],
+    root: nn.Module | None = None,
 ) -> SharedWeights:
     """The weights in the mode asked for. auto: gather for sharded parameters, else alias, or copy with the reason said.
 
-    ValueError when the mode asked for cannot be.
+    root: the module that FSDP2 took as its root; None: `model`. ValueError when the mode asked for cannot be.
     """
-    is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
-    if mode == "auto" and is_sharded:
+    has_shards = is_sharded(model)
+    if mode == "auto" and has_shards:
         mode = "gather"
-    if (mode == "gather") != is_sharded:
-        raise ValueError(f"sampler.weights = '{mode}' is for {'whole' if is_sharded else 'sharded'} parameters")
+    if (mode == "gather") != has_shards:
+        raise ValueError(f"sampler.weights = '{mode}' is for {'whole' if has_shards else 'sharded'} parameters")
     if mode == "gather":
-        weights = GatheredWeights(engine, model)
+        weights = GatheredWeights(engine, model, root or model)
         say(f"sampler weights: gather, shards of {weights.world_size} processes go straight into vLLM's tensors")
         return weights
     if mode != "copy":
