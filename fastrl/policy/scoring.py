@@ -1,6 +1,7 @@
 """Log-probs and entropies of rollouts under a policy, without gradient."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
@@ -16,7 +17,8 @@ def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> lis
     parts = cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed, num_ranks=policy.ranks.world_size)
     scored: dict[int, tuple[list[float], list[float]]] = {}
     for indices in policy.ranks.share(parts, filler=[]):
-        batch = build_micro_batch([rollouts[i] for i in indices] or [FILLER]).to(policy.device)
+        plain = [replace(rollouts[i], old_logprobs=None, ref_logprobs=None) for i in indices]
+        batch = build_micro_batch(plain or [FILLER]).to(policy.device)
         logprobs_N, entropy_N = policy(batch, mode="score")
         sizes = [len(rollouts[i].completion_ids) for i in indices]
         if indices:

@@ -35,7 +35,7 @@ def shard(policy: Policy, ranks: Ranks, *, offload: bool = False) -> None:
     settings = {
         "mesh": init_device_mesh(policy.device.type, (ranks.world_size,)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=policy.device.type == "cuda") if offload else OffloadPolicy(),
     }
     for block in blocks:
         fully_shard(block.float(), **settings)
