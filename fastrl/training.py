@@ -17,7 +17,9 @@ from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
 from fastrl.records import checkpoints
+from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.metrics import MetricsLog
+from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import Progress
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
@@ -54,12 +56,10 @@ class Run:
         config, folder = self.config, self.folder
         self.progress = self.stack.enter_context(Progress(config.run.num_steps))
         checkpoint = checkpoints.latest_sound(folder.checkpoints, self.progress.message) if resume else None
-        tensors, state = checkpoints.load(checkpoint) if checkpoint else ({}, {})
+        state = checkpoints.load_state(checkpoint) if checkpoint else {}
         self.completed_step: int = state.get("step", 0)
         self.position: int = state.get("position", 0)
         self.best: float = state.get("best", -math.inf)
-        self.saved_step = self.completed_step if checkpoint else -1
-        self.checkpoint = checkpoint
         self.has_announced = self.has_importance_choice = self.is_moving = False
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
@@ -67,8 +67,15 @@ class Run:
         folder.create()
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
-            self.optimizer.load_state_tensors(tensors)
-            checkpoints.restore_rng(tensors)
+            self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint))
+            checkpoints.restore_rng(checkpoint)
+        self.writer = CheckpointWriter(
+            folder.checkpoints,
+            config.run.keep_last,
+            ModelExport(self.model, self.tokenizer),
+            step=self.completed_step if checkpoint else None,
+        )
+        self.stack.callback(self.writer.close)
         self.sampler.publish(self.completed_step)
         log = MetricsLog(
             folder.path,
@@ -152,20 +159,24 @@ class Run:
                 self._evaluate(split, split)
             elif self.config.evaluation.at_end:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
+            self.writer.wait()
         except BaseException as error:
             self._save_before(error)
             raise
 
     def _save_before(self, error: BaseException) -> None:
         """Keep the last finished step, unless the error came while the weights were moving."""
+        actions = [self.writer.wait]
         if self.is_moving:
             self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
-            return
-        try:
+        else:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
-            self._save_checkpoint()
-        except OSError as second:
-            self.progress.message(f"{second}; the last checkpoint stays")
+            actions += [self._save_checkpoint, self.writer.wait]
+        for action in actions:
+            try:
+                action()
+            except OSError as second:
+                self.progress.message(f"{second}; the last checkpoint stays")
 
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
@@ -231,26 +242,13 @@ class Run:
         return evaluation
 
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
-        """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""
-        if self.saved_step != self.completed_step:
-            state = {"position": self.position, "probe": self.trainer.probe.state()}
-            if math.isfinite(self.best):
-                state["best"] = self.best
-            self.checkpoint = checkpoints.save(
-                self.folder.checkpoints,
-                self.completed_step,
-                save_model=self._save_model,
-                tensors=self.optimizer.state_tensors() | checkpoints.rng_tensors(),
-                state=state,
-            )
-            self.saved_step = self.completed_step
-            checkpoints.prune(self.folder.checkpoints, self.config.run.keep_last)
-        if is_best:
-            checkpoints.keep_as_best(self.checkpoint)
-
-    def _save_model(self, path: Path) -> None:
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        """Start writing the state after `completed_step`, unless that has been done; `writer.wait` is its end."""
+        if self.writer.step == self.completed_step:
+            return
+        state = {"position": self.position, "probe": self.trainer.probe.state()}
+        if math.isfinite(self.best):
+            state["best"] = self.best
+        self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
 
 
 def metric_value(evaluation: dict, name: str) -> float:
