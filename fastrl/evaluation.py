@@ -62,7 +62,7 @@ class Evaluator:
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Outcome]:
-        """Of every rollout, problem-major. Each rank samples and verifies a part of the problems; all get everything."""
+        """Of every rollout, problem-major. Each rank samples and verifies a part of the problems; all get all."""
         n, ranks = config.num_samples, self.policy.ranks
         chooser = random.Random(seed_of(config.seed, "entropy"))
         num_rollouts = n * len(problems)

@@ -20,7 +20,9 @@ from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
 from fastrl.ranks import ALONE, Ranks, joined
 from fastrl.records import checkpoints
+from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.metrics import MetricsLog
+from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import Progress
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
@@ -61,29 +63,29 @@ class Run:
         config = self.config
         progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
-        checkpoint = self._latest_checkpoint() if resume else None
-        tensors, state = checkpoints.load(checkpoint) if checkpoint else ({}, {})
+        checkpoint = checkpoints.latest_sound(self.folder.checkpoints, self.progress.message) if resume else None
+        state = checkpoints.load_state(checkpoint) if checkpoint else {}
         self.completed_step: int = state.get("step", 0)
         self.position: int = state.get("position", 0)
         self.best: float = state.get("best", -math.inf)
-        self.saved_step = self.completed_step if checkpoint else -1
-        self.checkpoint = checkpoint
         self.has_announced = self.has_importance_choice = self.is_moving = False
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
-            self.optimizer.load_state_tensors(tensors)
-            checkpoints.restore_rng(tensors)
+            self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
+            checkpoints.restore_rng(checkpoint)
+        self.writer = CheckpointWriter(
+            self.folder.checkpoints,
+            config.run.keep_last,
+            ModelExport(self.model, self.tokenizer, self.policy.dtype),
+            step=self.completed_step if checkpoint else None,
+        )
+        self.stack.callback(self.writer.close)
         self.sampler.publish(self.completed_step)
         self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
-
-    def _latest_checkpoint(self) -> Path | None:
-        """One rank looks (damaged ones are renamed), all get its answer."""
-        look = lambda: checkpoints.latest_sound(self.folder.checkpoints, self.progress.message)  # noqa: E731
-        return self.ranks.gather(self.ranks.agree(look if self.ranks.is_main else lambda: None))[0]
 
     def _open_log(self, resume: bool) -> MetricsLog:
         self.folder.create()
@@ -177,22 +179,26 @@ class Run:
                 self._evaluate(split, split)
             elif self.config.evaluation.at_end:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
+            self.writer.wait()
         except BaseException as error:
             self._save_before(error)
             raise
 
     def _save_before(self, error: BaseException) -> None:
         """Keep the last finished step, unless the error came while the weights were moving."""
+        actions = [self.writer.wait]
         if self.is_moving:
             self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
-            return
-        if self.ranks.world_size > 1 and not isinstance(error, KeyboardInterrupt):
+        elif self.ranks.world_size > 1 and not isinstance(error, KeyboardInterrupt):
             return  # the other ranks may not come to a common checkpoint
-        try:
+        else:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
-            self._save_checkpoint()
-        except OSError as second:
-            self.progress.message(f"{second}; the last checkpoint stays")
+            actions += [self._save_checkpoint, self.writer.wait]
+        for action in actions:
+            try:
+                action()
+            except OSError as second:
+                self.progress.message(f"{second}; the last checkpoint stays")
 
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
@@ -265,26 +271,13 @@ class Run:
         return evaluation
 
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
-        """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""
-        if self.saved_step != self.completed_step:
-            state = {"position": self.position, "probe": self.trainer.probe.state()}
-            if math.isfinite(self.best):
-                state["best"] = self.best
-            self.checkpoint = checkpoints.save(
-                self.folder.checkpoints,
-                self.completed_step,
-                save_model=self._save_model,
-                tensors=self.optimizer.state_tensors() | checkpoints.rng_tensors(),
-                state=state,
-            )
-            self.saved_step = self.completed_step
-            checkpoints.prune(self.folder.checkpoints, self.config.run.keep_last)
-        if is_best:
-            checkpoints.keep_as_best(self.checkpoint)
-
-    def _save_model(self, path: Path) -> None:
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        """Start writing the state after `completed_step`, unless that has been done; `writer.wait` is its end."""
+        if self.writer.step == self.completed_step:
+            return
+        state = {"position": self.position, "probe": self.trainer.probe.state()}
+        if math.isfinite(self.best):
+            state["best"] = self.best
+        self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
 
 
 def metric_value(evaluation: dict, name: str) -> float:

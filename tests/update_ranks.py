@@ -41,7 +41,7 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
 def config_of(algorithm: AlgorithmConfig) -> TrainConfig:
     return TrainConfig(
         algorithm=algorithm,
-        batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens=50),
+        batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens=80),
         optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.5),
         sampler=SamplerConfig(max_new_tokens=14),
     )
