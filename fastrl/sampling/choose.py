@@ -23,6 +23,8 @@ def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, st
     is_installed = importlib.util.find_spec("vllm") is not None
     if config.kind == "vllm" and not is_installed:
         raise ValueError("sampler.kind = 'vllm', but vLLM is not installed: pip install 'fastrl[vllm]'")
+    if config.release_kv_cache and device.type != "cuda":
+        raise ValueError("sampler.release_kv_cache = true needs vLLM on a CUDA device; on the CPU it stays")
     if config.kind != "auto":
         return config.kind, "asked for by sampler.kind"
     if not is_installed:
@@ -71,6 +73,7 @@ def build_sampler(
         max_num_sequences=config.batch_size,
         kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(policy, max_sequence_tokens, config.batch_size),
         trust_remote_code=trust_remote_code,
+        can_release_kv_cache=config.release_kv_cache,
     )
     engine = Engine(settings)
     try:
