@@ -13,7 +13,7 @@ from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.objectives import SIGN_OBJECTIVES
 from fastrl.policy.model import Policy, load_model
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer import build_optimizer
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
 from fastrl.records import checkpoints
@@ -100,7 +100,7 @@ class Run:
             self.progress.message(f"the model's own generation settings are not used: {ignored}")
         loss, temperature = token_loss(config.algorithm), config.sampler.temperature
         self.policy = Policy(self.model, loss, temperature)
-        self.optimizer = MasterOptimizer(self.policy, config.optimizer, config.run.num_steps)
+        self.optimizer = build_optimizer(self.policy, config.optimizer, config.run.num_steps)
         self.updater = Updater(
             self.policy,
             self.optimizer,

@@ -37,6 +37,7 @@ ALLOWED_HOMES = {
     "triton": ("kernels/triton",),
     "flash_attn": ("fastrl/policy/attention.py",),
     "flash_attn_interface": ("fastrl/policy/attention.py",),
+    "torchao": ("fastrl/policy/rounding.py",),
     "sympy": ("fastrl/tasks/equality.py",),
     "math_verify": ("fastrl/tasks/",),
     "matplotlib": ("fastrl/records/plot.py",),
