@@ -14,6 +14,7 @@ from fastrl.interrupts import Interrupts
 from fastrl.objectives import SIGN_OBJECTIVES
 from fastrl.policy.model import Policy, load_model
 from fastrl.policy.optimizer import build_optimizer
+from fastrl.policy.optimizer_bytes import training_bytes
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
 from fastrl.records import checkpoints
@@ -92,6 +93,7 @@ class Run:
             self.model,
             self.tokenizer,
             max_sequence_tokens=self.max_sequence_tokens,
+            training_bytes=training_bytes(self.model, config.optimizer),
             trust_remote_code=config.model.trust_remote_code,
             say=self.progress.message,
         )

@@ -46,12 +46,14 @@ def build_sampler(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_sequence_tokens: int,
+    training_bytes: int = 0,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> Sampler:
     """The sampler that `choose_sampler` names, over the model that is trained. Build it before the optimizer.
 
-    max_sequence_tokens: prompt and completion of the longest sequence to come. ValueError when vLLM cannot serve that.
+    max_sequence_tokens: prompt and completion of the longest sequence to come. training_bytes: what training will keep
+    besides the weights. ValueError when vLLM cannot serve that.
     """
     kind, reason = choose_sampler(config, model.device)
     say(f"sampler: {kind} ({reason})")
@@ -64,7 +66,8 @@ def build_sampler(
         dtype=model.dtype,
         max_sequence_tokens=max_sequence_tokens,
         max_num_sequences=config.batch_size,
-        kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(model, max_sequence_tokens, config.batch_size),
+        kv_cache_bytes=config.kv_cache_bytes
+        or kv_cache_bytes(model, max_sequence_tokens, config.batch_size, training_bytes),
         trust_remote_code=trust_remote_code,
     )
     engine = Engine(settings)

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
-TRAINING_BYTES = 16  # per parameter besides its weight: fp32 gradient and master, two Adam moments
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
@@ -19,19 +18,24 @@ def bytes_per_token(model: PreTrainedModel) -> int:
     return 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
 
 
-def available_bytes(model: PreTrainedModel) -> int:
-    """Memory a KV cache may take: on CUDA half of what training leaves, on CPU an eighth of the machine's."""
+def available_bytes(model: PreTrainedModel, training_bytes: int) -> int:
+    """Memory a KV cache may take: on CUDA half of what training leaves, on CPU an eighth of the machine's.
+
+    training_bytes: what training will keep besides the weights.
+    """
     if model.device.type != "cuda":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
     free, _ = torch.cuda.mem_get_info(model.device)
-    return max(0, free - TRAINING_BYTES * sum(p.numel() for p in model.parameters())) // 2
+    return max(0, free - training_bytes) // 2
 
 
-def kv_cache_bytes(model: PreTrainedModel, max_sequence_tokens: int, max_num_sequences: int) -> int:
+def kv_cache_bytes(
+    model: PreTrainedModel, max_sequence_tokens: int, max_num_sequences: int, training_bytes: int = 0
+) -> int:
     """Bytes for all sequences at their longest, cut to what is available. ValueError when not even one fits."""
     blocks = math.ceil(max_sequence_tokens / BLOCK_TOKENS) + SLACK_BLOCKS
     one = blocks * BLOCK_TOKENS * bytes_per_token(model)
-    available = available_bytes(model)
+    available = available_bytes(model, training_bytes)
     if one > available:
         raise ValueError(
             f"one sequence of {max_sequence_tokens} tokens needs {one} bytes of KV cache, {available} are available: "
