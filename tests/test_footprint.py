@@ -103,6 +103,7 @@ def test_shards_by_hand():
     count = 2 * 334 * 384 + 128 + 6 * block
     assert (three.weights, three.gradients, three.masters, three.optimizer) == (4 * count, 4 * count, 0, 8 * count)
     root, whole = 2 * 1000 * 384 + 384, 3 * 384 * 1024 + 2 * 384 * 384 + 2 * 384 * 128 + 2 * 384
+    assert three.update == (2 + 2 + 4) * root + 4 * root // 3
     assert three.gathered == (2 + 2) * root + (2 * 2 + 2 + 4) * whole and one.gathered == 0
     assert (three.activations, three.logits, three.working) == (one.activations, one.logits, one.working)
     assert three.peak == three.static + three.activations + three.logits + three.working + three.gathered
@@ -137,10 +138,13 @@ def test_prediction_is_within_15_percent_of_the_resident_peak(name, is_checkpoin
     assert expected == pytest.approx(measured, rel=0.15)
 
 
-def measure(*arguments: object) -> int:
-    """Bytes that `measure_training_peak.py` finds."""
-    script = Path(__file__).parent / "measure_training_peak.py"
-    command = [sys.executable, str(script), *map(str, arguments)]
+def measure(*arguments: object, num_ranks: int = 1) -> int:
+    """Bytes that `measure_training_peak.py` finds, or `measure_sharded_peak.py`."""
+    script = Path(__file__).parent / f"measure_{'training' if num_ranks == 1 else 'sharded'}_peak.py"
+    launcher = (
+        [] if num_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    )
+    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -171,4 +175,16 @@ def test_prediction_for_each_kind_of_optimizer(kind, grad_dtype, tmp_path):
     expected = predicted(config, torch.bfloat16, 64, 32, True, optimizer).peak
     measured = measure(tmp_path / "config.json", "bfloat16", 64, 32, True, kind, grad_dtype)
     print(f"{kind}, {grad_dtype}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_prediction_for_two_ranks(tmp_path):
+    config = LlamaConfig(**SHAPE | {"hidden_size": 768, "intermediate_size": 2048}, vocab_size=16000)
+    config.to_json_file(tmp_path / "config.json", use_diff=False)
+    expected = predicted(config, torch.bfloat16, 64, 32, True, num_ranks=2).peak
+    measured = measure(tmp_path / "config.json", 64, 32, num_ranks=2)
+    print(f"two ranks: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)

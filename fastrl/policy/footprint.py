@@ -37,7 +37,7 @@ class Footprint:
 
     activations: kept by the backbone's forward; logits: one chunk of them and the head's gradient; working: what the
     loss and the backward need beyond that at their fullest moment; gathered: parameters and gradients that several
-    ranks hold unsharded meanwhile; update: what an optimizer step needs beyond what stays.
+    ranks hold unsharded meanwhile; update: what the end of a backward over several ranks or an optimizer step needs.
     """
 
     weights: int
@@ -136,9 +136,10 @@ def footprint(
     model.zero_grad()
     stored = parameters if num_ranks == 1 else _shards(parameters, optimizer, num_ranks)
     kept = optimizer_bytes(stored, optimizer)
-    gathered = 0 if num_ranks == 1 else _gathered_bytes(model)
+    gathered, reduced = (0, 0) if num_ranks == 1 else _unsharded_bytes(model, num_ranks)
+    update = max(kept.step, reduced)
     return Footprint(
-        _num_bytes(stored), kept.gradients, kept.masters, kept.states, activations, logits, working, gathered, kept.step
+        _num_bytes(stored), kept.gradients, kept.masters, kept.states, activations, logits, working, gathered, update
     )
 
 
@@ -159,14 +160,17 @@ def _shards(parameters: list[Tensor], optimizer: OptimizerConfig, num_ranks: int
     ]
 
 
-def _gathered_bytes(model: PreTrainedModel) -> int:
-    """Unsharded in the backward, in the model's dtype: weights of the root (embedding, head) and of two blocks, one of
-    them prefetched; gradients of the root and a block. And that block's gradients in float32, to be reduced.
+def _unsharded_bytes(model: PreTrainedModel, num_ranks: int) -> tuple[int, int]:
+    """(in the backward, at its end), in the model's dtype but for what is being reduced, which is float32.
+
+    In the backward: weights of the root (embedding, head) and of two blocks, one of them prefetched; gradients of the
+    root and a block; the block's to be reduced. At the end: the root's weights, gradients, these to be reduced, and
+    this rank's part of their sum.
     """
     blocks = [_num_bytes(block.parameters()) for block in blocks_of(model)]
     root, block = _num_bytes(model.parameters()) - sum(blocks), max(blocks, default=0)
-    reduced = block * 4 // model.dtype.itemsize
-    return 2 * root + 3 * block + reduced
+    widening = 4 // model.dtype.itemsize
+    return 2 * root + 3 * block + widening * block, 2 * root + widening * root + widening * root // num_ranks
 
 
 def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> list[Rollout]:
