@@ -53,6 +53,8 @@ class PlanCommand:
     """Memory that the run may fill; 0: all that this machine's device has."""
     prompt_tokens: int = 0
     """Length of the longest prompt; 0: found out from the task and the tokenizer."""
+    ranks: int = 1
+    """Processes with a device each, among which FSDP2 shards the model; numbers are per rank."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +116,18 @@ def _eval(arguments: list[str]) -> None:
 def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
     from fastrl.plan import make_plan, plan_text
+    from fastrl.savings import fitting_settings, savings_text
 
-    plan = make_plan(
-        command.config,
-        device_type="" if command.device == "here" else command.device,
-        memory_gib=command.memory_gib,
-        prompt_tokens=command.prompt_tokens,
-    )
+    machine = {
+        "device_type": "" if command.device == "here" else command.device,
+        "memory_gib": command.memory_gib,
+        "prompt_tokens": command.prompt_tokens,
+        "num_ranks": command.ranks,
+    }
+    plan = make_plan(command.config, **machine)
     print(plan_text(plan))
+    if not plan.fits:
+        print(savings_text(fitting_settings(command.config, **machine)))
 
 
 def _verify(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ class ModelConfig:
     path: str = ""
     """Folder or hub id of the model and its tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of the weights; auto: bfloat16 on CUDA, float32 on CPU. Masters and gradients are float32 either way."""
+    """Dtype of the weights; auto: bfloat16 on CUDA, float32 on CPU. What the optimizer keeps: optimizer.kind."""
     attention: str = "auto"
     """Packed attention: flash_attention_3 | flash_attention_2 | varlen (PyTorch's own, CUDA) | sdpa | eager; auto: the
     first of these that runs here. Any other of transformers' implementations runs padded."""
@@ -150,8 +150,15 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW over float32 master weights."""
+    """AdamW, over float32 masters or, for less memory, on bfloat16 weights with stochastic rounding."""
 
+    kind: Literal["adamw", "adamw-bf16", "adamw-8bit"] = "adamw"
+    """adamw: float32 masters and moments. adamw-bf16: no masters; updates of bfloat16 weights are rounded up or down at
+    random, right on average. adamw-8bit: the same, and moments in 8 bits. Bytes a parameter beside a bfloat16 weight
+    and its gradient: 12, 8, 2.03. The last two need torchao."""
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What gradients accumulate in. bfloat16 (for the kinds without masters) halves them and rounds the sum at every
+    micro-batch: a relative error of about 0.1 % × √micro-batches."""
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

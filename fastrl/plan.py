@@ -1,8 +1,9 @@
 """`fastrl plan`: what a run will take, in GiB by part, and which paths will run, before any weight is loaded.
 
 Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
-a reference model, vLLM's cache) with one micro-batch and the gradients, or with what the embedded sampler needs. The
-copy that a checkpoint is written from is in CPU memory: it counts where the run is there too.
+a reference model, vLLM's cache) with the gradients and one micro-batch or an optimizer step, or with what the embedded
+sampler needs. With several ranks (FSDP2, one engine each) everything is per rank. The copy that a checkpoint is written
+from is in CPU memory: it counts where the run is there too.
 """
 
 import os
@@ -12,11 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from fastrl.config import TrainConfig
-from fastrl.config_checks import check_train
+from fastrl.config_checks import check_ranks, check_train
 from fastrl.kernels import choose
 from fastrl.policy.attention import AttentionChoice, choose_attention
 from fastrl.policy.footprint import Footprint, footprint, storageless_model
 from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
+from fastrl.policy.optimizer import check_weights
 from fastrl.prompts import longest_prompt
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.kv_budget import BLOCK_TOKENS, SLACK_BLOCKS, bytes_per_token
@@ -28,7 +30,7 @@ LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sam
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none.
+    """Bytes by part on each rank, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none.
 
     checkpoint: bytes of CPU memory, whatever the device.
     """
@@ -46,6 +48,7 @@ class Plan:
     paths: dict[str, str]
     keeps_kv_cache: bool
     is_on_cpu: bool
+    num_ranks: int
 
     @property
     def resident(self) -> int:
@@ -60,15 +63,25 @@ class Plan:
         sampling = t.static - t.gradients + cache + self.sampler_logits
         return max(t.peak, sampling) + self.resident
 
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.memory
 
-def make_plan(config: TrainConfig, *, device_type: str = "", memory_gib: float = 0.0, prompt_tokens: int = 0) -> Plan:
-    """device_type: cpu or cuda, empty: as the run would choose here. memory_gib 0: what this machine has.
 
-    prompt_tokens 0: the longest prompt of the task, which loads the task and the tokenizer. ValueError for bad input.
+def make_plan(
+    config: TrainConfig, *, device_type: str = "", memory_gib: float = 0.0, prompt_tokens: int = 0, num_ranks: int = 1
+) -> Plan:
+    """device_type: cpu or cuda, empty: as the run would choose here. memory_gib 0: what this machine's device has.
+
+    prompt_tokens 0: the longest prompt of the task, which loads the task and the tokenizer. num_ranks: processes, each
+    with a device of its own. ValueError for bad input.
     """
     config = check_train(config)
-    device = torch.device(device_type) if device_type else resolve_device(config.model.device)
-    dtype = resolve_dtype(config.model.dtype, device)
+    if num_ranks < 1:
+        raise ValueError(f"there must be at least 1 rank, not {num_ranks}")
+    check_ranks(config, num_ranks)
+    device, dtype = planned_device(config, device_type)
+    check_weights(config.optimizer.kind, dtype)
     memory = int(memory_gib * GIB) or detected_memory(device)
     architecture = load_architecture(config.model)
     attention = choose_attention(config.model.attention, device, dtype, architecture)
@@ -78,15 +91,19 @@ def make_plan(config: TrainConfig, *, device_type: str = "", memory_gib: float =
     with storageless_model(
         architecture, dtype, attention, gradient_checkpointing=config.model.gradient_checkpointing
     ) as model:
-        training = footprint(model, budget, sequence_tokens, device.type)
-        larger = footprint(model, 2 * budget, sequence_tokens, device.type)
+        training = footprint(model, budget, sequence_tokens, device.type, config.optimizer, num_ranks)
+        larger = footprint(model, 2 * budget, sequence_tokens, device.type, config.optimizer, num_ranks)
         wish = _kv_cache_bytes(config, model, sequence_tokens, is_vllm=is_vllm)
         vocab = model.get_output_embeddings().weight.shape[0]
-    reference = training.weights if config.algorithm.kl_coef else 0
-    sampler_weights = training.weights if is_vllm and config.sampler.weights == "copy" else 0
+        whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    kept = training.weights if num_ranks > 1 else whole  # a reference model is sharded as the policy is
+    reference = kept if config.algorithm.kl_coef else 0
+    is_served_apart = is_vllm and (num_ranks > 1 or config.sampler.weights == "copy")
+    sampler_weights = whole if is_served_apart else 0
     kv_cache = wish
     if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
-        kv_cache = min(wish, max(0, memory - training.static) // 2)
+        kv_cache = min(wish, max(0, memory - training.static - (sampler_weights if num_ranks > 1 else 0)) // 2)
+    keeps_kv_cache = is_vllm and not config.sampler.release_kv_cache
     plan = Plan(
         training,
         reference,
@@ -99,12 +116,19 @@ def make_plan(config: TrainConfig, *, device_type: str = "", memory_gib: float =
         sequence_tokens,
         0,
         _paths(attention, f"{sampler} ({sampler_reason})", device, dtype),
-        is_vllm,
+        keeps_kv_cache,
         device.type == "cpu",
+        num_ranks,
     )
-    bytes_per_budget_token = (larger.peak - training.peak) / budget
-    fitting = int(budget + (memory - training.peak - plan.resident) / bytes_per_budget_token)
-    return replace(plan, fitting_tokens=fitting if fitting >= sequence_tokens else 0)
+    spare = memory - training.static - plan.resident
+    fitting = int(budget + (spare - training.computing) * budget / (larger.computing - training.computing))
+    return replace(plan, fitting_tokens=fitting if fitting >= sequence_tokens and training.update <= spare else 0)
+
+
+def planned_device(config: TrainConfig, device_type: str) -> tuple[torch.device, torch.dtype]:
+    """(device, dtype of the weights); empty: the device that the run would choose here."""
+    device = torch.device(device_type) if device_type else resolve_device(config.model.device)
+    return device, resolve_dtype(config.model.dtype, device)
 
 
 def detected_memory(device: torch.device) -> int:
@@ -156,20 +180,26 @@ def plan_text(plan: Plan) -> str:
     cache = "stays" if plan.keeps_kv_cache else "while sampling"
     parts = [
         ("weights", t.weights, ""),
-        ("fp32 masters", t.masters, "none: float32 weights are their own" if not t.masters else ""),
+        ("fp32 masters", t.masters, "" if t.masters else "none: the weights are updated themselves"),
         ("optimizer states", t.optimizer, ""),
         ("gradients", t.gradients, "while training"),
         ("reference model", plan.reference, "" if plan.reference else "none: algorithm.kl_coef = 0"),
         ("activations", t.activations, f"while training, {plan.token_budget} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
         ("working memory of the backward", t.working, "while training"),
+        ("unsharded blocks and root", t.gathered, "while training"),
+        ("optimizer step", t.update, "between micro-batches"),
         ("sampler's weights", plan.sampler_weights, "" if plan.sampler_weights else "none: shared"),
         ("KV cache", plan.kv_cache, cache),
         ("sampler's logits", plan.sampler_logits, "while sampling"),
         ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else "of CPU memory, not counted below"),
     ]
+    unneeded = {"unsharded blocks and root", "optimizer step"}
+    parts = [part for part in parts if part[1] or part[0] not in unneeded]
     lines = [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in parts]
-    verdict = "fits" if plan.peak <= plan.memory else "DOES NOT FIT"
+    if plan.num_ranks > 1:
+        lines.insert(0, f"on each of {plan.num_ranks} ranks:")
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines.append(f"{'peak:':32}{plan.peak / GIB:10.3f} GiB  of {plan.memory / GIB:.3f} GiB: {verdict}")
     if plan.fitting_tokens:
         fit = f"batch.micro_batch_tokens up to {plan.fitting_tokens} fits"

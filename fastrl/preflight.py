@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
-from fastrl.config_checks import check_train
-from fastrl.policy.model import load_tokenizer, max_context, resolve_device
+from fastrl.config_checks import check_ranks, check_train
+from fastrl.policy.model import load_tokenizer, max_context, resolve_device, resolve_dtype
+from fastrl.policy.optimizer import check_optimizer
 from fastrl.prompts import longest_prompt
 from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
@@ -26,14 +27,17 @@ class Preflight:
     max_sequence_tokens: int
 
 
-def check_everything(config: TrainConfig, *, is_resumed: bool) -> Preflight:
+def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 1) -> Preflight:
     """ValueError or OSError with one clear message for a run that cannot work. Nothing is written."""
     config = check_train(config)
+    check_ranks(config, num_ranks)
     check_sinks(config.run.sinks)
     folder = RunFolder(config, is_resumed=is_resumed)
-    kind, _ = choose_sampler(config.sampler, resolve_device(config.model.device))
+    device = resolve_device(config.model.device)
+    kind, _ = choose_sampler(config.sampler, device)
     if kind == "vllm" and not config.run.scored_rollouts:
         raise ValueError("run.scored_rollouts = 0: the vllm sampler needs at least 1 for its freshness probe")
+    check_optimizer(config.optimizer.kind, resolve_dtype(config.model.dtype, device), device)
     task = load_task(config.task)
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")

@@ -14,7 +14,8 @@ from fastrl.interrupts import Interrupts
 from fastrl.kernels import TokenLoss
 from fastrl.objectives import SIGN_OBJECTIVES
 from fastrl.policy.model import Policy, load_model, resolve_device
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer import build_optimizer
+from fastrl.policy.optimizer_bytes import training_bytes
 from fastrl.policy.sharding import shard
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
@@ -42,7 +43,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """
     device = resolve_device(config.model.device)
     with joined(device, needs_group=config.optimizer.offload) as ranks:
-        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume))
+        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume, num_ranks=ranks.world_size))
         with Run(ready, ranks, resume=resume) as run:
             run.loop()
     return ready.folder.path
@@ -111,13 +112,14 @@ class Run:
             self.policy,
             self.tokenizer,
             max_sequence_tokens=self.max_sequence_tokens,
+            training_bytes=training_bytes(self.model, config.optimizer) // self.ranks.world_size,
             trust_remote_code=config.model.trust_remote_code,
             say=self.progress.message,
         )
         self.stack.callback(self.sampler.close)
         if ignored := ignored_settings(self.model):
             self.progress.message(f"the model's own generation settings are not used: {ignored}")
-        self.optimizer = MasterOptimizer(self.policy, config.optimizer, config.run.num_steps)
+        self.optimizer = build_optimizer(self.policy, config.optimizer, config.run.num_steps)
         self.updater = Updater(
             self.policy,
             self.optimizer,

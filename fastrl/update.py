@@ -14,7 +14,7 @@ from fastrl.config import AlgorithmConfig, TrainConfig
 from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer import Optimizer
 from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens, cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.reductions import REDUCTIONS, UpdateShape
@@ -38,7 +38,7 @@ class Updater:
     def __init__(
         self,
         policy: Policy,
-        optimizer: MasterOptimizer,
+        optimizer: Optimizer,
         config: TrainConfig,
         *,
         reference: Policy | None = None,

@@ -4,13 +4,14 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import WarmupConfig
 from fastrl.config_checks import check_warmup
 from fastrl.config_files import to_toml
-from fastrl.policy.model import Policy, load_model, load_tokenizer
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.model import Policy, load_model, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.progress import Progress
@@ -62,10 +63,13 @@ def warmup(config: WarmupConfig) -> Path:
     output = Path(config.output)
     if (output / "config.json").exists():
         raise ValueError(f"output = '{output}' already holds a model; choose another folder")
+    device = resolve_device(config.model.device)
+    dtype = resolve_dtype(config.model.dtype, device) if config.model.path else torch.float32
+    check_optimizer(config.optimizer.kind, dtype, device)
     draw = _demonstrations(config)
     model, tokenizer = _model_and_tokenizer(config)
     policy = Policy(model)
-    optimizer = MasterOptimizer(policy, config.optimizer, config.data.num_steps)
+    optimizer = build_optimizer(policy, config.optimizer, config.data.num_steps)
     generator = random.Random(seed_of(config.seed, "demonstrations"))
     with Progress(config.data.num_steps) as progress:
         for step in range(1, config.data.num_steps + 1):
@@ -80,9 +84,7 @@ def warmup(config: WarmupConfig) -> Path:
     return output
 
 
-def _supervised_step(
-    policy: Policy, optimizer: MasterOptimizer, rollouts: list[Rollout], config: WarmupConfig
-) -> float:
+def _supervised_step(policy: Policy, optimizer: Optimizer, rollouts: list[Rollout], config: WarmupConfig) -> float:
     """One optimizer step on the token mean; returns the loss in nats per token."""
     weight = 1.0 / sum(r.num_tokens for r in rollouts)
     total = 0.0

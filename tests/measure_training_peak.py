@@ -1,6 +1,6 @@
 """Run as a script: peak resident bytes of a few updates of a random model on CPU, beyond what imports took. Linux only.
 
-python tests/measure_training_peak.py CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS IS_CHECKPOINTED
+python tests/measure_training_peak.py CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS IS_CHECKPOINTED KIND GRAD_DTYPE
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from fastrl.config import OptimizerConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy, pack
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.rollouts import Rollout
@@ -27,7 +27,14 @@ def resident_bytes(field: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
 
 
-def update_twice(config: PreTrainedConfig, dtype: torch.dtype, budget: int, length: int, is_checkpointed: bool) -> None:
+def update_twice(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    budget: int,
+    length: int,
+    is_checkpointed: bool,
+    settings: OptimizerConfig,
+) -> None:
     """Two optimizer steps of two full micro-batches each."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     choice = choose_attention("auto", model.device, dtype, config)
@@ -35,7 +42,7 @@ def update_twice(config: PreTrainedConfig, dtype: torch.dtype, budget: int, leng
     if is_checkpointed:
         recompute_blocks(model)
     policy = Policy(model)
-    optimizer = MasterOptimizer(policy, OptimizerConfig(), 2)
+    optimizer = build_optimizer(policy, settings, 2)
     vocab = config.vocab_size
     lengths = 2 * [length] * (budget // length)
     for _ in range(2):
@@ -47,16 +54,18 @@ def update_twice(config: PreTrainedConfig, dtype: torch.dtype, budget: int, leng
 
 
 def main() -> None:
-    path, dtype, budget, length, is_checkpointed = sys.argv[1:]
+    path, dtype, budget, length, is_checkpointed, kind, grad_dtype = sys.argv[1:]
     values = json.loads(Path(path).read_text())
     dtype, is_checkpointed = getattr(torch, dtype), is_checkpointed == "True"
-    small = values | {"intermediate_size": 64, "vocab_size": 64}
-    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, is_checkpointed)  # libraries load, pools start
+    settings = OptimizerConfig(kind=kind, grad_dtype=grad_dtype)
+    # libraries load, pools start, and the kinds that compile their step do so for the shapes to come
+    small = values | ({"intermediate_size": 64, "vocab_size": 64} if kind == "adamw" else {"num_hidden_layers": 1})
+    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, is_checkpointed, settings)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-    update_twice(AutoConfig.for_model(**values), dtype, int(budget), int(length), is_checkpointed)
+    update_twice(AutoConfig.for_model(**values), dtype, int(budget), int(length), is_checkpointed, settings)
     print(resident_bytes("VmHWM") - before)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
+from fastrl.config import OptimizerConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.footprint import Footprint, LiveBytes, footprint, storageless_model
 
@@ -31,10 +32,18 @@ CONFIGS = {
 }
 
 
-def predicted(config: PreTrainedConfig, dtype: torch.dtype, budget: int, length: int, is_checkpointed: bool):
+def predicted(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    budget: int,
+    length: int,
+    is_checkpointed: bool,
+    optimizer: OptimizerConfig | None = None,
+    num_ranks: int = 1,
+) -> Footprint:
     choice = choose_attention("auto", torch.device("cpu"), dtype, config)
     with storageless_model(config, dtype, choice, gradient_checkpointing=is_checkpointed) as model:
-        return footprint(model, budget, length, "cpu")
+        return footprint(model, budget, length, "cpu", optimizer or OptimizerConfig(), num_ranks)
 
 
 def test_live_bytes_are_those_of_living_storages():
@@ -69,6 +78,37 @@ def test_parts_that_can_be_counted_by_hand():
     assert isinstance(fp32, Footprint) and fp32.peak > fp32.static
 
 
+def test_kinds_of_optimizer_by_hand():
+    config = LlamaConfig(**SHAPE, vocab_size=1000, tie_word_embeddings=False)
+    vectors, embedding = 13 * 384, 1000 * 384
+    matrices = 2 * embedding + 6 * (3 * 384 * 1024 + 2 * 384 * 384 + 2 * 384 * 128)
+    count = matrices + vectors
+    bf16 = predicted(config, torch.bfloat16, 256, 64, True, OptimizerConfig(kind="adamw-bf16"))
+    assert (bf16.weights, bf16.gradients, bf16.masters, bf16.optimizer) == (2 * count, 4 * count, 0, 8 * count)
+    eight = predicted(config, torch.bfloat16, 256, 64, True, OptimizerConfig(kind="adamw-8bit", grad_dtype="bfloat16"))
+    tables = 44 * 2 * 256 * 4  # what the codes of each moment of 44 matrices stand for
+    assert (eight.weights, eight.gradients, eight.masters) == (2 * count, 2 * count, 0)
+    assert eight.optimizer == 2 * matrices + 2 * 4 * matrices // 256 + tables + 8 * vectors
+    assert eight.update == 8 * max(embedding, 384 * 1024) and eight.peak == eight.static + max(
+        eight.update, eight.activations + eight.logits + eight.working
+    )
+
+
+def test_shards_by_hand():
+    """Three ranks: 1000 rows of the embedding are 334, 128 of a key projection 43, 384 are 128, 1024 are 342."""
+    config = LlamaConfig(**SHAPE, vocab_size=1000, tie_word_embeddings=False)
+    one = predicted(config, torch.bfloat16, 256, 64, True)
+    three = predicted(config, torch.bfloat16, 256, 64, True, num_ranks=3)
+    block = 2 * 342 * 384 + 128 * 1024 + 2 * 128 * 384 + 2 * 43 * 384 + 2 * 128
+    count = 2 * 334 * 384 + 128 + 6 * block
+    assert (three.weights, three.gradients, three.masters, three.optimizer) == (4 * count, 4 * count, 0, 8 * count)
+    root, whole = 2 * 1000 * 384 + 384, 3 * 384 * 1024 + 2 * 384 * 384 + 2 * 384 * 128 + 2 * 384
+    assert three.update == (2 + 2 + 4) * root + 4 * root // 3
+    assert three.gathered == (2 + 2) * root + (2 * 2 + 2 + 4) * whole and one.gathered == 0
+    assert (three.activations, three.logits, three.working) == (one.activations, one.logits, one.working)
+    assert three.peak == three.static + three.activations + three.logits + three.working + three.gathered
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize(
     ("name", "is_checkpointed"),
@@ -92,11 +132,59 @@ def test_prediction_is_within_15_percent_of_the_resident_peak(name, is_checkpoin
     """The allocator is told to give back what is freed: glibc's own rule keeps blocks of up to 32 MiB for later."""
     config = CONFIGS[name]
     config.to_json_file(tmp_path / "config.json", use_diff=False)
-    script = Path(__file__).parent / "measure_training_peak.py"
-    arguments = [str(tmp_path / "config.json"), "float32", "1024", "256", str(is_checkpointed)]
-    command, environment = [sys.executable, str(script), *arguments], os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    expected = predicted(config, torch.float32, 1024, 256, is_checkpointed).peak
+    measured = measure(tmp_path / "config.json", "float32", 1024, 256, is_checkpointed, "adamw", "float32")
+    print(f"{name}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+def measure(*arguments: object, num_ranks: int = 1) -> int:
+    """Bytes that `measure_training_peak.py` finds, or `measure_sharded_peak.py`."""
+    script = Path(__file__).parent / f"measure_{'training' if num_ranks == 1 else 'sharded'}_peak.py"
+    launcher = (
+        [] if num_ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    )
+    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    measured, expected = int(result.stdout), predicted(config, torch.float32, 1024, 256, is_checkpointed).peak
-    print(f"{name}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    return int(result.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize(
+    ("kind", "grad_dtype"),
+    [
+        ("adamw-bf16", "bfloat16"),
+        *(
+            pytest.param(kind, grad_dtype, marks=pytest.mark.slow)
+            for kind, grad_dtype in (
+                ("adamw", "float32"),
+                ("adamw-bf16", "float32"),
+                ("adamw-8bit", "bfloat16"),
+                ("adamw-8bit", "float32"),
+            )
+        ),
+    ],
+)
+def test_prediction_for_each_kind_of_optimizer(kind, grad_dtype, tmp_path):
+    """bfloat16 weights, of which the optimizer's bytes are the larger part."""
+    config = LlamaConfig(**SHAPE | {"hidden_size": 768, "intermediate_size": 2048}, vocab_size=16000)
+    config.to_json_file(tmp_path / "config.json", use_diff=False)
+    optimizer = OptimizerConfig(kind=kind, grad_dtype=grad_dtype)
+    expected = predicted(config, torch.bfloat16, 64, 32, True, optimizer).peak
+    measured = measure(tmp_path / "config.json", "bfloat16", 64, 32, True, kind, grad_dtype)
+    print(f"{kind}, {grad_dtype}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_prediction_for_two_ranks(tmp_path):
+    config = LlamaConfig(**SHAPE | {"hidden_size": 768, "intermediate_size": 2048}, vocab_size=16000)
+    config.to_json_file(tmp_path / "config.json", use_diff=False)
+    expected = predicted(config, torch.bfloat16, 64, 32, True, num_ranks=2).peak
+    measured = measure(tmp_path / "config.json", 64, 32, num_ranks=2)
+    print(f"two ranks: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)

@@ -5,11 +5,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import plan_table
 import pytest
+from test_footprint import SHAPE
+from transformers import LlamaConfig
 
 from fastrl.cli import main
-from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, SamplerConfig, TrainConfig
-from fastrl.plan import GIB, make_plan
+from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.plan import GIB, make_plan, plan_text
+from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
 
@@ -67,6 +71,79 @@ def test_a_gpu_can_be_planned_without_one(config):
     assert tight.fitting_tokens == 0 and tight.peak > tight.memory
 
 
+@pytest.fixture
+def larger(tmp_path) -> TrainConfig:
+    """Six blocks of width 384, one sequence of 256 tokens a micro-batch."""
+    LlamaConfig(**SHAPE, vocab_size=4000, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    sampler = SamplerConfig(kind="embedded", max_new_tokens=192, batch_size=1)
+    return TrainConfig(ModelConfig(str(tmp_path)), sampler=sampler, batch=replace(BATCH, micro_batch_tokens=256))
+
+
+def test_savings_are_the_first_that_fit(larger):
+    machine = {"device_type": "cuda", "prompt_tokens": 64}
+
+    def peak(settings: dict[str, object]) -> int:
+        return make_plan(changed(larger, settings), memory_gib=1.0, **machine).peak
+
+    steps = [{}, CHECKPOINTING, CHECKPOINTING | NO_MASTERS, CHECKPOINTING | EIGHT_BITS]
+    peaks = [peak(settings) for settings in steps]
+    assert peaks == sorted(peaks, reverse=True)
+    for settings, needed in zip(steps, peaks, strict=True):
+        assert fitting_settings(larger, memory_gib=(needed + 1e5) / GIB, **machine) == settings
+    assert fitting_settings(larger, memory_gib=(peaks[-1] - 1e5) / GIB, **machine) == {}
+    batch = {"batch.micro_batch_tokens": 1024}
+    found = fitting_settings(changed(larger, batch), memory_gib=(peaks[-1] + 3e6) / GIB, **machine)
+    tokens = found.pop("batch.micro_batch_tokens")
+    assert found == steps[-1] and 256 <= tokens < 1024
+    on_cpu = fitting_settings(larger, "cpu", memory_gib=(peaks[-1] + 1e7) / GIB, prompt_tokens=64)
+    assert on_cpu == steps[-1] | {"model.dtype": "bfloat16"}
+
+
+def test_savings_are_said_as_in_a_config_file():
+    assert savings_text(CHECKPOINTING | {"optimizer.kind": "adamw-8bit"}) == (
+        "would fit with: model.gradient_checkpointing = true, optimizer.kind = 'adamw-8bit'"
+    )
+
+
+def test_ranks_share_what_is_sharded(larger):
+    machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
+    reference = replace(larger, algorithm=AlgorithmConfig(kl_coef=0.1))
+    one, two = (make_plan(reference, num_ranks=n, **machine) for n in (1, 2))
+    assert two.training.weights == one.training.masters / 2 and two.training.optimizer == one.training.optimizer / 2
+    assert two.reference == two.training.weights and one.reference == one.training.weights
+    assert two.sampler_weights == 0
+    assert "on each of 2 ranks:" in plan_text(two) and "unsharded blocks and root" in plan_text(two)
+    with pytest.raises(ValueError, match=r"2 ranks: .* must be 'auto' or 'gather', not 'alias'"):
+        make_plan(replace(larger, sampler=replace(larger.sampler, weights="alias")), num_ranks=2, **machine)
+
+
+def test_float32_weights_are_not_planned_for_a_kind_that_rounds(larger):
+    eight = replace(larger, optimizer=OptimizerConfig(kind="adamw-8bit"))
+    with pytest.raises(ValueError, match=r"'adamw-8bit' rounds bfloat16 weights"):
+        make_plan(eight, device_type="cpu", memory_gib=1.0, prompt_tokens=64)
+
+
+@pytest.mark.vllm
+def test_every_rank_serves_a_copy(larger):
+    machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
+    config = replace(larger, sampler=replace(larger.sampler, kind="vllm"))
+    one, two = (make_plan(config, num_ranks=n, **machine) for n in (1, 2))
+    assert (one.sampler_weights, two.sampler_weights) == (0, one.training.weights)
+
+
+def test_the_readme_shows_the_table_that_the_script_wrote():
+    root = Path(__file__).resolve().parent.parent
+    rows = [r for r in (root / "bench/results/plan_7b.md").read_text().splitlines() if r.startswith("|")]
+    assert len(rows) == 2 + len(plan_table.ROWS) and "\n".join(rows) in (root / "README.md").read_text()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_the_table_is_what_the_script_writes():
+    path = Path(__file__).resolve().parent.parent / "bench/results/plan_7b.md"
+    assert path.read_text() == plan_table.report()
+
+
 def test_the_command_prints_parts_paths_and_verdict(config, capsys):
     arguments = [
         "--model.path",
@@ -80,6 +157,7 @@ def test_the_command_prints_parts_paths_and_verdict(config, capsys):
     out = capsys.readouterr().out
     assert "of 2.000 GiB: fits" in out and "attention: sdpa, packed" in out and "kernel: native" in out
     assert main(["plan", *arguments, "--memory-gib", "0.001"]) == 0
-    assert "DOES NOT FIT" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT" in out and "no setting that saves memory makes it fit" in out
     assert main(["plan", *arguments, "--prompt-tokens", "60"]) == 2
     assert "make 76 tokens, more than batch.micro_batch_tokens=64" in capsys.readouterr().err

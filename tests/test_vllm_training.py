@@ -110,6 +110,22 @@ def test_checkpoints_of_shared_weights_are_whole_and_resume_bitwise(aliased, mod
     assert tokens(aliased, 3) == tokens(tmp_path / "run", 3)
 
 
+def test_eight_bit_moments_update_the_weights_that_vllm_serves(model_folder, tmp_path):
+    """Every step of the run proves that the parameters still are vLLM's tensors."""
+    config = config_of(tmp_path / "run", model_folder)
+    optimizer = OptimizerConfig(kind="adamw-8bit", grad_dtype="bfloat16", lr=3e-3)
+    folder = train(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"), optimizer=optimizer)
+    )
+    steps = [row for row in read_jsonl(folder / "metrics.jsonl") if "publish/bytes" in row]
+    assert [row["publish/bytes"] for row in steps] == [0] * NUM_STEPS
+    assert all(row["mismatch/max_abs"] < 0.1 and row["grad_norm"] > 0 for row in steps)
+    stored = weights(folder)
+    start = load_file(model_folder / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].bfloat16()
+    assert (stored["model.layers.0.self_attn.q_proj.weight"] != start).float().mean() > 0.5
+    assert any(name.startswith("exp_avg_codes.") for name in stored)
+
+
 def repoint(optimizer: MasterOptimizer) -> None:
     """What a careless `.to()` or reload would do: the trainer's tensors move away from vLLM's."""
     for parameter in optimizer.weights.values():

@@ -1,8 +1,9 @@
 """Bytes that training a model takes, from its config alone: two micro-batches run on tensors without storage.
 
 Every storage that the backbone's forward and backward would make is counted while it lives, so recomputed blocks,
-windows and transients are in. Weights, masters and optimizer states are counted by number. What it leaves out: scratch
-space inside a matrix product or an attention kernel, the libraries, and what an allocator keeps of freed blocks.
+windows and transients are in. Weights, gradients, masters and optimizer states are counted by number, for several
+ranks as FSDP2 shards them. What it leaves out: scratch space inside a matrix product or an attention kernel, the
+libraries, and what an allocator keeps of freed blocks.
 """
 
 import weakref
@@ -17,23 +18,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fastrl.config import OptimizerConfig
 from fastrl.kernels import chunks
 from fastrl.policy.attention import AttentionChoice, use_packed_attention
 from fastrl.policy.model import Policy
+from fastrl.policy.optimizer import gradient_dtype
+from fastrl.policy.optimizer_bytes import optimizer_bytes
 from fastrl.policy.packing import build_micro_batch, computed_tokens, cut_micro_batches
-from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
 
-ADAM_BYTES = 8  # two fp32 moments a parameter
 LOSS_ROW_BYTES = 64  # per scored token: log-probs, entropy, weights, targets and the like
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by part; they add up to the peak.
+    """Bytes by part, on each rank; static and the larger of computing and update add up to the peak.
 
     activations: kept by the backbone's forward; logits: one chunk of them and the head's gradient; working: what the
-    loss and the backward need beyond that at their fullest moment.
+    loss and the backward need beyond that at their fullest moment; gathered: parameters and gradients that several
+    ranks hold unsharded meanwhile; update: what the end of a backward over several ranks or an optimizer step needs.
     """
 
     weights: int
@@ -43,6 +47,8 @@ class Footprint:
     activations: int
     logits: int
     working: int
+    gathered: int
+    update: int
 
     @property
     def static(self) -> int:
@@ -50,8 +56,13 @@ class Footprint:
         return self.weights + self.gradients + self.masters + self.optimizer
 
     @property
+    def computing(self) -> int:
+        """What comes and goes with a micro-batch."""
+        return self.activations + self.logits + self.working + self.gathered
+
+    @property
     def peak(self) -> int:
-        return self.static + self.activations + self.logits + self.working
+        return self.static + max(self.computing, self.update)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -98,17 +109,24 @@ def storageless_model(
             use_packed_attention(model, path)
         if gradient_checkpointing:
             recompute_blocks(model)
-        for parameter in model.parameters():
-            parameter.grad_dtype = torch.float32
         yield model
 
 
-def footprint(model: PreTrainedModel, token_budget: int, sequence_tokens: int, device_type: str) -> Footprint:
-    """Of training the `storageless_model` on micro-batches as full as sequences of `sequence_tokens` make them."""
+def footprint(
+    model: PreTrainedModel,
+    token_budget: int,
+    sequence_tokens: int,
+    device_type: str,
+    optimizer: OptimizerConfig,
+    num_ranks: int = 1,
+) -> Footprint:
+    """Of training the `storageless_model` on micro-batches as full as sequences of `sequence_tokens` make them.
+
+    num_ranks > 1: every parameter sharded by FSDP2, in float32 where the optimizer keeps masters (they are the shards).
+    """
     parameters = list(model.parameters())
-    count = sum(p.numel() for p in parameters)
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    masters = sum(4 * p.numel() for p in parameters if p.dtype != torch.float32)
+    for parameter in parameters:
+        parameter.grad_dtype = gradient_dtype(parameter, optimizer)
     policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
     with LiveBytes([*parameters, *model.buffers()]) as live:
         for _ in range(2):  # the second finds the gradients of the first
@@ -116,7 +134,43 @@ def footprint(model: PreTrainedModel, token_budget: int, sequence_tokens: int, d
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
     working = live.peak - gradients - activations - logits
     model.zero_grad()
-    return Footprint(weights, gradients, masters, ADAM_BYTES * count, activations, logits, working)
+    stored = parameters if num_ranks == 1 else _shards(parameters, optimizer, num_ranks)
+    kept = optimizer_bytes(stored, optimizer)
+    gathered, reduced = (0, 0) if num_ranks == 1 else _unsharded_bytes(model, num_ranks)
+    update = max(kept.step, reduced)
+    return Footprint(
+        _num_bytes(stored), kept.gradients, kept.masters, kept.states, activations, logits, working, gathered, update
+    )
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _shards(parameters: list[Tensor], optimizer: OptimizerConfig, num_ranks: int) -> list[Tensor]:
+    """What the first rank stores: an equal part of the rows, rounded up."""
+    return [
+        torch.empty(
+            (-(-len(p) // num_ranks), *p.shape[1:]),
+            dtype=torch.float32 if optimizer.kind == "adamw" else p.dtype,
+            device="meta",
+            requires_grad=p.requires_grad,
+        )
+        for p in parameters
+    ]
+
+
+def _unsharded_bytes(model: PreTrainedModel, num_ranks: int) -> tuple[int, int]:
+    """(in the backward, at its end), in the model's dtype but for what is being reduced, which is float32.
+
+    In the backward: weights of the root (embedding, head) and of two blocks, one of them prefetched; gradients of the
+    root and a block; the block's to be reduced. At the end: the root's weights, gradients, these to be reduced, and
+    this rank's part of their sum.
+    """
+    blocks = [_num_bytes(block.parameters()) for block in blocks_of(model)]
+    root, block = _num_bytes(model.parameters()) - sum(blocks), max(blocks, default=0)
+    widening = 4 // model.dtype.itemsize
+    return 2 * root + 3 * block + widening * block, 2 * root + widening * root + widening * root // num_ranks
 
 
 def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> list[Rollout]:

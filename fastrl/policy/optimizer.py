@@ -1,9 +1,13 @@
-"""AdamW over float32 masters: gradients accumulate in float32, then the weights get one rounded copy of the masters.
+"""AdamW in place on a module's weights: learning rate by step, clipping, non-finite gradients skipped.
 
-For float32 models the parameters are their own masters. Nothing here is a copy when it need not be.
+`MasterOptimizer` is the default: gradients accumulate in float32, then the weights get one rounded copy of float32
+masters. For float32 models the parameters are their own masters; nothing is a copy when it need not be. The kinds
+without masters are in `rounding`.
 """
 
+import importlib.util
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -13,51 +17,79 @@ from transformers import get_scheduler
 from fastrl.config import OptimizerConfig
 
 
-class MasterOptimizer:
-    """`step()` clips, updates the masters and writes the weights in place; a non-finite gradient skips the update."""
+class Optimizer(ABC):
+    """What every kind shares. The weights are written in place: whoever holds their storage sees the update."""
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, num_steps: int):
         self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.masters = {name: _master(p) for name, p in self.weights.items()}
         for parameter in self.weights.values():
-            parameter.grad_dtype = torch.float32
+            parameter.grad_dtype = gradient_dtype(parameter, config)
         self.max_grad_norm = config.max_grad_norm
-        self.adamw = torch.optim.AdamW(
-            self.masters.values(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.adamw = self._build(config)
         schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         scheduler = get_scheduler(schedule, self.adamw, config.warmup_steps, num_steps)
         self._lr, self._num_warmup, self._factor = config.lr, config.warmup_steps, scheduler.lr_lambdas[0]
         self.start_step(1)
 
-    @property
-    def lr(self) -> float:
-        return self.adamw.param_groups[0]["lr"]
+    @abstractmethod
+    def _build(self, config: OptimizerConfig) -> torch.optim.Optimizer: ...
+
+    @abstractmethod
+    def _clip(self, limit: float) -> float:
+        """Scale the gradients so that their norm is at most `limit`; the norm before."""
+
+    @abstractmethod
+    def _update(self) -> None: ...
+
+    @abstractmethod
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Flat plain tensors for a checkpoint, beside the weights."""
+
+    @abstractmethod
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state_tensors`."""
 
     def start_step(self, step: int) -> None:
         """Set the learning rate of training step `step` (from 1): a function of the step, so there is no state to save.
 
         Warm-up rises from lr/warmup_steps at step 1 to lr.
         """
-        self.adamw.param_groups[0]["lr"] = self._lr * self._factor(step if step <= self._num_warmup else step - 1)
+        self.lr = self._lr * self._factor(step if step <= self._num_warmup else step - 1)
+        group = self.adamw.param_groups[0]
+        group["lr"] = torch.tensor(self.lr) if isinstance(group["lr"], Tensor) else self.lr
 
     def step(self) -> tuple[float, bool]:
-        """(gradient norm before clipping, whether the weights moved). Gradients are cleared either way."""
-        for name, master in self.masters.items():
-            master.grad = self.weights[name].grad
-        limit = self.max_grad_norm or math.inf
-        norm = _whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)).item()
+        """(gradient norm before clipping, whether the weights moved). Gradients are cleared either way.
+
+        A gradient that is not finite moves nothing.
+        """
+        norm = self._clip(self.max_grad_norm or math.inf)
         is_finite = math.isfinite(norm)
         if is_finite:
-            self.adamw.step()
-            self._publish()
+            self._update()
         self.zero_grad()
         return norm, is_finite
+
+    def zero_grad(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+
+class MasterOptimizer(Optimizer):
+    """kind `adamw`: fused AdamW over float32 masters, 12 bytes a parameter (8 for float32 weights)."""
+
+    def _build(self, config: OptimizerConfig) -> torch.optim.Optimizer:
+        self.masters = {name: _master(p) for name, p in self.weights.items()}
+        return torch.optim.AdamW(self.masters.values(), **adamw_settings(config), fused=True)
+
+    def _clip(self, limit: float) -> float:
+        for name, master in self.masters.items():
+            master.grad = self.weights[name].grad
+        return _whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)).item()
+
+    def _update(self) -> None:
+        self.adamw.step()
+        self._publish()
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -66,8 +98,9 @@ class MasterOptimizer:
             torch._foreach_copy_(*map(list, zip(*moved, strict=True)))
 
     def zero_grad(self) -> None:
-        for name in self.weights:
-            self.weights[name].grad = self.masters[name].grad = None
+        super().zero_grad()
+        for master in self.masters.values():
+            master.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Flat tensors for a checkpoint: AdamW's state by parameter, and masters, but of whole float32 weights."""
@@ -99,6 +132,54 @@ class MasterOptimizer:
 def _whole(value: Tensor) -> Tensor:
     """A value that every rank has a part of, on every rank."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig, num_steps: int) -> Optimizer:
+    """The optimizer that `config.kind` names."""
+    if config.kind == "adamw":
+        return MasterOptimizer(module, config, num_steps)
+    from fastrl.policy.rounding import RoundingOptimizer
+
+    return RoundingOptimizer(module, config, num_steps)
+
+
+def adamw_settings(config: OptimizerConfig) -> dict[str, float | tuple[float, float]]:
+    return {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+
+
+def gradient_dtype(weight: Tensor, config: OptimizerConfig) -> torch.dtype:
+    """What the gradients of a weight accumulate in: never less than the weight's own dtype."""
+    return torch.promote_types(weight.dtype, getattr(torch, config.grad_dtype))
+
+
+def check_weights(kind: str, dtype: torch.dtype) -> None:
+    """ValueError for a kind that does not go with weights of `dtype`."""
+    if kind != "adamw" and dtype != torch.bfloat16:
+        raise ValueError(
+            f"optimizer.kind = '{kind}' rounds bfloat16 weights at random, and the weights would be {dtype}: set "
+            "model.dtype = 'bfloat16', or optimizer.kind = 'adamw'"
+        )
+
+
+def check_optimizer(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    """ValueError for a kind that does not go with the weights or cannot run here; compiles one small step to know."""
+    check_weights(kind, dtype)
+    if kind == "adamw":
+        return
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError(f"optimizer.kind = '{kind}', but torchao is not installed: pip install 'fastrl[low-memory]'")
+    from fastrl.policy.rounding import compiler_problem
+
+    if problem := compiler_problem(device):
+        raise ValueError(
+            f"optimizer.kind = '{kind}' compiles its step, which fails here ({problem}): install a C++ compiler (and "
+            "Triton for CUDA), or use optimizer.kind = 'adamw'"
+        )
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

@@ -50,12 +50,14 @@ def build_sampler(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_sequence_tokens: int,
+    training_bytes: int = 0,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> Sampler:
     """The sampler that `choose_sampler` names, over the model that is trained. Build it before the optimizer.
 
-    max_sequence_tokens: prompt and completion of the longest sequence to come. ValueError when vLLM cannot serve that.
+    max_sequence_tokens: prompt and completion of the longest sequence to come. training_bytes: what training will keep
+    besides the weights. ValueError when vLLM cannot serve that.
     """
     model = policy.model
     kind, reason = choose_sampler(config, policy.device)
@@ -71,7 +73,8 @@ def build_sampler(
         dtype=policy.dtype,
         max_sequence_tokens=max_sequence_tokens,
         max_num_sequences=config.batch_size,
-        kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(policy, max_sequence_tokens, config.batch_size),
+        kv_cache_bytes=config.kv_cache_bytes
+        or kv_cache_bytes(policy, max_sequence_tokens, config.batch_size, training_bytes),
         trust_remote_code=trust_remote_code,
         can_release_kv_cache=config.release_kv_cache,
     )

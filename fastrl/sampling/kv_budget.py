@@ -10,7 +10,6 @@ from fastrl.policy.model import Policy
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
-TRAINING_BYTES = 16  # per parameter besides its weight: fp32 gradient and master, two Adam moments
 
 
 def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
@@ -21,20 +20,22 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) ->
     return 2 * config.num_hidden_layers * heads * head_dim * (dtype or model.dtype).itemsize
 
 
-def available_bytes(policy: Policy) -> int:
-    """Memory a KV cache may take: on CUDA half of what training leaves, on CPU an eighth of the machine's."""
-    if policy.device.type != "cuda":
+def available_bytes(device: torch.device, training_bytes: int) -> int:
+    """Memory a KV cache may take: on CUDA half of what training leaves, on CPU an eighth of the machine's.
+
+    training_bytes: what training will keep besides the weights.
+    """
+    if device.type != "cuda":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
-    free, _ = torch.cuda.mem_get_info(policy.device)
-    training = TRAINING_BYTES * sum(p.numel() for p in policy.parameters()) // policy.ranks.world_size
-    return max(0, free - training) // 2
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(0, free - training_bytes) // 2
 
 
-def kv_cache_bytes(policy: Policy, max_sequence_tokens: int, max_num_sequences: int) -> int:
+def kv_cache_bytes(policy: Policy, max_sequence_tokens: int, max_num_sequences: int, training_bytes: int = 0) -> int:
     """Bytes for all sequences at their longest, cut to what is available. ValueError when not even one fits."""
     blocks = math.ceil(max_sequence_tokens / BLOCK_TOKENS) + SLACK_BLOCKS
     one = blocks * BLOCK_TOKENS * bytes_per_token(policy.model, policy.dtype)
-    available = available_bytes(policy)
+    available = available_bytes(policy.device, training_bytes)
     if one > available:
         raise ValueError(
             f"one sequence of {max_sequence_tokens} tokens needs {one} bytes of KV cache, {available} are available: "

@@ -1,0 +1,73 @@
+"""Run by torchrun: as `measure_training_peak.py`, for the first of several processes that shard the model (FSDP2).
+
+torchrun --nproc-per-node 2 tests/measure_sharded_peak.py CONFIG.json TOKEN_BUDGET SEQUENCE_TOKENS
+"""
+
+import ctypes
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from fastrl.policy.attention import choose_attention
+from fastrl.policy.model import Policy, pack
+from fastrl.policy.packing import build_micro_batch
+from fastrl.policy.recompute import blocks_of, recompute_blocks
+from fastrl.rollouts import Rollout
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure_training_peak import resident_bytes
+
+
+def sharded_policy(config: PreTrainedConfig) -> Policy:
+    """float32 shards, gathered in bfloat16, gradients reduced in float32; blocks are recomputed."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    assert pack(model, choose_attention("auto", model.device, torch.bfloat16, config)).is_packed
+    recompute_blocks(model)
+    policy = Policy(model)
+    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module in [*blocks_of(model), policy]:
+        fully_shard(module, mp_policy=precision)
+    return policy
+
+
+def update_twice(config: PreTrainedConfig, budget: int, length: int) -> None:
+    """Two optimizer steps of two full micro-batches each, after the model is built: until then it is whole."""
+    policy = sharded_policy(config)
+    release_freed()
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
+    adamw = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
+    rollouts = [Rollout([0], [0] * (length - 1), [0.0] * (length - 1), "stop", 0, advantage=1.0)] * (budget // length)
+    for _ in range(2):
+        for _ in range(2):
+            policy(build_micro_batch(rollouts, [1e-3] * len(rollouts))).loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+
+
+def release_freed() -> None:
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def main() -> None:
+    path, budget, length = sys.argv[1:]
+    values = json.loads(Path(path).read_text())
+    dist.init_process_group("gloo")
+    update_twice(AutoConfig.for_model(**values | {"intermediate_size": 64, "vocab_size": 64}), 64, 16)  # libraries load
+    release_freed()
+    before = resident_bytes("VmRSS")
+    update_twice(AutoConfig.for_model(**values), int(budget), int(length))
+    if dist.get_rank() == 0:
+        print(resident_bytes("VmHWM") - before)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
