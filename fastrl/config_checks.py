@@ -154,7 +154,7 @@ def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> No
 
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:
-    """ValueError for what does not go together with parameters that are sharded over num_ranks processes, or offloaded."""
+    """ValueError for what does not go with parameters that are sharded over num_ranks processes, or offloaded."""
     weights, kind = config.sampler.weights, config.optimizer.kind
     if num_ranks == 1 and not config.optimizer.offload:
         _require(weights != "gather", "sampler.weights = 'gather' is for several processes (torchrun); use 'auto'")
