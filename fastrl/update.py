@@ -80,7 +80,11 @@ class Updater:
         return mini_batches
 
     def _attach_logprobs(self, mini_batches: list[list[Rollout]]) -> None:
-        """Old log-probs for mini-batches after the first, reference log-probs where a KL penalty asks for them."""
+        """Reference log-probs where a KL penalty asks for them, old log-probs for mini-batches after the first."""
+        if self.reference is not None:
+            kept = [r for m in mini_batches for r in m if self._is_kept(r)]
+            for rollout, (logprobs, _) in zip(kept, score(self.reference, kept, self.token_budget), strict=True):
+                rollout.ref_logprobs = logprobs
         later = [r for m in mini_batches[1:] for r in m if self._is_kept(r)]
         if self.algorithm.surrogate == "reinforce":
             later = []
@@ -91,10 +95,6 @@ class Updater:
             for rollout in later:
                 rollout.old_logprobs = rollout.sampler_logprobs
         self._attach_importance(mini_batches, later)
-        if self.reference is not None:
-            kept = [r for m in mini_batches for r in m if self._is_kept(r)]
-            for rollout, (logprobs, _) in zip(kept, score(self.reference, kept, self.token_budget), strict=True):
-                rollout.ref_logprobs = logprobs
 
     def _attach_importance(self, mini_batches: list[list[Rollout]], later: list[Rollout]) -> None:
         """Two-phase importance weights. Token weights of mini-batches without old log-probs are left to the kernel."""

@@ -211,6 +211,15 @@ def test_a_kl_penalty_pulls_back_to_the_reference(tiny_model):
     assert gap(moved) < gap(away)
 
 
+def test_a_kl_penalty_goes_with_several_updates_a_batch(tiny_model):
+    """The first mini-batch has no old log-probs, the second has: the reference scores both."""
+    config = config_of(kl_coef=0.1, updates_per_batch=2)
+    _, metrics, _, rollouts = run(tiny_model, config, SIGNS, reference=Policy(copy.deepcopy(tiny_model)))
+    assert metrics["update/num_updates"] == 2 and metrics["kl/reference_k3"] > 0
+    assert {r.old_logprobs is None for r in rollouts} == {True, False}
+    assert all(len(r.ref_logprobs) == len(r.completion_ids) for r in rollouts)
+
+
 def test_a_non_finite_gradient_skips_the_update(tiny_model):
     poisoned = copy.deepcopy(tiny_model)
     config = config_of()
