@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
 from fastrl.config_checks import check_train
-from fastrl.policy.model import load_tokenizer, max_context, resolve_device
+from fastrl.policy.lora import check_lora, check_targets
+from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device
 from fastrl.prompts import longest_prompt
 from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
@@ -30,6 +31,7 @@ def check_everything(config: TrainConfig, *, is_resumed: bool) -> Preflight:
     """ValueError or OSError with one clear message for a run that cannot work. Nothing is written."""
     config = check_train(config)
     check_sinks(config.run.sinks)
+    check_lora(config.model)
     folder = RunFolder(config, is_resumed=is_resumed)
     kind, _ = choose_sampler(config.sampler, resolve_device(config.model.device))
     if kind == "vllm" and not config.run.scored_rollouts:
@@ -39,6 +41,8 @@ def check_everything(config: TrainConfig, *, is_resumed: bool) -> Preflight:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
     check_reward(task, config.task)
     tokenizer = load_tokenizer(config.model)
+    if config.model.lora_rank:
+        check_targets(config.model, load_architecture(config.model))
     return Preflight(config, folder, task, tokenizer, check_lengths(config, task, tokenizer))
 
 

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from fastrl.config import TrainConfig
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.objectives import SIGN_OBJECTIVES
+from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy, load_model
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.preflight import Preflight, check_everything
@@ -85,8 +87,7 @@ class Run:
         The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
         """
         config = self.config
-        source = dataclasses.replace(config.model, path=str(checkpoint)) if checkpoint else config.model
-        self.model = load_model(source, self.progress.message)
+        self.model = self._load_model(checkpoint)
         self.sampler = build_sampler(
             config.sampler,
             self.model,
@@ -105,9 +106,7 @@ class Run:
             self.policy,
             self.optimizer,
             config,
-            reference=Policy(load_model(config.model, self.progress.message), loss, temperature)
-            if loss.kl_coef
-            else None,
+            reference=self._reference() if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
@@ -132,6 +131,21 @@ class Run:
             max_new_tokens=config.sampler.max_new_tokens,
             correct_threshold=config.algorithm.correct_threshold,
         )
+
+    def _load_model(self, checkpoint: Path | None) -> PreTrainedModel:
+        """The config's model or the checkpoint's; LoRA: the config's, with new adapters or the checkpoint's."""
+        config, say = self.config.model, self.progress.message
+        if not config.lora_rank:
+            return load_model(dataclasses.replace(config, path=str(checkpoint)) if checkpoint else config, say)
+        model = load_model(config, say)
+        say(attach(model, config, checkpoint, seed=seed_of(self.config.run.seed, "lora")))
+        return model
+
+    def _reference(self) -> Policy:
+        """What the KL penalty pulls back to: a second model, or the very policy, to be scored with its adapters off."""
+        if self.config.model.lora_rank:
+            return self.policy
+        return Policy(load_model(self.config.model, self.progress.message), self.policy.loss, self.policy.temperature)
 
     def __enter__(self) -> "Run":
         return self

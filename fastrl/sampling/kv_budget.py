@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
-TRAINING_BYTES = 16  # per parameter besides its weight: fp32 gradient and master, two Adam moments
+TRAINING_BYTES = 16  # per trained parameter besides its weight: fp32 gradient and master, two Adam moments
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
@@ -24,7 +24,8 @@ def available_bytes(model: PreTrainedModel) -> int:
     if model.device.type != "cuda":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
     free, _ = torch.cuda.mem_get_info(model.device)
-    return max(0, free - TRAINING_BYTES * sum(p.numel() for p in model.parameters())) // 2
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return max(0, free - TRAINING_BYTES * num_trained) // 2
 
 
 def kv_cache_bytes(model: PreTrainedModel, max_sequence_tokens: int, max_num_sequences: int) -> int:
