@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import SamplerConfig
+from fastrl.policy.lora import adapters
 from fastrl.policy.model import stop_token_ids
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings
@@ -59,6 +60,7 @@ def build_sampler(
     if kind == "embedded":
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return EmbeddedSampler(model, stop_token_ids=stops, pad_token_id=pad, batch_size=config.batch_size)
+    added = adapters(model)
     settings = EngineSettings(
         path=model.name_or_path,
         dtype=model.dtype,
@@ -66,6 +68,8 @@ def build_sampler(
         max_num_sequences=config.batch_size,
         kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(model, max_sequence_tokens, config.batch_size),
         trust_remote_code=trust_remote_code,
+        lora_rank=max((len(a.A) for a in added.values()), default=0),
+        lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),
     )
     engine = Engine(settings)
     try:

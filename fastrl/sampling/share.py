@@ -6,6 +6,8 @@ from typing import Literal
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from fastrl.policy.lora import adapters
+from fastrl.sampling.adapters import AdapterWeights
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.gathered import GatheredWeights
 from fastrl.sampling.weights import AliasedWeights, CopiedWeights, SharedWeights
@@ -19,6 +21,8 @@ def share_weights(
     ValueError when the mode asked for cannot be.
     """
     is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
+    if adapters(model):
+        return _share_adapters(mode, engine, model, say, is_sharded=is_sharded)
     if mode == "auto" and is_sharded:
         mode = "gather"
     if (mode == "gather") != is_sharded:
@@ -40,3 +44,26 @@ def share_weights(
     else:
         say("sampler weights: copy, a second set of them, as asked for by sampler.weights")
     return CopiedWeights(engine, model, say)
+
+
+def _share_adapters(
+    mode: str, engine: Engine, model: nn.Module, say: Callable[[str], None], *, is_sharded: bool
+) -> AdapterWeights:
+    """The frozen base is vLLM's own tensors, the adapters are handed over after each update."""
+    if mode not in ("auto", "alias"):
+        raise ValueError(f"sampler.weights = '{mode}': beside adapters the frozen base is always aliased ('auto')")
+    if is_sharded:
+        raise ValueError(
+            "the vllm sampler takes no adapters from sharded parameters yet: sampler.kind = 'embedded', or one process"
+        )
+    try:
+        weights = AdapterWeights(engine, model)
+    except ValueError as error:
+        raise ValueError(
+            f"vLLM cannot serve these adapters: {error}; sampler.kind = 'embedded' does without vLLM"
+        ) from None
+    say(
+        f"sampler weights: {weights.base.num_tensors} frozen tensors are vLLM's own, {weights.num_layers} adapters go "
+        "through its LoRA path"
+    )
+    return weights
