@@ -140,7 +140,11 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters besides adapters, under the names that they have in a model without any."""
     added = {id(t) for adapter in adapters(model).values() for t in (adapter.A, adapter.B)}
-    return {n.replace(".base_layer.", "."): p for n, p in model.named_parameters() if id(p) not in added}
+    return {
+        ".".join(part for part in name.split(".") if part != "base_layer"): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in added
+    }
 
 
 @contextmanager
