@@ -168,6 +168,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """Global gradient-norm clip; 0: none."""
+    offload: bool = False
+    """Keep weights, gradients and optimizer states in CPU memory (FSDP2 moves each block to the GPU for its turn)."""
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,11 @@ def check_train(config: TrainConfig) -> TrainConfig:
         algorithm.dual_clip == 0 or algorithm.dual_clip > 1,
         f"algorithm.dual_clip must be above 1, or 0 for none, got {algorithm.dual_clip}",
     )
+    _require(
+        not (config.model.lora_rank and config.optimizer.offload),
+        "optimizer.offload shards the policy, which adapters do not take part in so far: set model.lora_rank = 0, or "
+        "optimizer.offload = false",
+    )
     _check_objective(algorithm, batch.rollouts_per_prompt)
     _check_best_metric(config.run.best_metric, config.evaluation)
     return dataclasses.replace(config, algorithm=_apply_preset(algorithm))

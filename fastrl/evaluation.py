@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fastrl import statistics
 from fastrl.config import EvaluationConfig
 from fastrl.policy.model import Policy
+from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
 from fastrl.prompts import completion_texts, prompt_ids
 from fastrl.rollouts import Rollout
@@ -27,6 +28,16 @@ from fastrl.tasks import Problem, Task
 from fastrl.tasks.pool import Verdict, VerifierPool
 
 NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the statistics need of one rollout; the rollout itself only where its entropy is asked for."""
+
+    verdict: Verdict
+    num_tokens: int
+    is_truncated: bool
+    rollout: Rollout | None
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,32 @@ class Evaluator:
         if not problems:
             raise ValueError(f"task '{self.task.name}' has no problems in split '{config.split}': nothing to evaluate")
         start = time.perf_counter()
-        rollouts = self._sample(problems, config)
-        texts = completion_texts(self.tokenizer, rollouts)
-        items = [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
-        verdicts = self.verifier.score(items)
-        result = self._summary(problems, rollouts, verdicts, config)
+        result = self._summary(problems, self._outcomes(problems, config), config)
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
-    def _sample(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Rollout]:
-        settings = SamplingSettings(
+    def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Outcome]:
+        """Of every rollout, problem-major. Each rank samples and verifies a part of the problems; all get all."""
+        n, ranks = config.num_samples, self.policy.ranks
+        chooser = random.Random(seed_of(config.seed, "entropy"))
+        num_rollouts = n * len(problems)
+        scored = set(chooser.sample(range(num_rollouts), min(NUM_ENTROPY_ROLLOUTS, num_rollouts)))
+        prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
+        mine = spread([len(ids) for ids in prompts], ranks.world_size)[ranks.rank]
+        seeds = [seed_of(config.seed, problems[i].id) for i in mine]
+        rollouts = self.sampler.generate([prompts[i] for i in mine], self._settings(config), seeds)
+        texts = completion_texts(self.tokenizer, rollouts)
+        asked = [problems[mine[r.group]] for r in rollouts]
+        verdicts = self.verifier.score([(p.prompt, t, p.row) for p, t in zip(asked, texts, strict=True)])
+        indices = [n * i + sample for i in mine for sample in range(n)]
+        outcomes = {
+            i: Outcome(verdict, len(r.completion_ids), r.is_truncated, r if i in scored else None)
+            for i, r, verdict in zip(indices, rollouts, verdicts, strict=True)
+        }
+        everyones = {i: outcome for one in ranks.gather(outcomes) for i, outcome in one.items()}
+        return [everyones[i] for i in range(num_rollouts)]
+
+    def _settings(self, config: EvaluationConfig) -> SamplingSettings:
+        return SamplingSettings(
             num_samples=config.num_samples,
             max_new_tokens=config.max_new_tokens or self.max_new_tokens,
             temperature=config.temperature,
@@ -63,19 +91,11 @@ class Evaluator:
             top_k=config.top_k,
             repetition_penalty=config.repetition_penalty,
         )
-        prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
-        return self.sampler.generate(prompts, settings, [seed_of(config.seed, p.id) for p in problems])
 
-    def _summary(
-        self,
-        problems: Sequence[Problem],
-        rollouts: list[Rollout],
-        verdicts: list[Verdict],
-        config: EvaluationConfig,
-    ) -> dict:
+    def _summary(self, problems: Sequence[Problem], outcomes: list[Outcome], config: EvaluationConfig) -> dict:
         n = config.num_samples
-        is_correct = _by_problem([(v.reward or 0.0) >= self.correct_threshold for v in verdicts], n)
-        answers = _by_problem([v.answer for v in verdicts], n)
+        is_correct = _by_problem([(o.verdict.reward or 0.0) >= self.correct_threshold for o in outcomes], n)
+        answers = _by_problem([o.verdict.answer for o in outcomes], n)
         num_correct = [sum(row) for row in is_correct]
         distinct_correct = statistics.distinct_answers(
             [
@@ -89,10 +109,10 @@ class Evaluator:
             "num_samples": n,
             "pass_at_k": _as_json(statistics.pass_curve(num_correct, n)),
             "maj_at_k": _as_json(statistics.maj_curve(answers, is_correct)),
-            "mean_length": sum(len(r.completion_ids) for r in rollouts) / len(rollouts),
-            "truncated_share": sum(r.is_truncated for r in rollouts) / len(rollouts),
-            "unverified_share": sum(v.reward is None for v in verdicts) / len(verdicts),
-            "mean_token_entropy": self._entropy(rollouts, config),
+            "mean_length": sum(o.num_tokens for o in outcomes) / len(outcomes),
+            "truncated_share": sum(o.is_truncated for o in outcomes) / len(outcomes),
+            "unverified_share": sum(o.verdict.reward is None for o in outcomes) / len(outcomes),
+            "mean_token_entropy": self._entropy([o.rollout for o in outcomes if o.rollout]),
             "distinct_answers": float(distinct.mean()),
             "distinct_correct_answers": float(distinct_correct.mean()),
             "settings": dataclasses.asdict(config),
@@ -102,10 +122,8 @@ class Evaluator:
             ],
         }
 
-    def _entropy(self, rollouts: list[Rollout], config: EvaluationConfig) -> float:
+    def _entropy(self, sample: list[Rollout]) -> float:
         """Mean token entropy, in nats, of the policy at the training temperature over a fixed sample of rollouts."""
-        chooser = random.Random(seed_of(config.seed, "entropy"))
-        sample = chooser.sample(rollouts, min(NUM_ENTROPY_ROLLOUTS, len(rollouts)))
         longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in sample)
         values = [v for _, entropy in score(self.policy, sample, max(self.token_budget, longest)) for v in entropy]
         return sum(values) / len(values)

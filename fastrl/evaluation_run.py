@@ -61,10 +61,10 @@ def evaluate(config: EvalConfig) -> dict:
         same_problems(base, [p.id for p in getattr(task, split)])
     tokenizer = load_tokenizer(config.model)
     max_sequence_tokens = _longest_sequence(config, task, tokenizer)
-    model = load_model(config.model)
+    policy = Policy(load_model(config.model), temperature=config.sampler.temperature)
     sampler = build_sampler(
         config.sampler,
-        model,
+        policy,
         tokenizer,
         max_sequence_tokens=max_sequence_tokens,
         trust_remote_code=config.model.trust_remote_code,
@@ -75,7 +75,7 @@ def evaluate(config: EvalConfig) -> dict:
             tokenizer=tokenizer,
             sampler=sampler,
             verifier=verifier,
-            policy=Policy(model, temperature=config.sampler.temperature),
+            policy=policy,
             token_budget=max(16384, max_sequence_tokens),
             max_new_tokens=config.sampler.max_new_tokens,
             correct_threshold=config.correct_threshold,

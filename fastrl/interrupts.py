@@ -11,11 +11,12 @@ class Interrupts:
     """Turns SIGINT and SIGTERM into KeyboardInterrupt; inside `deferred()` it waits for the end of the block.
 
     Used as a context manager, which restores the old handlers. Off the main thread it changes nothing.
+    is_cooperative: nothing is raised at all, `is_pending` says that a signal came (several ranks must stop together).
     """
 
-    def __init__(self) -> None:
-        self._is_deferred = False
-        self._is_pending = False
+    def __init__(self, *, is_cooperative: bool = False) -> None:
+        self._is_deferred = self._is_cooperative = is_cooperative
+        self.is_pending = False
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -29,7 +30,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_deferred:
-            self._is_pending = True
+            self.is_pending = True
         else:
             raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -40,7 +41,7 @@ class Interrupts:
         try:
             yield
         finally:
-            self._is_deferred = False
-        if self._is_pending:
-            self._is_pending = False
+            self._is_deferred = self._is_cooperative
+        if self.is_pending and not self._is_cooperative:
+            self.is_pending = False
             raise KeyboardInterrupt

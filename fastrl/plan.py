@@ -1,11 +1,12 @@
 """`fastrl plan`: what a run will take, in GiB by part, and which paths will run, before any weight is loaded.
 
 Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
-a reference model, vLLM's cache) with one micro-batch and the gradients, or with what the embedded sampler needs.
+a reference model, vLLM's cache) with one micro-batch and the gradients, or with what the embedded sampler needs. The
+copy that a checkpoint is written from is in CPU memory: it counts where the run is there too.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -27,31 +28,37 @@ LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sam
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none."""
+    """Bytes by part, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none.
+
+    checkpoint: bytes of CPU memory, whatever the device.
+    """
 
     training: Footprint
     reference: int
     sampler_weights: int
     kv_cache: int
     sampler_logits: int
+    checkpoint: int
     memory: int
     token_budget: int
     sequence_tokens: int
     fitting_tokens: int
     paths: dict[str, str]
     keeps_kv_cache: bool
+    is_on_cpu: bool
 
     @property
     def resident(self) -> int:
         """Bytes besides training that stay through both phases."""
-        return self.reference + self.sampler_weights + (self.kv_cache if self.keeps_kv_cache else 0)
+        checkpoint = self.checkpoint if self.is_on_cpu else 0
+        return self.reference + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
 
     @property
     def peak(self) -> int:
         t = self.training
-        others = self.reference + self.sampler_weights + self.kv_cache + self.sampler_logits
-        sampling = t.static - t.gradients + others
-        return max(t.peak + self.resident, sampling)
+        cache = 0 if self.keeps_kv_cache else self.kv_cache
+        sampling = t.static - t.gradients + cache + self.sampler_logits
+        return max(t.peak, sampling) + self.resident
 
 
 def make_plan(config: TrainConfig, *, device_type: str = "", memory_gib: float = 0.0, prompt_tokens: int = 0) -> Plan:
@@ -80,22 +87,24 @@ def make_plan(config: TrainConfig, *, device_type: str = "", memory_gib: float =
     kv_cache = wish
     if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
         kv_cache = min(wish, max(0, memory - training.static) // 2)
-    resident = reference + sampler_weights + (kv_cache if is_vllm else 0)
-    bytes_per_budget_token = (larger.peak - training.peak) / budget
-    fitting = int(budget + (memory - training.peak - resident) / bytes_per_budget_token)
-    return Plan(
+    plan = Plan(
         training,
         reference,
         sampler_weights,
         kv_cache,
         0 if is_vllm else LOGITS_COPIES * vocab * config.sampler.batch_size,
+        training.weights + training.masters + training.optimizer,
         memory,
         budget,
         sequence_tokens,
-        fitting if fitting >= sequence_tokens else 0,
+        0,
         _paths(attention, f"{sampler} ({sampler_reason})", device, dtype),
         is_vllm,
+        device.type == "cpu",
     )
+    bytes_per_budget_token = (larger.peak - training.peak) / budget
+    fitting = int(budget + (memory - training.peak - plan.resident) / bytes_per_budget_token)
+    return replace(plan, fitting_tokens=fitting if fitting >= sequence_tokens else 0)
 
 
 def detected_memory(device: torch.device) -> int:
@@ -157,6 +166,7 @@ def plan_text(plan: Plan) -> str:
         ("sampler's weights", plan.sampler_weights, "" if plan.sampler_weights else "none: shared"),
         ("KV cache", plan.kv_cache, cache),
         ("sampler's logits", plan.sampler_logits, "while sampling"),
+        ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else "of CPU memory, not counted below"),
     ]
     lines = [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in parts]
     verdict = "fits" if plan.peak <= plan.memory else "DOES NOT FIT"

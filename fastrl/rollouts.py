@@ -48,3 +48,6 @@ class Rollout:
     @property
     def is_truncated(self) -> bool:
         return self.finish_reason == "length"
+
+
+FILLER = Rollout([0], [0], [0.0], "stop", 0)  # carries no gradient; runs where another rank has a micro-batch more

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from fastrl.config import TrainConfig
 from fastrl.objectives import OBJECTIVES, overlong_penalty
 from fastrl.policy.model import Policy
+from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
 from fastrl.prompts import PromptStream, completion_texts, prompt_ids
 from fastrl.rollouts import Rollout
@@ -19,7 +20,7 @@ from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.step_metrics import rollout_metrics
-from fastrl.tasks import Task
+from fastrl.tasks import Problem, Task
 from fastrl.tasks.pool import VerifierPool
 from fastrl.update import Updater
 
@@ -54,7 +55,7 @@ class Trainer:
     ):
         self.config, self.task, self.tokenizer, self.prompts = config, task, tokenizer, prompts
         self.sampler, self.verifier, self.policy, self.updater = sampler, verifier, policy, updater
-        self.probe = probe
+        self.probe, self.ranks = probe, policy.ranks
         self.objective = OBJECTIVES[config.algorithm.objective](config.algorithm)
         self.settings = SamplingSettings(
             num_samples=config.batch.rollouts_per_prompt,
@@ -105,23 +106,35 @@ class Trainer:
         return [rollout for group in groups for rollout in group]
 
     def _draw_groups(self, step: int, attempt: int, num_prompts: int) -> list[list[Rollout]]:
+        """Every rank samples and verifies its part of the prompts; then all ranks have all groups, in prompt order."""
         problems = self.prompts.take(num_prompts)
+        prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
+        estimates = [len(ids) + self.settings.max_new_tokens for ids in prompts]
+        mine = spread(estimates, self.ranks.world_size)[self.ranks.rank]
         with self.timed("generate"):
-            seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in range(num_prompts)]
-            prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
-            rollouts = self.sampler.generate(prompts, self.settings, seeds)
-            texts = completion_texts(self.tokenizer, rollouts)
+            seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in mine]
+            rollouts = self.sampler.generate([prompts[i] for i in mine], self.settings, seeds)
         with self.timed("verify"):
-            verdicts = self.verifier.score(
-                [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
-            )
+            self._verify([problems[i] for i in mine], rollouts)
+        for rollout in rollouts:
+            rollout.weight_version = step - 1
+        size = self.settings.num_samples
+        groups = {i: rollouts[n * size : (n + 1) * size] for n, i in enumerate(mine)}
+        with self.timed("exchange"):
+            everyones = {i: group for one in self.ranks.gather(groups) for i, group in one.items()}
+        return [everyones[i] for i in range(num_prompts)]
+
+    def _verify(self, problems: list[Problem], rollouts: list[Rollout]) -> None:
+        """Texts and verdicts into the rollouts, whose `group` indexes `problems`."""
+        texts = completion_texts(self.tokenizer, rollouts)
+        verdicts = self.verifier.score(
+            [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
+        )
         for rollout, text, verdict in zip(rollouts, texts, verdicts, strict=True):
             problem = problems[rollout.group]
             rollout.problem_id, rollout.prompt_text, rollout.text = problem.id, problem.prompt, text
-            rollout.reward, rollout.reason, rollout.weight_version = verdict.reward, verdict.reason, step - 1
+            rollout.reward, rollout.reason = verdict.reward, verdict.reason
             self._shape_reward(rollout)
-        size = self.settings.num_samples
-        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
 
     def _shape_reward(self, rollout: Rollout) -> None:
         """What truncation and length do to a verdict. A rollout without one stays without."""

@@ -6,20 +6,24 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from fastrl.config import TrainConfig
+from fastrl.config import ModelConfig, TrainConfig
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
+from fastrl.kernels import TokenLoss
 from fastrl.objectives import SIGN_OBJECTIVES
 from fastrl.policy.lora import attach
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.model import Policy, load_model, resolve_device
 from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.sharding import shard
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
+from fastrl.ranks import ALONE, Ranks, joined
 from fastrl.records import checkpoints
+from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.metrics import MetricsLog
+from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import Progress
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollout
@@ -34,18 +38,22 @@ from fastrl.update import Updater, token_loss
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
 
-    Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on.
+    Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on. Under torchrun every
+    process calls this; a signal stops all of them after the same step, and an error of one leaves the last checkpoint.
     """
-    ready = check_everything(config, is_resumed=resume)
-    with Run(ready, resume=resume) as run:
-        run.loop()
+    device = resolve_device(config.model.device)
+    with joined(device, needs_group=config.optimizer.offload) as ranks:
+        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume))
+        with Run(ready, ranks, resume=resume) as run:
+            run.loop()
     return ready.folder.path
 
 
 class Run:
     """One open run: its parts, its position, and what is written after each step. A context manager."""
 
-    def __init__(self, ready: Preflight, *, resume: bool):
+    def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool):
+        self.ranks = ranks
         self.config, self.folder, self.task, self.tokenizer = ready.config, ready.folder, ready.task, ready.tokenizer
         self.max_sequence_tokens = ready.max_sequence_tokens
         with ExitStack() as self.stack:
@@ -53,33 +61,41 @@ class Run:
             self.stack = self.stack.pop_all()
 
     def _open(self, resume: bool) -> None:
-        config, folder = self.config, self.folder
-        self.progress = self.stack.enter_context(Progress(config.run.num_steps))
-        checkpoint = checkpoints.latest_sound(folder.checkpoints, self.progress.message) if resume else None
-        tensors, state = checkpoints.load(checkpoint) if checkpoint else ({}, {})
+        config = self.config
+        progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
+        self.progress = self.stack.enter_context(progress)
+        checkpoint = checkpoints.latest_sound(self.folder.checkpoints, self.progress.message) if resume else None
+        state = checkpoints.load_state(checkpoint) if checkpoint else {}
         self.completed_step: int = state.get("step", 0)
         self.position: int = state.get("position", 0)
         self.best: float = state.get("best", -math.inf)
-        self.saved_step = self.completed_step if checkpoint else -1
-        self.checkpoint = checkpoint
         self.has_announced = self.has_importance_choice = self.is_moving = False
         if resume:
             self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
-        folder.create()
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
-            self.optimizer.load_state_tensors(tensors)
-            checkpoints.restore_rng(tensors)
+            self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
+            checkpoints.restore_rng(checkpoint)
+        self.writer = CheckpointWriter(
+            self.folder.checkpoints,
+            config.run.keep_last,
+            ModelExport(self.model, self.tokenizer, self.policy.dtype),
+            step=self.completed_step if checkpoint else None,
+        )
+        self.stack.callback(self.writer.close)
         self.sampler.publish(self.completed_step)
-        log = MetricsLog(
-            folder.path,
-            sinks=config.run.sinks,
-            config=dataclasses.asdict(config),
+        self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
+        self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
+
+    def _open_log(self, resume: bool) -> MetricsLog:
+        self.folder.create()
+        return MetricsLog(
+            self.folder.path,
+            sinks=self.config.run.sinks,
+            config=dataclasses.asdict(self.config),
             resume_step=self.completed_step if resume else None,
         )
-        self.log = self.stack.enter_context(log)
-        self.interrupts = self.stack.enter_context(Interrupts())
 
     def _build(self, checkpoint: Path | None, probe: dict[str, float] | None) -> None:
         """Model, sampler, optimizer, verifier, trainer, evaluator.
@@ -87,10 +103,12 @@ class Run:
         The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
         """
         config = self.config
-        self.model = self._load_model(checkpoint)
+        loss, temperature = token_loss(config.algorithm), config.sampler.temperature
+        self.policy = self._trained_policy(checkpoint, loss, temperature)
+        self.model = self.policy.model
         self.sampler = build_sampler(
             config.sampler,
-            self.model,
+            self.policy,
             self.tokenizer,
             max_sequence_tokens=self.max_sequence_tokens,
             trust_remote_code=config.model.trust_remote_code,
@@ -99,8 +117,6 @@ class Run:
         self.stack.callback(self.sampler.close)
         if ignored := ignored_settings(self.model):
             self.progress.message(f"the model's own generation settings are not used: {ignored}")
-        loss, temperature = token_loss(config.algorithm), config.sampler.temperature
-        self.policy = Policy(self.model, loss, temperature)
         self.optimizer = MasterOptimizer(self.policy, config.optimizer, config.run.num_steps)
         self.updater = Updater(
             self.policy,
@@ -119,7 +135,7 @@ class Run:
             verifier=verifier,
             policy=self.policy,
             updater=self.updater,
-            probe=LogprobProbe(self.model.dtype, probe),
+            probe=LogprobProbe(self.policy.dtype, probe),
         )
         self.evaluator = Evaluator(
             task=self.task,
@@ -132,20 +148,35 @@ class Run:
             correct_threshold=config.algorithm.correct_threshold,
         )
 
-    def _load_model(self, checkpoint: Path | None) -> PreTrainedModel:
+    def _trained_policy(self, checkpoint: Path | None, loss: TokenLoss, temperature: float) -> Policy:
         """The config's model or the checkpoint's; LoRA: the config's, with new adapters or the checkpoint's."""
-        config, say = self.config.model, self.progress.message
+        config = self.config.model
         if not config.lora_rank:
-            return load_model(dataclasses.replace(config, path=str(checkpoint)) if checkpoint else config, say)
-        model = load_model(config, say)
-        say(attach(model, config, checkpoint, seed=seed_of(self.config.run.seed, "lora")))
-        return model
+            source = dataclasses.replace(config, path=str(checkpoint)) if checkpoint else config
+            return self._policy(source, loss, temperature)
+        if self.ranks.world_size > 1:
+            raise ValueError(f"model.lora_rank = {config.lora_rank}: adapters are trained by one process only so far")
+        policy = self._policy(config, loss, temperature)
+        self.progress.message(attach(policy.model, config, checkpoint, seed=seed_of(self.config.run.seed, "lora")))
+        return policy
 
     def _reference(self) -> Policy:
         """What the KL penalty pulls back to: a second model, or the very policy, to be scored with its adapters off."""
         if self.config.model.lora_rank:
             return self.policy
-        return Policy(load_model(self.config.model, self.progress.message), self.policy.loss, self.policy.temperature)
+        return self._policy(self.config.model, self.policy.loss, self.policy.temperature)
+
+    def _policy(self, source: ModelConfig, loss: TokenLoss, temperature: float) -> Policy:
+        """Loaded, and sharded where there are several ranks or the shards are to live in CPU memory."""
+        policy = Policy(load_model(source, self.progress.message), loss, temperature)
+        offload = self.config.optimizer.offload
+        if self.ranks.world_size > 1 or offload:
+            shard(policy, self.ranks, offload=offload)
+            place = ", in CPU memory" if offload else ""
+            self.progress.message(
+                f"FSDP2: float32 shards on {self.ranks.world_size} ranks{place}, {policy.dtype} compute"
+            )
+        return policy
 
     def __enter__(self) -> "Run":
         return self
@@ -166,20 +197,26 @@ class Run:
                 self._evaluate(split, split)
             elif self.config.evaluation.at_end:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
+            self.writer.wait()
         except BaseException as error:
             self._save_before(error)
             raise
 
     def _save_before(self, error: BaseException) -> None:
         """Keep the last finished step, unless the error came while the weights were moving."""
+        actions = [self.writer.wait]
         if self.is_moving:
             self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
-            return
-        try:
+        elif self.ranks.world_size > 1 and not isinstance(error, KeyboardInterrupt):
+            return  # the other ranks may not come to a common checkpoint
+        else:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
-            self._save_checkpoint()
-        except OSError as second:
-            self.progress.message(f"{second}; the last checkpoint stays")
+            actions += [self._save_checkpoint, self.writer.wait]
+        for action in actions:
+            try:
+                action()
+            except OSError as second:
+                self.progress.message(f"{second}; the last checkpoint stays")
 
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
@@ -191,13 +228,18 @@ class Run:
             self.completed_step, self.position = step, self.trainer.prompts.position
             self.is_moving = False
             metrics |= self.trainer.publish(batch)
-            self.log.log(step, metrics)
-            self.folder.write_rollouts(step, batch.scored)
+            if self.ranks.is_main:
+                self.log.log(step, metrics)
+                self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
+        if any(
+            self.ranks.gather(self.interrupts.is_pending)
+        ):  # several ranks: a signal reaches them at different moments
+            raise KeyboardInterrupt
 
     def _validation_file(self) -> Path:
         return self.folder.evaluations / f"validation-{self.completed_step:06d}.json"
@@ -208,7 +250,8 @@ class Run:
         if not every or self.completed_step % every:
             return False
         evaluation = self._evaluate("validation", self._validation_file().stem)
-        self.log.log(self.completed_step, evaluation_metrics(evaluation))
+        if self.ranks.is_main:
+            self.log.log(self.completed_step, evaluation_metrics(evaluation))
         value = metric_value(evaluation, self.config.run.best_metric)
         is_best = value > self.best
         self.best = max(value, self.best)
@@ -240,31 +283,19 @@ class Run:
         self.progress.message(f"evaluating {name}")
         evaluation = self.evaluator.run(getattr(self.task, split), self.config.evaluation)
         evaluation |= {"step": self.completed_step, "split": split}
-        save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
+        if self.ranks.is_main:
+            save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
         self.progress.message(pass_table({name: evaluation}))
         return evaluation
 
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
-        """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""
-        if self.saved_step != self.completed_step:
-            state = {"position": self.position, "probe": self.trainer.probe.state()}
-            if math.isfinite(self.best):
-                state["best"] = self.best
-            self.checkpoint = checkpoints.save(
-                self.folder.checkpoints,
-                self.completed_step,
-                save_model=self._save_model,
-                tensors=self.optimizer.state_tensors() | checkpoints.rng_tensors(),
-                state=state,
-            )
-            self.saved_step = self.completed_step
-            checkpoints.prune(self.folder.checkpoints, self.config.run.keep_last)
-        if is_best:
-            checkpoints.keep_as_best(self.checkpoint)
-
-    def _save_model(self, path: Path) -> None:
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        """Start writing the state after `completed_step`, unless that has been done; `writer.wait` is its end."""
+        if self.writer.step == self.completed_step:
+            return
+        state = {"position": self.position, "probe": self.trainer.probe.state()}
+        if math.isfinite(self.best):
+            state["best"] = self.best
+        self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
 
 
 def metric_value(evaluation: dict, name: str) -> float:

@@ -19,7 +19,7 @@ from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens, cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.reductions import REDUCTIONS, UpdateShape
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import FILLER, Rollout
 
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:
@@ -132,24 +132,34 @@ class Updater:
             return Counter({"num_empty_updates": 1})
         lengths = [len(mini_batch[i].prompt_ids) + len(mini_batch[i].completion_ids) for i in kept]
         is_packed = self.policy.is_packed
-        parts = cut_micro_batches(lengths, self.token_budget, is_packed=is_packed)
+        ranks = self.policy.ranks
+        num_ranks = 1 if self.algorithm.reduction == "micro-batch-mean" else ranks.world_size  # that one sees the cut
+        parts = cut_micro_batches(lengths, self.token_budget, is_packed=is_packed, num_ranks=num_ranks)
         micro_batches = [[kept[i] for i in members] for members in parts]
         weights = self._token_weights(mini_batch, micro_batches)
         totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
         for members in parts:
             computed = computed_tokens([lengths[i] for i in members], is_packed=is_packed)
             totals.update(real_tokens=sum(lengths[i] for i in members), computed_tokens=computed)
-        for indices in micro_batches:
-            token_weights = [weights[i] for i in indices]
+        mine: Counter[str] = Counter()
+        for indices in ranks.share(micro_batches, filler=[]):
             members = [mini_batch[i] for i in indices]
-            in_kernel = self.importance == "token" and members[0].importance is None
-            batch = build_micro_batch(members, token_weights, has_importance=in_kernel).to(self.policy.device)
-            result = self.policy(batch)
-            result.loss.backward()
-            totals.update(_token_totals(batch, result))
+            mine.update(self._backward(members, [weights[i] for i in indices]))
+        totals.update(ranks.sum(mine))
         norm, has_moved = self.optimizer.step()
         totals.update(grad_norm=norm if has_moved else 0.0, num_updates=has_moved, num_nonfinite=not has_moved)
         return totals
+
+    def _backward(self, members: list[Rollout], token_weights: list[float]) -> Counter[str]:
+        """Forward and backward of one micro-batch; without members, of a loss of zero (ranks run equally many)."""
+        if not members:
+            self.policy(build_micro_batch([FILLER]).to(self.policy.device)).loss.backward()
+            return Counter()
+        in_kernel = self.importance == "token" and members[0].importance is None
+        batch = build_micro_batch(members, token_weights, has_importance=in_kernel).to(self.policy.device)
+        result = self.policy(batch)
+        result.loss.backward()
+        return _token_totals(batch, result)
 
 
 def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:

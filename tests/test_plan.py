@@ -32,6 +32,7 @@ def test_parts_by_hand(config):
     assert plan.training.weights == plan.training.gradients == 4 * count and plan.training.optimizer == 8 * count
     assert plan.sequence_tokens == 27
     assert plan.kv_cache == 512 * 27 * 2 * 2 * 2 * 16 * 4  # sequences, tokens, layers, K and V, heads, size, fp32
+    assert plan.checkpoint == plan.resident == 12 * count
     assert plan.reference == 0 and plan.peak <= plan.memory == GIB
     with_reference = replace(config, algorithm=AlgorithmConfig(kl_coef=0.1))
     assert make_plan(with_reference, device_type="cpu", memory_gib=1.0, prompt_tokens=11).reference == 4 * count
@@ -60,6 +61,7 @@ def test_recomputing_lowers_activations_and_raises_the_budget(config):
 def test_a_gpu_can_be_planned_without_one(config):
     plan = make_plan(config, device_type="cuda", memory_gib=80, prompt_tokens=11)
     assert plan.training.masters == 2 * plan.training.weights  # bfloat16 weights, float32 masters
+    assert plan.checkpoint == 7 * plan.training.weights and plan.resident == plan.kv_cache * plan.keeps_kv_cache
     assert "packed" in plan.paths["attention"] and plan.paths["device"] == "cuda, weights in bfloat16"
     tight = make_plan(config, device_type="cuda", memory_gib=0.0001, prompt_tokens=11)
     assert tight.fitting_tokens == 0 and tight.peak > tight.memory

@@ -99,7 +99,7 @@ def test_dynamic_sampling_replaces_groups_without_contrast(run, tmp_path):
     assert plain[0]["groups/equal_share"] > 0
     assert sampled[0]["groups/equal_share"] < plain[0]["groups/equal_share"]
     assert sampled[0]["rollouts/num"] == plain[0]["rollouts/num"] == 32
-    _, state = checkpoints.load(checkpoints.latest_sound(folder / "checkpoints", print))
+    state = checkpoints.load_state(checkpoints.latest_sound(folder / "checkpoints", print))
     assert state["position"] > 4  # the data moved on by every prompt that was drawn
 
 

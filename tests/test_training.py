@@ -53,7 +53,8 @@ def config_of(folder: Path, model: Path, **run) -> TrainConfig:
 
 def weights(folder: Path, step: int = NUM_STEPS) -> dict:
     path = folder / "checkpoints" / f"step-{step:06d}"
-    return load_file(path / "model.safetensors") | load_file(path / "trainer/optimizer.safetensors")
+    (trainer,) = (path / "trainer").iterdir()
+    return load_file(path / "model.safetensors") | load_file(trainer)
 
 
 def assert_bitwise_equal(a: dict, b: dict) -> None:

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastrl.config import SamplerConfig
+from fastrl.policy.model import Policy
 from fastrl.sampling.choose import build_sampler, choose_sampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
@@ -134,7 +135,9 @@ def test_the_chooser_says_why(monkeypatch):
 def test_a_sequence_that_fits_no_memory_is_an_error_before_the_engine(family_folder):
     model = AutoModelForCausalLM.from_pretrained(family_folder("qwen3"))
     with pytest.raises(ValueError, match=r"one sequence of 1000000000 tokens needs \d+ bytes of KV cache"):
-        build_sampler(SamplerConfig(kind="vllm"), model, Stops(), max_sequence_tokens=10**9, say=lambda text: None)
+        build_sampler(
+            SamplerConfig(kind="vllm"), Policy(model), Stops(), max_sequence_tokens=10**9, say=lambda text: None
+        )
 
 
 def test_shared_prefixes_bound_what_the_cache_may_give():

@@ -38,16 +38,19 @@ from fastrl.policy.attention import (
 from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
 from fastrl.policy.packing import MicroBatch, build_micro_batch
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.ranks import ALONE
 from fastrl.rollouts import Rollout
 
 CHECKED_LENGTHS = (9, 9, 1, 14, 6)
 CHECKED_WINDOW = 4
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class Policy(nn.Module):
     """A Hugging Face causal LM with the token loss on top: `loss` is what a token pays; logits are / `temperature`.
 
-    Batches that carry the sampler's log-probs are importance-weighted up to `importance_cap`.
+    Batches that carry the sampler's log-probs are importance-weighted up to `importance_cap`. device and dtype: of the
+    forward; ranks: the processes that hold the parameters' shards (`sharding`).
     """
 
     def __init__(self, model: PreTrainedModel, loss: TokenLoss | None = None, temperature: float = 1.0):
@@ -56,10 +59,8 @@ class Policy(nn.Module):
         self.loss = loss or TokenLoss()
         self.importance_cap: float | None = None
         self.temperature = temperature
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+        self.device, self.dtype = model.device, model.dtype
+        self.ranks = ALONE
 
     def head(self) -> Head:
         """The model's head, with the scale and softcap that its config names."""
@@ -230,7 +231,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)})
 
 
-def _random_rollout(model: PreTrainedModel, length: int, seed: int) -> Rollout:
+def random_rollout(model: PreTrainedModel, length: int, seed: int) -> Rollout:
     """A prompt of one token and a completion of the rest."""
     vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
     ids = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -244,7 +245,7 @@ def packing_problem(model: PreTrainedModel) -> str:
     The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act.
     """
     policy = Policy(model)
-    rollouts = [_random_rollout(model, length, seed) for seed, length in enumerate(CHECKED_LENGTHS)]
+    rollouts = [random_rollout(model, length, seed) for seed, length in enumerate(CHECKED_LENGTHS)]
     packed = model.config._attn_implementation
     with _short_windows(model):
         try:
@@ -256,7 +257,7 @@ def packing_problem(model: PreTrainedModel) -> str:
         model.set_attn_implementation(packed)
     own_TH = torch.cat(alone)
     worst = ((ours_TH - own_TH).norm(dim=-1) / own_TH.norm(dim=-1)).mean().item()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    tolerance = TOLERANCE[model.dtype]
     if worst <= tolerance:
         return ""
     return f"has other hidden states in a pack than alone (relative difference {worst:.3g}, allowed {tolerance})"
@@ -279,13 +280,13 @@ def _short_windows(model: PreTrainedModel) -> Iterator[None]:
 @torch.no_grad()
 def check_head(model: PreTrainedModel, num_tokens: int = 16) -> None:
     """ValueError, naming the architecture, when log-probs through `Head` differ from the model's own."""
-    rollout = _random_rollout(model, num_tokens + 1, seed=0)
+    rollout = random_rollout(model, num_tokens + 1, seed=0)
     ours, _ = Policy(model)(build_micro_batch([rollout]).to(model.device), mode="score")
     ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None]).squeeze(-1)
     worst = (ours - own).abs().max().item()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    tolerance = TOLERANCE[model.dtype]
     if not worst <= tolerance:
         name = type(model).__name__
         raise ValueError(

@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from fastrl.config import OptimizerConfig
@@ -50,7 +51,7 @@ class MasterOptimizer:
         for name, master in self.masters.items():
             master.grad = self.weights[name].grad
         limit = self.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), limit).item()
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)).item()
         is_finite = math.isfinite(norm)
         if is_finite:
             self.adamw.step()
@@ -69,13 +70,19 @@ class MasterOptimizer:
             self.weights[name].grad = self.masters[name].grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Flat tensors for a checkpoint: AdamW's state by parameter, and masters that are not themselves weights."""
+        """Flat tensors for a checkpoint: AdamW's state by parameter, and masters, but of whole float32 weights."""
         tensors = {}
         for name, master in self.masters.items():
             tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
-            if master is not self.weights[name]:
+            if master is not self.weights[name] or isinstance(master, DTensor):  # shards are float32, the export is not
                 tensors[f"master.{name}"] = master.detach()
         return tensors
+
+    def empty_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a checkpoint's tensor `name` of this (whole) size is to be read into: shards for sharded parameters."""
+        master = self.masters.get(name.partition(".")[2])
+        is_like_master = master is not None and master.shape == size
+        return torch.empty_like(master, dtype=dtype) if is_like_master else torch.empty(size, dtype=dtype)
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -83,11 +90,15 @@ class MasterOptimizer:
         for name, master in self.masters.items():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{key}.{name}" in tensors:
-                    value = tensors[f"{key}.{name}"]
-                    self.adamw.state[master][key] = value if key == "step" else value.to(master.device)
+                    self.adamw.state[master][key] = tensors[f"{key}.{name}"].to(master.device)
             if f"master.{name}" in tensors:
                 master.copy_(tensors[f"master.{name}"])
         self._publish()
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A value that every rank has a part of, on every rank."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

@@ -46,11 +46,14 @@ def computed_tokens(lengths: Sequence[int], *, is_packed: bool) -> int:
     return sum(lengths) if is_packed else len(lengths) * max(lengths)
 
 
-def cut_micro_batches(lengths: Sequence[int], token_budget: int, *, is_packed: bool) -> list[list[int]]:
+def cut_micro_batches(
+    lengths: Sequence[int], token_budget: int, *, is_packed: bool, num_ranks: int = 1
+) -> list[list[int]]:
     """Indices grouped so that the tokens computed are ≤ token_budget; longest first; every index appears once.
 
-    Packed: as few micro-batches as first-fit-decreasing makes, then of equal size where possible. Padded: neighbours
-    in length. ValueError when a single sequence exceeds the budget.
+    Packed: as few micro-batches as first-fit-decreasing makes, then of equal size where possible, and a multiple of
+    num_ranks of them where there are enough sequences. Padded: neighbours in length. ValueError when a single sequence
+    exceeds the budget.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if order and lengths[order[0]] > token_budget:
@@ -63,10 +66,17 @@ def cut_micro_batches(lengths: Sequence[int], token_budget: int, *, is_packed: b
     if not is_packed:
         return _cut_padded(order, lengths, token_budget)
     fallback = _first_fit(order, lengths, token_budget)
-    for count in range(math.ceil(sum(lengths) / token_budget), len(fallback) + 1):
-        if balanced := _balance(order, lengths, token_budget, count):
+    fewest = math.ceil(sum(lengths) / token_budget)
+    for count in range(fewest + -fewest % num_ranks, len(fallback) + num_ranks, num_ranks):
+        if count <= len(lengths) and (balanced := _balance(order, lengths, token_budget, count)):
             return balanced
     return fallback
+
+
+def spread(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Indices of `sizes` in num_parts lists of nearly equal sums, each in ascending order."""
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    return [sorted(part) for part in _balance(order, sizes, sum(sizes), num_parts)]
 
 
 def _first_fit(order: list[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -1,20 +1,28 @@
 """Log-probs and entropies of rollouts under a policy, without gradient."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import FILLER, Rollout
 
 
 def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> list[tuple[list[float], list[float]]]:
-    """(log-probs, entropies) of each rollout's completion tokens, in the order of `rollouts`."""
-    results: list[tuple[list[float], list[float]]] = [([], [])] * len(rollouts)
+    """(log-probs, entropies) of each rollout's completion tokens, in the order of `rollouts`.
+
+    Several ranks share the work: all of them call this with the same rollouts, and all have the results.
+    """
     lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    for indices in cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed):
-        batch = build_micro_batch([rollouts[i] for i in indices]).to(policy.device)
+    parts = cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed, num_ranks=policy.ranks.world_size)
+    scored: dict[int, tuple[list[float], list[float]]] = {}
+    for indices in policy.ranks.share(parts, filler=[]):
+        plain = [replace(rollouts[i], old_logprobs=None, ref_logprobs=None) for i in indices]
+        batch = build_micro_batch(plain or [FILLER]).to(policy.device)
+        logprobs_N, entropy_N = policy(batch, mode="score")
         sizes = [len(rollouts[i].completion_ids) for i in indices]
-        logprobs, entropy = (values.split(sizes) for values in policy(batch, mode="score"))
-        for i, logprobs_T, entropy_T in zip(indices, logprobs, entropy, strict=True):
-            results[i] = (logprobs_T.tolist(), entropy_T.tolist())
-    return results
+        if indices:
+            pairs = zip(indices, logprobs_N.split(sizes), entropy_N.split(sizes), strict=True)
+            scored |= {i: (logprobs_T.tolist(), entropy_T.tolist()) for i, logprobs_T, entropy_T in pairs}
+    everyones = {i: result for one in policy.ranks.gather(scored) for i, result in one.items()}
+    return [everyones[i] for i in range(len(rollouts))]

@@ -1,12 +1,14 @@
-"""Checkpoints: the model as Hugging Face safetensors, the rest as safetensors and JSON; nothing is pickled.
+"""Checkpoints on disk: found, checked, read, kept. `CheckpointWriter` writes them. Nothing is pickled.
 
     checkpoints/step-000100/
         model.safetensors, config.json, tokenizer files    loads in transformers and in vLLM as it is
-        trainer/optimizer.safetensors                      AdamW state, float32 masters, RNG states
+        trainer/shard-*.safetensors                        AdamW state, float32 masters, RNG states of every rank
         state.json                                         step, data position, evaluation history
         manifest.json                                      SHA-256 of every file, written last
 
-A checkpoint is written under a temporary name and renamed when complete. A damaged one is recognised by its manifest.
+The trainer's tensors are in torch.distributed.checkpoint's safetensors format: each rank writes its rows of each
+tensor, the headers say which rows, any number of ranks reads them back. Several machines need a folder that all see.
+A checkpoint is written under a temporary name and renamed when complete; one that goes is renamed before it is deleted.
 """
 
 import hashlib
@@ -14,22 +16,69 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from fastrl.ranks import on_every_rank, on_rank_0, rank
+
 MANIFEST = "manifest.json"
-OPTIMIZER = "trainer/optimizer.safetensors"  # in a folder of its own: vLLM reads every safetensors file beside a config
+STATE = "state.json"
+TRAINER = "trainer"  # a folder of its own: vLLM reads every safetensors file beside a config
 PREFIX = "step-"
+DRAFT = ".draft-"
+NEXT_BEST = ".next-best"
+
+
+def final_path(folder: Path, step: int) -> Path:
+    return folder / f"{PREFIX}{step:06d}"
+
+
+def draft_path(final: Path) -> Path:
+    """Where a checkpoint is while it is not whole: written there first, moved there before it is deleted."""
+    return final.with_name(f"{DRAFT}{final.name}")
+
+
+def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, several at a time, by their path below `folder`."""
+    files = sorted(p for p in paths if p.is_file())
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((str(p.relative_to(folder)) for p in files), pool.map(_sha256, files), strict=True))
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(draft: Path, final: Path, sums: dict[str, str]) -> None:
+    """Write the manifest, with `sums` of files that are known already, sync everything, give the draft its name."""
+    rest = (p for p in draft.rglob("*") if str(p.relative_to(draft)) not in sums)
+    (draft / MANIFEST).write_text(json.dumps(sums | checksums(draft, rest), indent=1, sort_keys=True))
+    _sync_tree(draft)
+    if final.exists():
+        delete(final)
+    draft.rename(final)
+    _sync(final.parent)
+
+
+def delete(checkpoint: Path) -> None:
+    """Remove a checkpoint; it is never seen half gone."""
+    gone = checkpoint.with_name(f"{DRAFT}gone-{checkpoint.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -40,48 +89,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def save(
-    folder: Path, step: int, *, save_model: Callable[[Path], None], tensors: dict[str, Tensor], state: dict
-) -> Path:
-    """Write `folder/step-NNNNNN` and return it. `save_model(path)` writes model and tokenizer files into a folder.
-
-    OSError, naming the checkpoint, when that fails (a full disk): what was there before is untouched.
-    """
-    final = folder / f"{PREFIX}{step:06d}"
-    draft = folder / f".draft-{final.name}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        save_model(draft)
-        (draft / OPTIMIZER).parent.mkdir()
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / OPTIMIZER)
-        (draft / "state.json").write_text(json.dumps({"step": step} | state, indent=1))
-        sums = {str(p.relative_to(draft)): _sha256(p) for p in sorted(draft.rglob("*")) if p.is_file()}
-        (draft / MANIFEST).write_text(json.dumps(sums, indent=1))
-        for path in draft.rglob("*"):
-            _sync(path)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"checkpoint {final} could not be written: {error}") from error
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
-    _sync(folder)
-    return final
-
-
 def defect(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is there with the checksum of the manifest."""
     try:
-        sums = json.loads((checkpoint / MANIFEST).read_text())
+        expected = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         return f"unreadable manifest ({error})"
-    for name, expected in sums.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if _sha256(path) != expected:
-            return f"{name} is damaged (checksum differs)"
+    if missing := [name for name in expected if not (checkpoint / name).is_file()]:
+        return f"{missing[0]} is missing"
+    found = checksums(checkpoint, [checkpoint / name for name in expected])
+    if damaged := [name for name in expected if found[name] != expected[name]]:
+        return f"{damaged[0]} is damaged (checksum differs)"
     return None
 
 
@@ -95,7 +113,13 @@ def latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
 
     Damaged ones are renamed to `damaged-…`, each with one message through `say`: nothing counts or deletes them later.
     ValueError when there are checkpoints and all are damaged: starting over is the user's decision.
+    Collective: rank 0 looks, renames and says, the others get its answer.
     """
+    return on_rank_0(lambda: _latest_sound(folder, say))
+
+
+def _latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
+    _finish_best(folder / "best")
     found = list_steps(folder)
     for checkpoint in [*found, *([folder / "best"] if (folder / "best").is_dir() else [])]:
         problem = defect(checkpoint)
@@ -109,42 +133,92 @@ def latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, state) as given to `save`."""
-    return load_file(checkpoint / OPTIMIZER), json.loads((checkpoint / "state.json").read_text())
+def load_state(checkpoint: Path) -> dict:
+    """The `state` given to `save`, and its step."""
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def load_tensors(
+    checkpoint: Path, allocate: Callable[[str, torch.Size, torch.dtype], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The tensors given to `save`, by name.
+
+    `allocate(name, size, dtype)` gives the tensor to fill, where size is that of the whole tensor: on any device, or a
+    DTensor, of which each rank reads its own rows. Without it all are whole and in CPU memory.
+    """
+    tensors = {}
+    for name, (size, dtype) in _stored(checkpoint).items():
+        if not name.startswith("rng."):
+            tensors[name] = allocate(name, size, dtype) if allocate else torch.empty(size, dtype=dtype)
+    return _fill(tensors, checkpoint)
+
+
+def _stored(checkpoint: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Size and dtype of every whole tensor in a checkpoint."""
+    metadata = dcp.HuggingFaceStorageReader(str(checkpoint / TRAINER)).read_metadata().state_dict_metadata
+    return {name: (value.size, value.properties.dtype) for name, value in metadata.items()}
+
+
+def _fill(tensors: dict[str, Tensor], checkpoint: Path) -> dict[str, Tensor]:
+    """Read into `tensors` in place. Every rank reads for itself, so that this is no collective."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint / TRAINER)), no_dist=True)
+    return tensors
 
 
 def prune(folder: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints (`best` is a folder of its own), and abandoned drafts."""
-    for old in [*list_steps(folder)[keep_last:], *folder.glob(".draft-*")]:
-        shutil.rmtree(old)
+    for old in list_steps(folder)[keep_last:]:
+        delete(old)
+    for draft in folder.glob(f"{DRAFT}*"):
+        shutil.rmtree(draft)
 
 
 def keep_as_best(checkpoint: Path) -> None:
     """Make `best` beside the checkpoint a full copy of it. The old one goes when the new one is in its place."""
-    best, draft = checkpoint.parent / "best", checkpoint.parent / ".draft-best"
-    old = checkpoint.parent / ".draft-old-best"
+    best = checkpoint.with_name("best")
+    draft = draft_path(best)
+    _finish_best(best)
     shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(checkpoint, draft)
-    for path in draft.rglob("*"):
-        _sync(path)
-    if best.exists():
-        best.rename(old)
-    draft.rename(best)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint, draft)
+        _sync_tree(draft)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f"{best}, a copy of {checkpoint.name}, could not be written: {error}") from error
+    draft.rename(best.with_name(NEXT_BEST))
+    _finish_best(best)
 
 
-def rng_tensors() -> dict[str, Tensor]:
-    """States of torch's global generators. Everything else draws from seeds that are functions of the step."""
+def _finish_best(best: Path) -> None:
+    """Put a whole copy, if there is one, in the place of `best`: now, or after a process died in between."""
+    whole = best.with_name(NEXT_BEST)
+    if whole.exists():
+        if best.exists():
+            delete(best)
+        whole.rename(best)
+        _sync(best.parent)
+
+
+def rng_tensors(group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
+    """States of torch's global generators on every rank, by name and rank; the same on all. Collective.
+
+    Everything else draws from seeds that are functions of the step.
+    """
+    states = on_every_rank(_generator_states, group)
+    return {f"{name}.{number}": state for number, own in enumerate(states) for name, state in own.items()}
+
+
+def _generator_states() -> dict[str, Tensor]:
     states = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+    return states | {"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
 
 
-def restore_rng(tensors: dict[str, Tensor]) -> None:
-    """Inverse of `rng_tensors`."""
-    torch.set_rng_state(tensors["rng.cpu"])
-    if torch.cuda.is_available():
-        states = [tensors[key] for key in sorted(k for k in tensors if k.startswith("rng.cuda."))]
-        torch.cuda.set_rng_state_all(states)
+def restore_rng(checkpoint: Path) -> None:
+    """Set this rank's generators; those of which the checkpoint has no state (more ranks now) stay as they are."""
+    stored = _stored(checkpoint)
+    names = [name for name in (f"{kind}.{rank()}" for kind in _generator_states()) if name in stored]
+    states = _fill({name: torch.empty(stored[name][0], dtype=torch.uint8) for name in names}, checkpoint)
+    for name, state in states.items():
+        torch.set_rng_state(state) if name.startswith("rng.cpu") else torch.cuda.set_rng_state(state)

@@ -20,9 +20,15 @@ class Progress:
 
     is_live None picks the live view when `stream` (None: standard output) is a terminal that can show it. Otherwise
     `update` and `message` write one flushed line each, in ASCII where the stream's encoding has no −, – or Δ.
+    is_silent: shows nothing (one of several ranks talks).
     """
 
-    def __init__(self, num_steps: int, *, is_live: bool | None = None, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, num_steps: int, *, is_live: bool | None = None, is_silent: bool = False, stream: TextIO | None = None
+    ) -> None:
+        if is_silent:
+            self._view: View = View()
+            return
         stream = sys.stdout if stream is None else stream
         if is_live is None:
             is_live = _can_be_live(stream)
@@ -101,18 +107,21 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
-class PlainView:
+class View:
+    """What `Progress` forwards to; this one shows nothing."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def update(self, step: int, metrics: dict) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+class PlainView(View):
     """One line a step."""
 
     def __init__(self, num_steps: int, stream: TextIO) -> None:
         self._num_steps, self._stream = num_steps, stream
         self._has_reader = True
-
-    def start(self) -> None:
-        """Nothing to prepare."""
-
-    def stop(self) -> None:
-        """Nothing to restore."""
 
     def update(self, step: int, metrics: dict) -> None:
         self.message(step_line(step, self._num_steps, metrics))
@@ -130,7 +139,7 @@ class PlainView:
             self._has_reader = False
 
 
-class LiveView:
+class LiveView(View):
     """A table of the last steps above a bar with the time left, redrawn in place; messages scroll above it."""
 
     def __init__(self, num_steps: int, stream: TextIO) -> None:

@@ -2,13 +2,15 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import SamplerConfig
 from fastrl.policy.lora import adapters
-from fastrl.policy.model import stop_token_ids
+from fastrl.policy.model import Policy, stop_token_ids
+from fastrl.policy.sharding import whole
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.kv_budget import kv_cache_bytes
@@ -43,7 +45,7 @@ def ignored_settings(model: PreTrainedModel) -> dict[str, float]:
 
 def build_sampler(
     config: SamplerConfig,
-    model: PreTrainedModel,
+    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_sequence_tokens: int,
@@ -54,26 +56,29 @@ def build_sampler(
 
     max_sequence_tokens: prompt and completion of the longest sequence to come. ValueError when vLLM cannot serve that.
     """
-    kind, reason = choose_sampler(config, model.device)
+    model = policy.model
+    kind, reason = choose_sampler(config, policy.device)
     say(f"sampler: {kind} ({reason})")
     stops = stop_token_ids(model, tokenizer)
     if kind == "embedded":
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return EmbeddedSampler(model, stop_token_ids=stops, pad_token_id=pad, batch_size=config.batch_size)
+        return EmbeddedSampler(
+            model, stop_token_ids=stops, pad_token_id=pad, batch_size=config.batch_size, whole=partial(whole, policy)
+        )
     added = adapters(model)
     settings = EngineSettings(
         path=model.name_or_path,
-        dtype=model.dtype,
+        dtype=policy.dtype,
         max_sequence_tokens=max_sequence_tokens,
         max_num_sequences=config.batch_size,
-        kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(model, max_sequence_tokens, config.batch_size),
+        kv_cache_bytes=config.kv_cache_bytes or kv_cache_bytes(policy, max_sequence_tokens, config.batch_size),
         trust_remote_code=trust_remote_code,
         lora_rank=max((len(a.A) for a in added.values()), default=0),
         lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),
     )
     engine = Engine(settings)
     try:
-        weights = share_weights(config.weights, engine, model, say)
+        weights = share_weights(config.weights, engine, model, say, root=policy)
     except ValueError:
         engine.close()
         raise

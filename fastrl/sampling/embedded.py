@@ -6,8 +6,8 @@ changes nothing but rounding), and a vocabulary of 150k costs one cumulative sum
 The model's own generation_config (pretrained ones carry temperature, top-p, penalties) is ignored.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -74,12 +74,23 @@ def _uniforms(streams: list[tuple[int, int]], num_tokens: int) -> Tensor:
 
 
 class EmbeddedSampler:
-    """Samples from `model` in place. stop_token_ids end a completion and are part of it."""
+    """Samples from `model` in place. stop_token_ids end a completion and are part of it.
+
+    whole: a context in which the model's parameters are not sharded.
+    """
 
     shares_weights = True
 
-    def __init__(self, model: PreTrainedModel, *, stop_token_ids: list[int], pad_token_id: int, batch_size: int):
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_token_ids: list[int],
+        pad_token_id: int,
+        batch_size: int,
+        whole: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.model, self.whole = model, whole
         self.stop_token_ids = stop_token_ids
         self.pad_token_id = pad_token_id
         self.batch_size = batch_size
@@ -92,9 +103,10 @@ class EmbeddedSampler:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         requests = [(i, j) for i in by_length for j in range(settings.num_samples)]
         rollouts: dict[tuple[int, int], Rollout] = {}
-        for start in range(0, len(requests), self.batch_size):
-            batch = requests[start : start + self.batch_size]
-            rollouts |= zip(batch, self._generate_batch(batch, prompts, settings, seeds), strict=True)
+        with self.whole():
+            for start in range(0, len(requests), self.batch_size):
+                batch = requests[start : start + self.batch_size]
+                rollouts |= zip(batch, self._generate_batch(batch, prompts, settings, seeds), strict=True)
         return [rollouts[i, j] for i in range(len(prompts)) for j in range(settings.num_samples)]
 
     def _generate_batch(
@@ -113,6 +125,7 @@ class EmbeddedSampler:
                 past_key_values=self._prefill(ids_PL, mask_PL, rows_B),
                 logits_processor=LogitsProcessorList([draw]),
                 max_new_tokens=settings.max_new_tokens,
+                synced_gpus=False,  # ranks may stop at different lengths: `whole` leaves no collective in a forward
             )
         tokens = output_BL[:, ids_PL.shape[1] :].tolist()
         logprobs = torch.stack(draw.logprobs, dim=1).tolist()

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
+from fastrl.policy.sharding import release
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import StaleWeightsError
 from fastrl.sampling.weight_map import Place, bit_checksum, places
@@ -20,13 +20,16 @@ from fastrl.sampling.weights import check_version
 
 
 class GatheredWeights:
-    """Served weights filled from `model`'s shards (dim 0, one mesh). ValueError when a parameter has no such place."""
+    """Served weights filled from `model`'s shards (dim 0, one mesh). ValueError when a parameter has no such place.
+
+    root: the module that FSDP2 took as its root.
+    """
 
     mode: Literal["gather"] = "gather"
     is_exact = True
 
-    def __init__(self, engine: Engine, model: nn.Module):
-        self.engine, self.model, self.version = engine, model, 0
+    def __init__(self, engine: Engine, model: nn.Module, root: nn.Module):
+        self.engine, self.root, self.model, self.version = engine, root, model, 0
         parameters = dict(model.named_parameters())
         known = places(engine.slots())
         if found := _gaps(parameters, known):
@@ -37,9 +40,7 @@ class GatheredWeights:
         self.publish(0)
 
     def _pairs(self) -> list[tuple[DTensor, Place]]:
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # a root stays gathered after a forward without backward
+        release(self.root)
         known = places(self.engine.slots())
         return [(parameter, known[name]) for name, parameter in self.model.named_parameters()]
 
@@ -48,7 +49,7 @@ class GatheredWeights:
         """Gather every shard into place; the bytes that this process received from the others."""
         received = 0
         for parameter, place in self._pairs():
-            rows, shard = self._rows(place), parameter.to_local().to(place.parameter.dtype)
+            rows, shard = self._rows(place), _served_part(parameter, place)
             received += sum(r.nbytes for i, r in enumerate(rows) if i != self.rank)
             if len({len(r) for r in rows}) == 1 and len(rows) == self.world_size:
                 dist.all_gather_into_tensor(place.view(), shard.contiguous(), group=self.group)
@@ -64,7 +65,7 @@ class GatheredWeights:
         """See `SharedWeights.prove_fresh`; every process must call it."""
         check_version(self.version, version)
         pairs = self._pairs()
-        mine = [bit_checksum([p.to_local().to(place.parameter.dtype)]) for p, place in pairs]
+        mine = [bit_checksum([_served_part(p, place)]) for p, place in pairs]
         expected_RP2 = self._from_all(mine)
         for index, (name, _) in enumerate(self.model.named_parameters()):
             for rank, part in enumerate(self._rows(pairs[index][1])):
@@ -84,10 +85,15 @@ class GatheredWeights:
         """(processes, parameters, 2) int64: everyone's checksums."""
         local = torch.tensor([_signed(c) for c in checksums])
         gathered = torch.empty(self.world_size * len(local), 2, dtype=torch.int64)
-        device = next(self.model.parameters()).device
+        device = self.engine.slots()[0].parameter.device
         local, gathered = local.to(device), gathered.to(device)
         dist.all_gather_into_tensor(gathered, local, group=self.group)
         return gathered.view(self.world_size, -1, 2).cpu()
+
+
+def _served_part(parameter: DTensor, place: Place) -> Tensor:
+    """This process's shard in the dtype and on the device that it is served in."""
+    return parameter.to_local().to(place.parameter.device, place.parameter.dtype)
 
 
 def _signed(checksum: tuple[int, int]) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from fastrl.policy.lora import adapters
+from fastrl.policy.sharding import is_sharded
 from fastrl.sampling.adapters import AdapterWeights
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.gathered import GatheredWeights
@@ -14,21 +14,25 @@ from fastrl.sampling.weights import AliasedWeights, CopiedWeights, SharedWeights
 
 
 def share_weights(
-    mode: Literal["auto", "alias", "gather", "copy"], engine: Engine, model: nn.Module, say: Callable[[str], None]
+    mode: Literal["auto", "alias", "gather", "copy"],
+    engine: Engine,
+    model: nn.Module,
+    say: Callable[[str], None],
+    root: nn.Module | None = None,
 ) -> SharedWeights:
     """The weights in the mode asked for. auto: gather for sharded parameters, else alias, or copy with the reason said.
 
-    ValueError when the mode asked for cannot be.
+    root: the module that FSDP2 took as its root; None: `model`. ValueError when the mode asked for cannot be.
     """
-    is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
+    has_shards = is_sharded(model)
     if adapters(model):
-        return _share_adapters(mode, engine, model, say, is_sharded=is_sharded)
-    if mode == "auto" and is_sharded:
+        return _share_adapters(mode, engine, model, say)
+    if mode == "auto" and has_shards:
         mode = "gather"
-    if (mode == "gather") != is_sharded:
-        raise ValueError(f"sampler.weights = '{mode}' is for {'whole' if is_sharded else 'sharded'} parameters")
+    if (mode == "gather") != has_shards:
+        raise ValueError(f"sampler.weights = '{mode}' is for {'whole' if has_shards else 'sharded'} parameters")
     if mode == "gather":
-        weights = GatheredWeights(engine, model)
+        weights = GatheredWeights(engine, model, root or model)
         say(f"sampler weights: gather, shards of {weights.world_size} processes go straight into vLLM's tensors")
         return weights
     if mode != "copy":
@@ -46,16 +50,10 @@ def share_weights(
     return CopiedWeights(engine, model, say)
 
 
-def _share_adapters(
-    mode: str, engine: Engine, model: nn.Module, say: Callable[[str], None], *, is_sharded: bool
-) -> AdapterWeights:
+def _share_adapters(mode: str, engine: Engine, model: nn.Module, say: Callable[[str], None]) -> AdapterWeights:
     """The frozen base is vLLM's own tensors, the adapters are handed over after each update."""
     if mode not in ("auto", "alias"):
         raise ValueError(f"sampler.weights = '{mode}': beside adapters the frozen base is always aliased ('auto')")
-    if is_sharded:
-        raise ValueError(
-            "the vllm sampler takes no adapters from sharded parameters yet: sampler.kind = 'embedded', or one process"
-        )
     try:
         weights = AdapterWeights(engine, model)
     except ValueError as error:

@@ -1,0 +1,92 @@
+"""A policy whose parameters are sharded over the ranks (FSDP2): float32 shards, compute in the model's own dtype.
+
+Every block is gathered for its forward and again for its backward; embedding and head stay gathered from the forward
+to the end of the backward. Gradients are reduced in float32 and *summed*: token weights are the optimizer step's
+global values already. `whole` gathers everything at once, for sampling from the very module that is trained.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from fastrl.policy.model import TOLERANCE, Policy, random_rollout
+from fastrl.policy.packing import build_micro_batch
+from fastrl.policy.recompute import blocks_of
+from fastrl.ranks import Ranks
+
+
+def shard(policy: Policy, ranks: Ranks, *, offload: bool = False) -> None:
+    """Shard in place, block by block; afterwards all ranks must call the policy equally often.
+
+    offload: shards, gradients and optimizer states live in CPU memory. ValueError for an architecture without blocks.
+    """
+    model, dtype = policy.model, policy.dtype
+    before = _checked_logprobs(policy)
+    blocks = blocks_of(model)
+    if not blocks:
+        raise ValueError(
+            f"{type(model).__name__} does not say what its blocks are: it cannot be sharded over processes"
+        )
+    settings = {
+        "mesh": init_device_mesh(policy.device.type, (ranks.world_size,)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+        "offload_policy": CPUOffloadPolicy(pin_memory=policy.device.type == "cuda") if offload else OffloadPolicy(),
+    }
+    for block in blocks:
+        fully_shard(block.float(), **settings)
+    fully_shard(policy.float(), **settings)
+    for module in _units(policy):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    policy.ranks, policy.dtype = ranks, dtype
+    worst = (_checked_logprobs(policy) - before).abs().max().item()
+    if not worst <= TOLERANCE[dtype]:
+        raise ValueError(
+            f"{type(model).__name__}: sharding changes its log-probs by {worst:.3g}: it cannot be trained so"
+        )
+
+
+def _checked_logprobs(policy: Policy) -> Tensor:
+    """Of a few random tokens. The first forward after sharding also tells FSDP2 which module is the root."""
+    batch = build_micro_batch([random_rollout(policy.model, 12, seed=0)]).to(policy.device)
+    logprobs_N, _ = policy(batch, mode="score")
+    release(policy)
+    return logprobs_N
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any parameter is a shard."""
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
+def _units(module: nn.Module) -> list[FSDPModule]:
+    return [m for m in module.modules() if isinstance(m, FSDPModule)]
+
+
+def release(module: nn.Module) -> None:
+    """Back to shards everywhere: the root stays gathered after a forward without backward."""
+    for unit in _units(module):
+        unit.reshard()
+
+
+@contextmanager
+def whole(policy: Policy) -> Iterator[None]:
+    """All parameters gathered, on every rank, while the block runs; forwards inside it make no collective call.
+
+    Ranks may run different numbers of them. Without shards nothing happens.
+    """
+    units = _units(policy)
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit is not policy, recurse=False)
+            unit.reshard()

@@ -1,0 +1,141 @@
+"""Writing checkpoints while training goes on: a copy in CPU memory is taken at once, a thread of each rank writes it.
+
+Each rank writes its own rows with torch.distributed.checkpoint; rank 0 adds the model as a Hugging Face folder, the
+state, the checksums, and renames the draft. The thread's collectives have a gloo group of their own, so that they never
+meet those of training.
+
+Memory: every rank keeps one copy of its part of the state in CPU memory (pinned where there is a CUDA device) from its
+first save on, for the next one to reuse. While writing, rank 0 holds the exported weights too, and each rank a
+serialised piece of at most `FILE_BYTES`, or of one tensor's rows where those are larger.
+"""
+
+import json
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
+
+from fastrl.ranks import num_ranks, on_every_rank, on_rank_0, rank
+from fastrl.records.checkpoints import (
+    STATE,
+    TRAINER,
+    checksums,
+    draft_path,
+    final_path,
+    keep_as_best,
+    prune,
+    rng_tensors,
+    seal,
+)
+from fastrl.records.model_export import ModelExport
+
+FILE_BYTES = 512 << 20
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one folder, one after the other. All methods are collective over all processes.
+
+    `step` is that of the newest checkpoint on disk or on its way there; None where there is none or writing it failed.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, export: ModelExport, *, step: int | None = None):
+        self.folder, self.keep_last, self.export, self.step = folder, keep_last, export, step
+        self._group = dist.new_group(backend="gloo") if num_ranks() > 1 else None
+        options = StagingOptions(use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False)
+        options.use_pinned_memory = torch.cuda.is_available()
+        self._stager = DefaultStager(options)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future | None = None
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said by every save of one process
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict, *, is_best: bool = False) -> None:
+        """Take a copy of everything and return; `folder/step-NNNNNN` is there after `wait()`.
+
+        tensors: by name, the same names on every rank; plain ones (equal on every rank) or DTensors. The state of the
+        generators is added. state: JSON-able. is_best: `best` becomes a copy. Waits for the save before, whose OSError
+        it raises. Afterwards all but the newest `keep_last` checkpoints are deleted.
+        """
+        self.wait()
+        staged = self._stager.stage(tensors | rng_tensors(self._group))
+        self.export.stage()
+        text = json.dumps({"step": step} | state, indent=1)
+        self._pending = self._thread.submit(self._write, final_path(self.folder, step), staged, text, is_best)
+        self.step = step
+
+    def wait(self) -> None:
+        """Return when the last save is on disk. OSError, naming it, when that failed: older ones are untouched."""
+        if not self._pending:
+            return
+        wait([self._pending])  # an interrupt here leaves it pending
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except BaseException:
+            self.step = None
+            raise
+
+    def close(self) -> None:
+        """End the thread, after what it is writing. Errors are `wait`'s to tell."""
+        self._thread.shutdown()
+        self._stager.close()
+
+    def _write(self, final: Path, tensors: dict[str, Tensor], state: str, is_best: bool) -> None:
+        draft = draft_path(final)
+        try:
+            on_rank_0(lambda: _start(draft), self._group)
+            sums = self._write_shards(draft, tensors)
+            on_rank_0(lambda: self._complete(draft, final, state, sums), self._group)
+        except (OSError, SafetensorError) as error:
+            if rank() == 0:
+                shutil.rmtree(draft, ignore_errors=True)
+            raise OSError(f"checkpoint {final} could not be written: {error}") from error
+        on_rank_0(lambda: self._tidy(final, is_best), self._group)
+
+    def _write_shards(self, draft: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+        """Every rank's rows of the tensors; the checksums of all files."""
+        folder = draft / TRAINER
+        storage = dcp.HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
+        storage.per_thread_copy_ahead = 0  # all is in CPU memory: no CUDA stream, of whatever device, from this thread
+        try:
+            dcp.save(tensors, storage_writer=storage, process_group=self._group, no_dist=self._group is None)
+        except dcp.CheckpointException as error:
+            problems = [problem for problem, _ in error.failures.values()]
+            expected = all(isinstance(p, (OSError, SafetensorError)) for p in problems)
+            raise (OSError if expected else RuntimeError)("; ".join(map(str, problems))) from error
+        own = folder.glob(f"shard-{rank() + 1:05d}-*")
+        parts = on_every_rank(lambda: checksums(draft, own), self._group)
+        return {name: value for part in parts for name, value in part.items()}
+
+    def _complete(self, draft: Path, final: Path, state: str, sums: dict[str, str]) -> None:
+        self.export.write(draft)
+        (draft / STATE).write_text(state)
+        seal(draft, final, sums)
+
+    def _tidy(self, final: Path, is_best: bool) -> None:
+        prune(self.folder, self.keep_last)
+        if is_best:
+            keep_as_best(final)
+
+
+def _start(draft: Path) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / TRAINER).mkdir(parents=True)
+
+
+def _file_numbers(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """The file of each tensor, from 1: as many tensors to a file as fit `FILE_BYTES` on this rank."""
+    numbers, number, filled = {}, 1, 0
+    for name, tensor in tensors.items():
+        size = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
+        if filled and filled + size > FILE_BYTES:
+            number, filled = number + 1, 0
+        numbers[name], filled = number, filled + size
+    return numbers

@@ -1,0 +1,72 @@
+"""A model as a Hugging Face folder, copied to CPU memory first and written later, while training goes on."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fastrl.policy.lora import adapters
+from fastrl.ranks import rank
+
+
+class ModelExport:
+    """`stage()` copies the weights of now, `write(folder)` saves that copy, with config and tokenizer, on rank 0.
+
+    Sharded parameters are gathered one by one, so that a device holds one of them whole at a time. dtype is what
+    parameters are cast to (what transformers and vLLM will load); None keeps each as it is. Of a model with adapters
+    these alone are copied and saved, in peft's format.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | None = None
+    ):
+        self.model, self.dtype = model, dtype
+        self.tokenizer = copy.deepcopy(tokenizer)  # a fast tokenizer cannot be saved and used by two threads at once
+        self.weights: dict[str, Tensor] = {}
+
+    def stage(self) -> None:
+        """Copy all weights to rank 0's CPU memory. Collective where parameters are sharded."""
+        self.weights = dict(self._copies())
+
+    @torch.no_grad()
+    def _copies(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and CPU copies on rank 0, nothing elsewhere; tied parameters share one copy."""
+        copies: dict[int, Tensor] = {}
+        has_adapters = bool(adapters(self.model))
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if has_adapters and not value.requires_grad:
+                continue
+            if id(value) not in copies:
+                whole = self._whole(value)
+                copies[id(value)] = whole.to("cpu", copy=True) if rank() == 0 else torch.empty(0)
+            if rank() == 0:
+                yield name, copies[id(value)]
+
+    def _whole(self, value: Tensor) -> Tensor:
+        tensor = value.detach()
+        if self.dtype and isinstance(value, torch.nn.Parameter) and value.is_floating_point():
+            tensor = tensor.to(self.dtype)
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def write(self, folder: Path) -> None:
+        """Save what was staged, on rank 0 and in any thread; the copy is given up."""
+        self.model.save_pretrained(folder, state_dict=self.weights)
+        self.weights = {}
+        if self.dtype and not adapters(self.model):
+            _set_dtype(folder / "config.json", self.dtype)
+        if self.tokenizer:
+            self.tokenizer.save_pretrained(folder)
+
+
+def _set_dtype(path: Path, dtype: torch.dtype) -> None:
+    """config.json names the dtype of the module in memory; say what the files hold, in nested configs too."""
+    config = json.loads(path.read_text())
+    for part in (config, *config.values()):
+        if isinstance(part, dict) and "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2) + "\n")

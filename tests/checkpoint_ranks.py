@@ -1,0 +1,163 @@
+"""One of two processes of tests/test_checkpoint_ranks.py: FSDP2 shards and AdamW, gloo.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_ranks.py MODEL_FOLDER CHECKPOINT FOLDER
+CHECKPOINT was written by one process; FOLDER gets one of two, and `expected.safetensors`, what it must hold.
+"""
+
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from fastrl.records import checkpoints
+from fastrl.records.checkpoint_writer import CheckpointWriter
+from fastrl.records.model_export import ModelExport
+
+
+class Trained:
+    """A sharded model and its AdamW; `tensors()` and `restore()` as a trainer would have them."""
+
+    def __init__(self, folder: str):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for layer in self.model.model.layers:
+            fully_shard(layer)
+        fully_shard(self.model)
+        self.masters = dict(self.model.named_parameters())
+        self.adamw = torch.optim.AdamW(self.masters.values(), lr=1e-2, fused=True)
+
+    def train(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            ids = torch.randint(2, 500, (2, 9))
+            self.model(input_ids=ids, labels=ids).loss.backward()
+            self.adamw.step()
+            self.adamw.zero_grad()
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {f"master.{name}": master.detach() for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
+        return tensors
+
+    def allocate(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        master = self.masters[name.partition(".")[2]]
+        return torch.empty_like(master, dtype=dtype) if master.shape == size else torch.empty(size, dtype=dtype)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Path) -> None:
+        for name, value in checkpoints.load_tensors(checkpoint, self.allocate).items():
+            key, _, parameter = name.partition(".")
+            master = self.masters[parameter]
+            if key == "master":
+                master.copy_(value)
+            else:
+                self.adamw.state[master][key] = value
+        checkpoints.restore_rng(checkpoint)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Copies that no later step changes; the same on every rank."""
+        return {k: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for k, v in self.tensors().items()}
+
+
+class HeldExport(ModelExport):
+    """Rank 0 is kept in the middle of writing until `go_on` is set."""
+
+    go_on = threading.Event()
+
+    def write(self, folder: Path) -> None:
+        assert self.go_on.wait(60)
+        super().write(folder)
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def random_numbers() -> Tensor:
+    """Of all ranks; the generators stay where they were."""
+    with torch.random.fork_rng(devices=[]):
+        numbers = [torch.empty(4) for _ in range(dist.get_world_size())]
+        dist.all_gather(numbers, torch.rand(4))
+    return torch.stack(numbers)
+
+
+def resume_from_one(trained: Trained, checkpoint: Path) -> None:
+    """1 → 2 ranks: rank 0 has its generator back, rank 1 keeps its fresh one."""
+    fresh = random_numbers()
+    trained.restore(checkpoint)
+    assert_equal(trained.whole(), checkpoints.load_tensors(checkpoint))
+    assert random_numbers()[1].equal(fresh[1]) and not random_numbers()[0].equal(fresh[0])
+
+
+def save_while_training(trained: Trained, export: HeldExport, writer: CheckpointWriter) -> None:
+    """The thread is between its collectives while the main one runs those of six steps, then a second save waits."""
+    trained.train(1)
+    expected, numbers = trained.whole(), random_numbers()
+    writer.save(1, trained.tensors(), {"position": 5}, is_best=True)
+    trained.train(6)
+    assert not (writer.folder / "step-000001").exists()
+    dist.barrier()
+    HeldExport.go_on.set()
+    later = trained.whole()
+    writer.save(2, trained.tensors(), {})
+    assert (writer.folder / "step-000001").exists()
+    writer.wait()
+    if dist.get_rank() == 0:
+        save_file({k: v.contiguous() for k, v in expected.items()}, writer.folder / "expected.safetensors")
+    trained.train(2)
+    for step, values in ((2, later), (1, expected)):
+        trained.restore(checkpoints.final_path(writer.folder, step))
+        assert_equal(trained.whole(), values)
+    assert random_numbers().equal(numbers)
+    assert_equal(checkpoints.load_tensors(writer.folder / "step-000001"), expected)
+
+
+def fail_on_one_rank(trained: Trained, writer: CheckpointWriter) -> None:
+    """Rank 1 cannot write, both are told, what was there stays."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+    writer.save(3, trained.tensors(), {})
+    try:
+        writer.wait()
+        raise AssertionError("the failed write was not noticed")
+    except OSError as error:
+        assert "step-000003 could not be written" in str(error) and "too large" in str(error), error
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def latest(folder: Path) -> None:
+    """Rank 0 looks and says, all have its answer: the newest is damaged."""
+    if dist.get_rank() == 0:
+        (folder / "step-000002" / "trainer" / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    dist.barrier()
+    said = []
+    assert checkpoints.latest_sound(folder, said.append) == folder / "step-000001"
+    assert len(said) == (dist.get_rank() == 0)
+
+
+def main(model: str, checkpoint: str, folder: str) -> None:
+    dist.init_process_group("gloo")
+    torch.manual_seed(dist.get_rank())
+    trained = Trained(model)
+    resume_from_one(trained, Path(checkpoint))
+    export = HeldExport(trained.model, None, torch.bfloat16)
+    writer = CheckpointWriter(Path(folder), 2, export)
+    save_while_training(trained, export, writer)
+    fail_on_one_rank(trained, writer)
+    latest(Path(folder))
+    writer.close()
+    print(f"rank {dist.get_rank()}: all good", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,72 @@
+"""Checkpoints of one process and of two (gloo, FSDP2 shards) into each other, written while training goes on."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from fastrl.records import checkpoints
+from fastrl.records.checkpoint_writer import CheckpointWriter
+from fastrl.records.model_export import ModelExport
+
+pytestmark = pytest.mark.distributed
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def save_alone(model_folder: Path, folder: Path) -> Path:
+    """A checkpoint of one process with plain tensors, after a step of AdamW."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    model(input_ids=torch.arange(2, 9)[None], labels=torch.arange(2, 9)[None]).loss.backward()
+    adamw.step()
+    tensors = {f"master.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"{key}.{name}": value for key, value in adamw.state[parameter].items()}
+    writer = CheckpointWriter(folder, 1, ModelExport(model, None))
+    writer.save(1, tensors, {})
+    writer.wait()
+    writer.close()
+    return folder / "step-000001"
+
+
+def test_one_and_two_processes_read_each_others_checkpoints(family_folder, tmp_path):
+    """qwen3 has an untied head of 517 rows, which two ranks share unevenly."""
+    model = family_folder("qwen3")
+    alone, folder = save_alone(model, tmp_path / "alone"), tmp_path / "ranks"
+    script = Path(__file__).parent / "checkpoint_ranks.py"
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(model), str(alone), str(folder)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONSAFEPATH": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    for rank, output in enumerate(outputs):
+        assert f"rank {rank}: all good" in output, output
+
+    expected = load_file(folder / "expected.safetensors")
+    for name in ("step-000001", "best"):
+        assert checkpoints.defect(folder / name) is None
+        found = checkpoints.load_tensors(folder / name)
+        assert found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in expected)
+    served = AutoModelForCausalLM.from_pretrained(folder / "step-000001")
+    assert served.dtype == torch.bfloat16
+    for name, parameter in served.named_parameters():
+        assert parameter.equal(expected[f"master.{name}"].bfloat16())
+    assert not list(folder.glob(".*"))

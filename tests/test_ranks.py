@@ -1,0 +1,87 @@
+"""One, two and four processes with gloo make the same update, and the exchanges behind it."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torchrun import torchrun
+from update_ranks import SCENARIOS, update
+
+from fastrl.policy.packing import spread
+from fastrl.ranks import ALONE, Ranks, sum_counts
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, family_folder) -> dict[int, dict]:
+    """The results of every scenario, by number of processes."""
+    folder, root = str(family_folder("qwen2.5")), tmp_path_factory.mktemp("ranks")
+    results = {1: {name: update(folder, ALONE, name) for name in SCENARIOS}}
+    for num_ranks in (2, 4):
+        output = root / f"{num_ranks}.pt"
+        process = torchrun(num_ranks, [str(Path(__file__).parent / "update_ranks.py"), folder, str(output)])
+        assert process.returncode == 0, process.stdout + process.stderr
+        results[num_ranks] = torch.load(output)
+    return results
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_several_ranks_make_the_update_of_one(several, name, num_ranks):
+    """Adam divides by √v: where the gradient is rounding noise a step of lr is noise, so weights get lr · 1 %."""
+    alone, together = several[1][name], several[num_ranks][name]
+    for key, value in alone["metrics"].items():
+        if key not in ("update/num_micro_batches", "packing/fill"):
+            assert together["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    worst = max((w - together["weights"][k]).abs().max().item() for k, w in alone["weights"].items())
+    assert worst < 1e-5, worst
+    for (ours, _), (theirs, _) in zip(alone["scores"], together["scores"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.distributed
+def test_scenarios_are_what_their_names_say(several):
+    alone = {name: result["metrics"] for name, result in several[1].items()}
+    assert alone["none-kept"]["update/num_empty"] == 1 and alone["none-kept"]["update/num_updates"] == 0
+    assert alone["one-kept"]["update/num_micro_batches"] == 1
+    assert alone["four-updates"]["update/num_updates"] == 4
+    assert alone["uneven"]["update/num_micro_batches"] % 4 != 0
+    assert several[4]["uneven"]["metrics"]["update/num_micro_batches"] % 4 == 0
+    moved = (several[1]["uneven"]["weights"][k] - w for k, w in several[1]["none-kept"]["weights"].items())
+    assert max(m.abs().max().item() for m in moved) > 5e-4
+
+
+def test_alone_exchanges_are_the_identity():
+    assert ALONE.gather("x") == ["x"] and ALONE.share([1, 2, 3], 0) == [1, 2, 3] and ALONE.is_main
+
+
+def test_every_rank_gets_equally_many_items():
+    assert [Ranks(r, 3).share(list("abcd"), "-") for r in range(3)] == [["a", "d"], ["b", "-"], ["c", "-"]]
+
+
+def test_sums_keep_what_is_not_positive():
+    assert sum_counts([Counter(a=1, b=-2), Counter(a=-1, c=0)]) == {"a": 0, "b": -2, "c": 0}
+
+
+def test_spread_balances_and_keeps_everything():
+    sizes = [9, 1, 1, 1, 5, 4, 3]
+    parts = spread(sizes, 3)
+    assert sorted(i for part in parts for i in part) == list(range(7))
+    assert (
+        sorted(sum(sizes[i] for i in part) for part in parts) == [8, 8, 9]
+        or max(sum(sizes[i] for i in part) for part in parts) <= 9
+    )
+    assert spread([], 2) == [[], []] and spread([4], 2) in ([[0], []], [[], [0]])
+
+
+def test_the_first_failing_rank_speaks(monkeypatch):
+    def broken() -> None:
+        raise ValueError("broken preflight")
+
+    monkeypatch.setattr(Ranks, "gather", lambda self, failed: [False, True, True])
+    with pytest.raises(ValueError, match="broken preflight"):
+        Ranks(1, 3).agree(broken)
+    for rank, check in ((0, lambda: 1), (2, broken)):
+        with pytest.raises(SystemExit):
+            Ranks(rank, 3).agree(check)
