@@ -76,6 +76,8 @@ class SamplerConfig:
     where every tensor maps, else copy, with the reason said."""
     kv_cache_bytes: int = 0
     """vllm: size of the KV cache; 0: what batch_size sequences can use, within the memory that training leaves."""
+    release_kv_cache: bool = False
+    """vllm on CUDA: give the KV cache's memory back while training (costs its re-allocation each step)."""
     temperature: float = 1.0
     """Sampling temperature τ > 0; the loss uses the same τ."""
     max_new_tokens: int = 256

@@ -77,6 +77,7 @@ class Trainer:
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Move the weights; returns the metrics of the update."""
+        self.sampler.pause()
         with self.timed("train"):
             return self.updater.run(batch.rollouts)
 

@@ -198,6 +198,31 @@ def test_an_adapter_that_was_lost_is_an_error_and_never_the_base_model(adapted):
         adapted.generate([Request(PROMPT, 1)], SETTINGS, [1])
 
 
+def test_a_paused_engine_goes_on_after_its_kv_cache_was_asked_back(engine):
+    """The calls around `release_kv_cache_memory`, which needs CUDA: pausing alone works anywhere."""
+    if not hasattr(engine._llm, "release_kv_cache_memory"):
+        pytest.skip("this version cannot give back its KV cache alone")
+    before = engine.generate([Request(PROMPT, 3)], SETTINGS, [])
+    engine._llm.sleep(level=0)
+    engine.restore_kv_cache() if device() == "cuda" else engine._llm.wake_up(tags=["scheduling"])
+    assert engine.generate([Request(PROMPT, 3)], SETTINGS, []) == before
+
+
+@pytest.mark.gpu
+def test_the_kv_cache_gives_its_memory_back_and_nothing_else_changes(family_folder):
+    settings = replace(settings_of(family_folder("qwen3")), kv_cache_bytes=1 << 30, can_release_kv_cache=True)
+    engine = Engine(settings)
+    before = engine.generate([Request(PROMPT, 3)], SETTINGS, [])
+    addresses = [slot.parameter.data_ptr() for slot in engine.slots()]
+    free = torch.cuda.mem_get_info()[0]
+    engine.release_kv_cache()
+    assert torch.cuda.mem_get_info()[0] - free > 0.9 * (1 << 30)
+    engine.restore_kv_cache()
+    assert engine.generate([Request(PROMPT, 3)], SETTINGS, []) == before
+    assert addresses == [slot.parameter.data_ptr() for slot in engine.slots()]
+    engine.close()
+
+
 def test_building_and_closing_an_engine_leaves_the_process_as_it_was(family_folder):
     def state() -> tuple:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}

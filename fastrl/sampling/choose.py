@@ -24,6 +24,8 @@ def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, st
     is_installed = importlib.util.find_spec("vllm") is not None
     if config.kind == "vllm" and not is_installed:
         raise ValueError("sampler.kind = 'vllm', but vLLM is not installed: pip install 'fastrl[vllm]'")
+    if config.release_kv_cache and device.type != "cuda":
+        raise ValueError("sampler.release_kv_cache = true needs vLLM on a CUDA device; on the CPU it stays")
     if config.kind != "auto":
         return config.kind, "asked for by sampler.kind"
     if not is_installed:
@@ -75,6 +77,7 @@ def build_sampler(
         trust_remote_code=trust_remote_code,
         lora_rank=max((len(a.A) for a in added.values()), default=0),
         lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),
+        can_release_kv_cache=config.release_kv_cache,
     )
     engine = Engine(settings)
     try:

@@ -183,5 +183,8 @@ class EmbeddedSampler:
     def prove_fresh(self, version: int) -> None:
         """Nothing to prove: this is the trained module."""
 
+    def pause(self) -> None:
+        """Nothing is held between calls."""
+
     def close(self) -> None:
         """Nothing to give back."""

@@ -40,6 +40,7 @@ class EngineSettings:
     trust_remote_code: bool = False
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
+    can_release_kv_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ class Engine:
         with _as_sampler_error("reset its prefix cache"):
             return bool(self._llm.reset_prefix_cache())
 
+    def release_kv_cache(self) -> None:
+        """Give the memory of the KV cache back until `restore_kv_cache`; weights and CUDA graphs stay in place."""
+        with _as_sampler_error("release its KV cache"):
+            self._llm.sleep(level=0)
+            self._llm.release_kv_cache_memory()
+
+    def restore_kv_cache(self) -> None:
+        """Memory for the KV cache again, at the same addresses, and empty."""
+        with _as_sampler_error("restore its KV cache"):
+            if not self._llm.wake_up(tags=["kv_cache"]):
+                raise RuntimeError("parts of the engine are still asleep")
+
     def slots(self) -> list[Slot]:
         """All parameters of the served module as they are now, tied ones once."""
         return self.apply_model(_slots)
@@ -173,6 +186,8 @@ def _build(settings: EngineSettings) -> Any:
         from vllm import LLM
     except ImportError as error:
         raise ValueError(f"vLLM cannot be imported ({error}); sampler.kind = 'embedded' does without it") from error
+    if settings.can_release_kv_cache and not hasattr(LLM, "release_kv_cache_memory"):
+        raise ValueError("sampler.release_kv_cache: this vLLM cannot give back its KV cache alone (0.32 can)")
     with _linear_weights_kept_on_cpu():
         try:
             return LLM(
@@ -189,6 +204,7 @@ def _build(settings: EngineSettings) -> Any:
                 gpu_memory_utilization=0.01,  # the bytes above rule; but a GPU less free than this share is refused
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=True,
+                enable_sleep_mode=settings.can_release_kv_cache,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",  # none of the model's own sampling settings
                 use_tqdm_on_load=False,

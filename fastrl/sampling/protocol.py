@@ -50,6 +50,10 @@ class Sampler(Protocol):
         """StaleWeightsError unless the weights sampled from are `version` and equal the trainer's, tensor by tensor."""
         ...
 
+    def pause(self) -> None:
+        """Training comes next: hold no memory for sampling until `generate` is called again."""
+        ...
+
     def close(self) -> None:
         """Give back engine memory. The trainer's weights stay usable."""
         ...

@@ -17,6 +17,7 @@ class VllmSampler:
 
     def __init__(self, engine: Engine, weights: SharedWeights, *, stop_token_ids: list[int]):
         self.engine, self.weights, self.stop_token_ids = engine, weights, stop_token_ids
+        self._is_paused = False
 
     @property
     def shares_weights(self) -> bool:
@@ -27,6 +28,9 @@ class VllmSampler:
         if len(prompts) != len(seeds):
             raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         self._check_lengths(prompts, settings)
+        if self._is_paused:
+            self.engine.restore_kv_cache()
+            self._is_paused = False
         if not self.engine.reset_prefix_cache():
             raise SamplerError("vLLM did not reset its prefix cache: it still holds keys and values of older weights")
         n = settings.num_samples
@@ -64,6 +68,12 @@ class VllmSampler:
     def prove_fresh(self, version: int) -> None:
         """See `Sampler.prove_fresh`."""
         self.weights.prove_fresh(version)
+
+    def pause(self) -> None:
+        """See `Sampler.pause`: the KV cache goes, if the engine was built for that."""
+        if self.engine.settings.can_release_kv_cache and not self._is_paused:
+            self.engine.release_kv_cache()
+            self._is_paused = True
 
     def close(self) -> None:
         """Stop the engine; aliased weights stay alive with the trainer's model."""
