@@ -21,6 +21,12 @@ class ModelConfig:
     first of these that runs here. Any other of transformers' implementations runs padded."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block and compute the block again in the backward: less memory, more time."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank on a frozen model (peft); 0: all parameters."""
+    lora_alpha: float = 32.0
+    """α: adapters are scaled by α/rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter, such as q_proj; empty: all but the head."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -13,6 +13,7 @@ INF = math.inf
 
 # (least, most) allowed values by section and key; a bound in OPEN is itself excluded. Every number must be finite.
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "model": {"lora_rank": (0, INF), "lora_alpha": (0, INF)},
     "task": {
         "num_train": (0, INF),
         "num_validation": (0, INF),
@@ -69,6 +70,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     },
 }
 OPEN = {
+    ("model", "lora_alpha", 0),
     ("sampler", "temperature", 0),
     ("sampler", "top_p", 0),
     ("algorithm", "clip_low", 1),
@@ -164,6 +166,10 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
         weights in ("auto", "gather"),
         f"{why}: the parameters are sharded, and sampler.weights must be 'auto' or 'gather', not '{weights}'",
     )
+    _require(
+        config.model.lora_rank == 0,
+        f"{why}: adapters are not sharded so far; model.lora_rank must be 0, not {config.model.lora_rank}",
+    )
     _require(kind == "adamw", f"{why}: float32 shards need optimizer.kind = 'adamw', not '{kind}'")
 
 
@@ -215,6 +221,10 @@ def _apply_preset(algorithm: AlgorithmConfig) -> AlgorithmConfig:
 def check_eval(config: EvalConfig) -> None:
     """ValueError for an evaluation that cannot run."""
     check_ranges(config)
+    _require(
+        config.model.lora_rank == 0,
+        f"an evaluation takes adapters from model.path: model.lora_rank must be 0, got {config.model.lora_rank}",
+    )
     _require(bool(config.model.path), "model.path is missing: a Hugging Face folder or hub id")
     _require(
         config.output.endswith(".json"), f"output must end in .json (its plot lies beside it), got {config.output}"
@@ -225,6 +235,10 @@ def check_warmup(config: WarmupConfig) -> None:
     """ValueError for a warm start that cannot run."""
     check_ranges(config)
     _check_gradients(config.optimizer)
+    _require(
+        config.model.lora_rank == 0,
+        f"a warm start trains all parameters: model.lora_rank must be 0, got {config.model.lora_rank}",
+    )
     _require(config.micro_batch_tokens > 1, f"micro_batch_tokens must be above 1, got {config.micro_batch_tokens}")
     _require(
         config.scratch.hidden_size % (2 * config.scratch.num_heads) == 0,

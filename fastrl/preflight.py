@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
 from fastrl.config_checks import check_ranks, check_train
-from fastrl.policy.model import load_tokenizer, max_context, resolve_device, resolve_dtype
+from fastrl.policy.lora import check_lora, check_targets
+from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
 from fastrl.policy.optimizer import check_optimizer
 from fastrl.prompts import longest_prompt
 from fastrl.records.metrics import check_sinks
@@ -32,6 +33,7 @@ def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 
     config = check_train(config)
     check_ranks(config, num_ranks)
     check_sinks(config.run.sinks)
+    check_lora(config.model)
     folder = RunFolder(config, is_resumed=is_resumed)
     device = resolve_device(config.model.device)
     kind, _ = choose_sampler(config.sampler, device)
@@ -43,6 +45,8 @@ def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
     check_reward(task, config.task)
     tokenizer = load_tokenizer(config.model)
+    if config.model.lora_rank:
+        check_targets(config.model, load_architecture(config.model))
     return Preflight(config, folder, task, tokenizer, check_lengths(config, task, tokenizer))
 
 

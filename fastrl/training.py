@@ -13,6 +13,7 @@ from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.kernels import TokenLoss
 from fastrl.objectives import SIGN_OBJECTIVES
+from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy, load_model, resolve_device
 from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.optimizer_bytes import training_bytes
@@ -103,9 +104,8 @@ class Run:
         The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
         """
         config = self.config
-        source = dataclasses.replace(config.model, path=str(checkpoint)) if checkpoint else config.model
         loss, temperature = token_loss(config.algorithm), config.sampler.temperature
-        self.policy = self._policy(source, loss, temperature)
+        self.policy = self._trained_policy(checkpoint, loss, temperature)
         self.model = self.policy.model
         self.sampler = build_sampler(
             config.sampler,
@@ -124,7 +124,7 @@ class Run:
             self.policy,
             self.optimizer,
             config,
-            reference=self._policy(config.model, loss, temperature) if loss.kl_coef else None,
+            reference=self._reference() if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
@@ -149,6 +149,22 @@ class Run:
             max_new_tokens=config.sampler.max_new_tokens,
             correct_threshold=config.algorithm.correct_threshold,
         )
+
+    def _trained_policy(self, checkpoint: Path | None, loss: TokenLoss, temperature: float) -> Policy:
+        """The config's model or the checkpoint's; LoRA: the config's, with new adapters or the checkpoint's."""
+        config = self.config.model
+        if not config.lora_rank:
+            source = dataclasses.replace(config, path=str(checkpoint)) if checkpoint else config
+            return self._policy(source, loss, temperature)
+        policy = self._policy(config, loss, temperature)
+        self.progress.message(attach(policy.model, config, checkpoint, seed=seed_of(self.config.run.seed, "lora")))
+        return policy
+
+    def _reference(self) -> Policy:
+        """What the KL penalty pulls back to: a second model, or the very policy, to be scored with its adapters off."""
+        if self.config.model.lora_rank:
+            return self.policy
+        return self._policy(self.config.model, self.policy.loss, self.policy.temperature)
 
     def _policy(self, source: ModelConfig, loss: TokenLoss, temperature: float) -> Policy:
         """Loaded, and sharded where there are several ranks or the shards are to live in CPU memory."""

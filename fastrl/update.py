@@ -13,6 +13,7 @@ import torch
 from fastrl.config import AlgorithmConfig, TrainConfig
 from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
+from fastrl.policy.lora import adapters_off
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer
 from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens, cut_micro_batches
@@ -83,7 +84,9 @@ class Updater:
         """Reference log-probs where a KL penalty asks for them, old log-probs for mini-batches after the first."""
         if self.reference is not None:
             kept = [r for m in mini_batches for r in m if self._is_kept(r)]
-            for rollout, (logprobs, _) in zip(kept, score(self.reference, kept, self.token_budget), strict=True):
+            with adapters_off(self.reference.model):
+                scores = score(self.reference, kept, self.token_budget)
+            for rollout, (logprobs, _) in zip(kept, scores, strict=True):
                 rollout.ref_logprobs = logprobs
         later = [r for m in mini_batches[1:] for r in m if self._is_kept(r)]
         if self.algorithm.surrogate == "reinforce":

@@ -42,6 +42,7 @@ LAYERS = [
 ]
 ALLOWED_HOMES = {
     "vllm": ("fastrl/sampling/engine.py",),
+    "peft": ("fastrl/policy/lora.py",),
     "triton": ("kernels/triton",),
     "flash_attn": ("fastrl/policy/attention.py",),
     "flash_attn_interface": ("fastrl/policy/attention.py",),

@@ -3,6 +3,7 @@
 A failure here means that vLLM moved something, not that fastrl's own logic broke.
 """
 
+import copy
 import os
 import random
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastrl.sampling.engine import TESTED_VERSIONS, Engine, EngineSettings, Request
-from fastrl.sampling.protocol import SamplingSettings
+from fastrl.sampling.protocol import SamplerError, SamplingSettings
 
 pytestmark = pytest.mark.vllm
 SETTINGS = SamplingSettings(num_samples=1, max_new_tokens=12)
@@ -143,6 +144,58 @@ def test_load_weights_writes_into_the_same_tensors(engine, model):
     start, end, slot = next((*s.rows[name], s) for s in slots if name in s.rows)
     assert slot.parameter[start:end].equal(changed[name])
     engine.load_weights((n, p.detach()) for n, p in model.named_parameters())
+
+
+@pytest.fixture(scope="module")
+def adapted(family_folder):
+    """An engine for one adapter of rank 3 on two kinds of layers."""
+    settings = replace(settings_of(family_folder("qwen3")), lora_rank=3, lora_targets=("k_proj", "o_proj"))
+    engine = Engine(settings)
+    yield engine
+    engine.close()
+
+
+def test_layers_that_take_adapters_keep_their_weights_under_base_layer(adapted, model):
+    slots = {s.name: s.rows for s in adapted.slots()}
+    assert slots["model.layers.1.self_attn.o_proj.base_layer.weight"] == {
+        "model.layers.1.self_attn.o_proj.weight": (0, 64)
+    }
+    assert {name for rows in slots.values() for name in rows} == set(dict(model.named_parameters()))
+    assert not [s.name for s in adapted.slots() if s.parameter.is_inference()]
+    assert sum(".base_layer." in name for name in slots) == 4  # qkv_proj and o_proj of two blocks
+
+
+def test_an_adapter_from_memory_is_added_to_what_its_layers_compute(adapted, model):
+    """(W + B·A)·x, through the prompt and the tokens after it; a part of a fused layer has buffers of its own."""
+    assert adapted.adapter_slots() == {}
+    generator = torch.Generator().manual_seed(0)
+    merged = copy.deepcopy(model)
+    original = dict(model.named_parameters())
+    for scale in (0.2, -0.3):  # the second replaces the first
+        layers = {}
+        for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.o_proj"):
+            out, size = original[f"{name}.weight"].shape
+            pair = (torch.randn(3, size, generator=generator), torch.randn(out, 3, generator=generator) * scale)
+            A, B = layers[name] = tuple(t.to(model.device, model.dtype) for t in pair)
+            merged.get_submodule(name).weight.data = original[f"{name}.weight"].detach() + B @ A
+        adapted.load_adapter(layers)
+        slots = adapted.adapter_slots()
+        assert len(slots) == 8  # q_proj, k_proj, v_proj and o_proj of two blocks
+        for name, (A, B) in layers.items():
+            assert slots[name][0][:3].equal(A) and slots[name][1][:, :3].equal(B)
+        assert adapted.reset_prefix_cache()
+        for completion in adapted.generate([Request(PROMPT, seed) for seed in range(4)], SETTINGS, [1]):
+            with torch.no_grad():
+                ids = torch.tensor([PROMPT + completion.token_ids], device=device())
+                table = torch.log_softmax(merged(ids).logits[0, len(PROMPT) - 1 : -1].float(), -1)
+            expected = table.gather(1, ids[0, len(PROMPT) :, None])[:, 0].tolist()
+            assert completion.logprobs == pytest.approx(expected, abs=2e-5 if device() == "cpu" else 0.1)
+
+
+def test_an_adapter_that_was_lost_is_an_error_and_never_the_base_model(adapted):
+    adapted.apply_model(lambda module: module.lora_manager.remove_all_adapters())
+    with pytest.raises(SamplerError, match="handed over in memory"):
+        adapted.generate([Request(PROMPT, 1)], SETTINGS, [1])
 
 
 def test_a_paused_engine_goes_on_after_its_kv_cache_was_asked_back(engine):

@@ -35,6 +35,7 @@ from fastrl.policy.attention import (
     packed_arguments,
     use_packed_attention,
 )
+from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
 from fastrl.policy.packing import MicroBatch, build_micro_batch
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.ranks import ALONE
@@ -150,18 +151,20 @@ def _check_path(path: str) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. ValueError when it has no end-of-sequence token."""
-    _check_path(config.path)
-    tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    """The tokenizer, the base model's where path holds adapters. ValueError when it has no end-of-sequence token."""
+    path = base_path(config.path)
+    _check_path(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of '{config.path}' has no eos_token: completions could never stop")
+        raise ValueError(f"the tokenizer of '{path}' has no eos_token: completions could never stop")
     return tokenizer
 
 
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
-    """The model's config, without its weights."""
-    _check_path(config.path)
-    return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    """The model's config, without its weights; the base model's where path holds adapters."""
+    path = base_path(config.path)
+    _check_path(path)
+    return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 
 def max_context(config: ModelConfig) -> int | None:
@@ -170,13 +173,13 @@ def max_context(config: ModelConfig) -> int | None:
 
 
 def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTrainedModel:
-    """The causal LM on its device and in its dtype, dropout off, head and packing checked."""
+    """The causal LM on its device and in its dtype, dropout off, head and packing checked; adapters that path holds."""
     device = resolve_device(config.device)
     architecture = load_architecture(config)
     dtype = resolve_dtype(config.dtype, device)
     choice = choose_attention(config.attention, device, dtype, architecture)
     model = AutoModelForCausalLM.from_pretrained(
-        config.path,
+        base_path(config.path),
         config=architecture,
         dtype=dtype,
         attn_implementation=None if choice.is_packed else choice.path,
@@ -186,6 +189,8 @@ def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTr
     say(f"attention: {pack(model, choice) if choice.is_packed else choice}")
     check_head(model)
     _make_savable(model)
+    if is_adapter_folder(config.path):
+        load_adapters(model, config.path)
     if config.gradient_checkpointing:
         say(f"activation checkpointing: {recompute_blocks(model)} blocks")
     return model

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fastrl.policy.lora import adapters
 from fastrl.ranks import rank
 
 
@@ -17,7 +18,8 @@ class ModelExport:
     """`stage()` copies the weights of now, `write(folder)` saves that copy, with config and tokenizer, on rank 0.
 
     Sharded parameters are gathered one by one, so that a device holds one of them whole at a time. dtype is what
-    parameters are cast to (what transformers and vLLM will load); None keeps each as it is.
+    parameters are cast to (what transformers and vLLM will load); None keeps each as it is. Of a model with adapters
+    these alone are copied and saved, in peft's format.
     """
 
     def __init__(
@@ -35,7 +37,10 @@ class ModelExport:
     def _copies(self) -> Iterator[tuple[str, Tensor]]:
         """Names and CPU copies on rank 0, nothing elsewhere; tied parameters share one copy."""
         copies: dict[int, Tensor] = {}
+        has_adapters = bool(adapters(self.model))
         for name, value in self.model.state_dict(keep_vars=True).items():
+            if has_adapters and not value.requires_grad:
+                continue
             if id(value) not in copies:
                 whole = self._whole(value)
                 copies[id(value)] = whole.to("cpu", copy=True) if rank() == 0 else torch.empty(0)
@@ -52,7 +57,7 @@ class ModelExport:
         """Save what was staged, on rank 0 and in any thread; the copy is given up."""
         self.model.save_pretrained(folder, state_dict=self.weights)
         self.weights = {}
-        if self.dtype:
+        if self.dtype and not adapters(self.model):
             _set_dtype(folder / "config.json", self.dtype)
         if self.tokenizer:
             self.tokenizer.save_pretrained(folder)

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import SamplerConfig
+from fastrl.policy.lora import adapters
 from fastrl.policy.model import Policy, stop_token_ids
 from fastrl.policy.sharding import whole
 from fastrl.sampling.embedded import EmbeddedSampler
@@ -68,6 +69,7 @@ def build_sampler(
         return EmbeddedSampler(
             model, stop_token_ids=stops, pad_token_id=pad, batch_size=config.batch_size, whole=partial(whole, policy)
         )
+    added = adapters(model)
     settings = EngineSettings(
         path=model.name_or_path,
         dtype=policy.dtype,
@@ -76,6 +78,8 @@ def build_sampler(
         kv_cache_bytes=config.kv_cache_bytes
         or kv_cache_bytes(policy, max_sequence_tokens, config.batch_size, training_bytes),
         trust_remote_code=trust_remote_code,
+        lora_rank=max((len(a.A) for a in added.values()), default=0),
+        lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),
         can_release_kv_cache=config.release_kv_cache,
     )
     engine = Engine(settings)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 
 TESTED_VERSIONS = ("0.29.0", "0.31.0", "0.32.0")
+ADAPTER_ID = 1  # the only adapter's
+NO_PATH = "(handed over in memory)"  # read only if vLLM had lost the adapter: an error that names it
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """path: Hugging Face folder or hub id. Tokens count prompt and completion of the longest sequence to come."""
+    """path: Hugging Face folder or hub id. Tokens count prompt and completion of the longest sequence to come.
+
+    lora_rank: of the adapter to come, 0: none; lora_targets: names of the layers that it is on, such as q_proj.
+    """
 
     path: str
     dtype: torch.dtype
@@ -33,6 +38,8 @@ class EngineSettings:
     max_num_sequences: int
     kv_cache_bytes: int
     trust_remote_code: bool = False
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()
     can_release_kv_cache: bool = False
 
 
@@ -84,8 +91,9 @@ class Engine:
     def generate(
         self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
     ) -> list[Completion]:
-        """One completion per request, in order. SamplerError, with the cause, when the engine fails."""
+        """One completion per request, in order, with the loaded adapter. SamplerError with the cause of a failure."""
         from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
 
         prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
         parameters = [
@@ -104,8 +112,9 @@ class Engine:
             for request in requests
         ]
         # the CPU sampler draws from the global generator before it honours a request's own seed
+        adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
         with _as_sampler_error("generate"), torch.random.fork_rng(devices=[]):
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapter)
         return [_completion(output) for output in outputs]
 
     def reset_prefix_cache(self) -> bool:
@@ -133,6 +142,29 @@ class Engine:
         """Copy Hugging Face tensors into the served module through its own loader."""
         with _as_sampler_error("load weights"), torch.no_grad():
             self.apply_model(lambda model: model.load_weights(weights) and None)
+
+    def load_adapter(self, layers: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """From here on add B·A·x to each named layer; A (r, in) and B (out, r) are copied. Replaces an earlier one."""
+        from vllm.lora.lora_model import LoRAModel
+        from vllm.lora.lora_weights import LoRALayerWeights
+
+        loras = {n: LoRALayerWeights(n, len(A), len(A), A.clone(), B.clone()) for n, (A, B) in layers.items()}
+
+        def load(model: nn.Module) -> None:
+            manager = model.lora_manager
+            manager.remove_adapter(ADAPTER_ID)
+            manager.add_adapter(LoRAModel(ADAPTER_ID, self.settings.lora_rank, loras))
+            manager.activate_adapter(ADAPTER_ID)
+
+        with _as_sampler_error("load the adapter"), torch.no_grad():
+            self.apply_model(load)
+
+    def adapter_slots(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (R, in) and B (out, R) that are computed with, zero beyond the adapter's rank, by layer; no copies.
+
+        Empty while no adapter is active.
+        """
+        return self.apply_model(_adapter_slots)
 
     def apply_model(self, function: Callable[[nn.Module], Any]) -> Any:
         """function(served module), in this process."""
@@ -177,6 +209,7 @@ def _build(settings: EngineSettings) -> Any:
                 generation_config="vllm",  # none of the model's own sampling settings
                 use_tqdm_on_load=False,
                 distributed_executor_backend="external_launcher" if _num_processes() > 1 else None,
+                **_lora_arguments(settings),
             )
         except Exception as error:  # vLLM refuses with any type; every one of them means: not this model, not so
             raise ValueError(
@@ -184,6 +217,23 @@ def _build(settings: EngineSettings) -> Any:
                 f"sampler.kv_cache_bytes = {settings.kv_cache_bytes}: {_one_line(error)}; "
                 "sampler.kind = 'embedded' does without vLLM"
             ) from error
+
+
+def _lora_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """vLLM's settings for one adapter; it has a list of ranks, of which the next larger one is taken."""
+    if not settings.lora_rank:
+        return {}
+    from vllm.config.lora import MaxLoRARanks
+
+    ranks = get_args(MaxLoRARanks)
+    if settings.lora_rank > max(ranks):
+        raise ValueError(f"model.lora_rank = {settings.lora_rank}: vLLM serves ranks up to {max(ranks)}")
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": min(rank for rank in ranks if rank >= settings.lora_rank),
+        "lora_target_modules": list(settings.lora_targets),
+    }
 
 
 def _num_processes() -> int:
@@ -268,7 +318,21 @@ def _slots(model: nn.Module) -> list[Slot]:
     slots = []
     for name, parameter in model.named_parameters():
         path, _, leaf = name.rpartition(".")
-        slots.append(Slot(name, parameter, _rows(modules[path], path, leaf, len(parameter), packed)))
+        own = path.removesuffix(".base_layer")  # what vLLM calls the layer inside one that takes adapters
+        slots.append(Slot(name, parameter, _rows(modules[path], own, leaf, len(parameter), packed)))
+    return slots
+
+
+def _adapter_slots(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Fused layers have one pair of buffers a part."""
+    manager = model.lora_manager
+    if manager.lora_index_to_id != [ADAPTER_ID]:
+        return {}
+    slots = {}
+    for path, layer in manager.modules.items():
+        parts = manager.packed_modules.get(path, [path])
+        for part, A, B in zip(parts, layer.lora_a_stacked, layer.lora_b_stacked, strict=True):
+            slots[part] = (A[0, 0], B[0, 0])
     return slots
 
 

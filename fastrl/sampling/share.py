@@ -5,7 +5,9 @@ from typing import Literal
 
 from torch import nn
 
+from fastrl.policy.lora import adapters
 from fastrl.policy.sharding import is_sharded
+from fastrl.sampling.adapters import AdapterWeights
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.gathered import GatheredWeights
 from fastrl.sampling.weights import AliasedWeights, CopiedWeights, SharedWeights
@@ -23,6 +25,8 @@ def share_weights(
     root: the module that FSDP2 took as its root; None: `model`. ValueError when the mode asked for cannot be.
     """
     has_shards = is_sharded(model)
+    if adapters(model):
+        return _share_adapters(mode, engine, model, say)
     if mode == "auto" and has_shards:
         mode = "gather"
     if (mode == "gather") != has_shards:
@@ -44,3 +48,20 @@ def share_weights(
     else:
         say("sampler weights: copy, a second set of them, as asked for by sampler.weights")
     return CopiedWeights(engine, model, say)
+
+
+def _share_adapters(mode: str, engine: Engine, model: nn.Module, say: Callable[[str], None]) -> AdapterWeights:
+    """The frozen base is vLLM's own tensors, the adapters are handed over after each update."""
+    if mode not in ("auto", "alias"):
+        raise ValueError(f"sampler.weights = '{mode}': beside adapters the frozen base is always aliased ('auto')")
+    try:
+        weights = AdapterWeights(engine, model)
+    except ValueError as error:
+        raise ValueError(
+            f"vLLM cannot serve these adapters: {error}; sampler.kind = 'embedded' does without vLLM"
+        ) from None
+    say(
+        f"sampler weights: {weights.base.num_tensors} frozen tensors are vLLM's own, {weights.num_layers} adapters go "
+        "through its LoRA path"
+    )
+    return weights

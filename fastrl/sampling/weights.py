@@ -1,8 +1,9 @@
 """How the served model gets the trainer's weights, and the proof, tensor by tensor, that it has them.
 
 alias: the trainer's parameters *are* rows of vLLM's tensors; publishing an update moves nothing. copy: two sets of
-weights, vLLM's own loader in between. (gather, for sharded parameters: `gathered`.) A version stamp says which update
-is being sampled from, and `prove_fresh` looks at the tensors: their identity (alias), or their bits (copy).
+weights, vLLM's own loader in between. (gather, for sharded parameters: `gathered`. LoRA: `adapters`.) A version stamp
+says which update is being sampled from, and `prove_fresh` looks at the tensors: their identity (alias), or their bits
+(copy).
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from fastrl.policy.lora import base_parameters
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
 from fastrl.sampling.weight_map import bit_checksum, gaps, is_same_memory, places
@@ -18,7 +20,7 @@ from fastrl.sampling.weight_map import bit_checksum, gaps, is_same_memory, place
 class SharedWeights(Protocol):
     """is_exact: the served weights are known to equal the trainer's bit for bit whenever `prove_fresh` is silent."""
 
-    mode: Literal["alias", "gather", "copy"]
+    mode: Literal["alias", "gather", "copy", "adapters"]
     is_exact: bool
 
     def publish(self, version: int) -> int:
@@ -41,7 +43,7 @@ class AliasedWeights:
 
     def __init__(self, engine: Engine, model: nn.Module):
         self.engine, self.model, self.version = engine, model, 0
-        parameters, slots = dict(model.named_parameters()), engine.slots()
+        parameters, slots = base_parameters(model), engine.slots()
         if found := gaps(parameters, slots):
             raise ValueError(_summary(found, len(parameters)))
         for name, place in places(slots).items():
@@ -54,7 +56,7 @@ class AliasedWeights:
 
     def prove_fresh(self, version: int) -> None:
         check_version(self.version, version)
-        parameters, known = dict(self.model.named_parameters()), places(self.engine.slots())
+        parameters, known = base_parameters(self.model), places(self.engine.slots())
         stale = [
             name
             for name in {**parameters, **known}
