@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fastrl.config import TrainConfig
+from fastrl.divergence import Divergence
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
@@ -27,6 +28,7 @@ from fastrl.seeds import seed_of
 from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
 from fastrl.update import Updater, token_loss
+from fastrl.watchdog import Watchdog, alive
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
@@ -52,6 +54,8 @@ class Run:
 
     def _open(self, resume: bool) -> None:
         config, folder = self.config, self.folder
+        self.stack.enter_context(Watchdog(config.run.watchdog_s))
+        self.divergence = Divergence(config.run.max_nonfinite_steps)
         self.progress = self.stack.enter_context(Progress(config.run.num_steps))
         checkpoint = checkpoints.latest_sound(folder.checkpoints, self.progress.message) if resume else None
         tensors, state = checkpoints.load(checkpoint) if checkpoint else ({}, {})
@@ -137,6 +141,7 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
+        alive("close")
         self.stack.close()
 
     def loop(self) -> None:
@@ -181,6 +186,7 @@ class Run:
             self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
+        self.divergence.check(step, metrics)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
@@ -223,6 +229,7 @@ class Run:
         )
 
     def _evaluate(self, split: str, name: str) -> dict:
+        alive(f"evaluate {name}")
         self.progress.message(f"evaluating {name}")
         evaluation = self.evaluator.run(getattr(self.task, split), self.config.evaluation)
         evaluation |= {"step": self.completed_step, "split": split}
@@ -232,6 +239,7 @@ class Run:
 
     def _save_checkpoint(self, *, is_best: bool = False) -> None:
         """Write the state after `completed_step`, unless that is on disk already; keep the last few and the best."""
+        alive("checkpoint")
         if self.saved_step != self.completed_step:
             state = {"position": self.position, "probe": self.trainer.probe.state()}
             if math.isfinite(self.best):

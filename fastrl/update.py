@@ -19,6 +19,7 @@ from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens
 from fastrl.policy.scoring import score
 from fastrl.reductions import REDUCTIONS, UpdateShape
 from fastrl.rollouts import Rollout
+from fastrl.watchdog import alive
 
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:
@@ -137,6 +138,7 @@ class Updater:
             computed = computed_tokens([lengths[i] for i in members], is_packed=is_packed)
             totals.update(real_tokens=sum(lengths[i] for i in members), computed_tokens=computed)
         for indices in micro_batches:
+            alive()
             token_weights = [weights[i] for i in indices]
             members = [mini_batch[i] for i in indices]
             in_kernel = self.importance == "token" and members[0].importance is None

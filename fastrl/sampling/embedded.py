@@ -26,6 +26,7 @@ from transformers import (
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.seeds import seed_of
+from fastrl.watchdog import alive
 
 
 class InverseCdfDraw(LogitsProcessor):
@@ -41,6 +42,7 @@ class InverseCdfDraw(LogitsProcessor):
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        alive()
         if self.temperature > 0:
             scores_BV = scores_BV / self.temperature
         logprobs_BV = torch.log_softmax(self.warpers(input_ids, scores_BV), dim=-1)
