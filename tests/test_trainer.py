@@ -38,7 +38,7 @@ def constant(prompt, completion, **row):
 def enormous(prompt, completion, **row):
     return 1e30 * len(completion)
 def kills_its_worker_once(prompt, completion, **row):
-    if not os.path.exists("killed"):
+    if completion and not os.path.exists("killed"):  # the check before the run has an empty completion
         open("killed", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return even(prompt, completion)
