@@ -1,6 +1,6 @@
 """SIGKILL at random instants of a run, `--resume`, and again: the end is bitwise that of a run nobody disturbed.
 
-A kill waits for a random step, then a random part of the time that a step takes; every third one waits for the draft
+A kill waits for a random step, then a random part of the time that two steps take; every third one waits for the draft
 of a checkpoint instead. The process is frozen (SIGSTOP) before it dies, and made to print its stack: faulthandler's C
 handler runs before any other instruction. So what a kill interrupted is known, not guessed, and the run has no hook.
 """
@@ -52,9 +52,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def long_config(folder: Path, model: Path) -> TrainConfig:
+    """Micro-batches of one rollout, so that a step spends about as long in its update as in its sampling."""
     config = config_of(folder, model)
-    evaluation = replace(config.evaluation, every=15)
-    return replace(config, evaluation=evaluation, run=replace(config.run, num_steps=NUM_STEPS, checkpoint_every=2))
+    return replace(
+        config,
+        batch=replace(config.batch, micro_batch_tokens=24),
+        evaluation=replace(config.evaluation, every=15),
+        run=replace(config.run, num_steps=NUM_STEPS, checkpoint_every=3),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,7 @@ def kill_and_resume(undisturbed: Path, root: Path, model: Path, num_kills: int, 
     generator, hits = random.Random(seed), Counter()
     folder = root / "run"
     (root / "config.toml").write_text(to_toml(long_config(folder, model)))
-    times = [(p.stat().st_mtime) for p in sorted((undisturbed / "rollouts").iterdir())]
+    times = [p.stat().st_mtime for p in sorted((undisturbed / "rollouts").iterdir())]
     step_s = (times[-1] - times[0]) / (NUM_STEPS - 1)
     for number in range(1, num_kills + 1):
         start = num_steps_of(folder)
@@ -145,7 +150,7 @@ def kill_and_resume(undisturbed: Path, root: Path, model: Path, num_kills: int, 
             victim.wait_until(lambda: has_draft(folder))
             time.sleep(generator.uniform(0, 0.01))
         else:
-            time.sleep(generator.uniform(0, step_s))
+            time.sleep(generator.uniform(0, 2 * step_s))
         hits[victim.kill()] += 1
         victim.assert_no_child_survives()
     train(long_config(folder, model), resume=True)
