@@ -92,7 +92,7 @@ def make_big_model(folder: Path) -> None:
     So completions, rewards and gradients stay those of a model that knows its task, and every row of the head is
     computed. The direction d of the new rows has h·d ≈ 1 for the hidden states h of the task's demonstrations.
     """
-    tokenizer, model = (kind.from_pretrained(COUNTDOWN) for kind in (AutoTokenizer, AutoModelForCausalLM))
+    tokenizer, model = small_tokenizer(), AutoModelForCausalLM.from_pretrained(COUNTDOWN)
     pairs = load_task(TaskConfig(), splits=()).demonstrations(random.Random(0), 512)
     inputs = tokenizer(["".join(pair) for pair in pairs], padding=True, padding_side="right", return_tensors="pt")
     with torch.no_grad():
@@ -105,13 +105,17 @@ def make_big_model(folder: Path) -> None:
         model.get_input_embeddings().weight.copy_(noise - 60 * direction_H)
         model.get_input_embeddings().weight[: len(known_VH)] = known_VH
     model.save_pretrained(folder)
-    big_tokenizer(tokenizer).save_pretrained(folder)
+    big_tokenizer(tokenizer, BIG_VOCABULARY).save_pretrained(folder)
 
 
-def big_tokenizer(small: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(COUNTDOWN)
+
+
+def big_tokenizer(small: PreTrainedTokenizerBase, vocab_size: int) -> PreTrainedTokenizerFast:
     """The same tokens with the same ids, then <21>, <22>, …"""
     tokens = sorted(small.get_vocab(), key=small.get_vocab().get)
-    tokens += [f"<{i}>" for i in range(len(tokens), BIG_VOCABULARY)]
+    tokens += [f"<{i}>" for i in range(len(tokens), vocab_size)]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()

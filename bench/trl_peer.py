@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from peak_memory import given_back, resident_bytes
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from fastrl.config import TrainConfig
 from fastrl.prompts import PromptStream, prompt_ids
@@ -31,14 +38,17 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is varied to find TRL's fastest: micro-batches of one update, and autocast to bfloat16."""
+    """What is varied: micro-batches of one update, autocast to bfloat16, gradient checkpointing."""
 
     parts: int
     bf16: bool
+    recompute: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.parts} micro-batch(es) an update, {'bfloat16 autocast' if self.bf16 else 'float32'}"
+        return f"{self.parts} micro-batch(es) an update, {'bfloat16 autocast' if self.bf16 else 'float32'}" + (
+            ", gradient checkpointing" if self.recompute else ""
+        )
 
 
 @dataclass
@@ -78,13 +88,24 @@ class LossAndGradient:
 
 
 class Peer:
-    """One GRPOTrainer for a case (prompts, rollouts, updates, max_new_tokens), a config of ours and its settings."""
+    """One GRPOTrainer for a case (prompts, rollouts, updates, max_new_tokens), a config of ours and its settings.
 
-    def __init__(self, case, config: TrainConfig, settings: Settings, folder: Path):
+    Model and tokenizer are those of config.model.path, in float32, unless they are given.
+    """
+
+    def __init__(
+        self,
+        case,
+        config: TrainConfig,
+        settings: Settings,
+        folder: Path,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
         self.case, self.config, self.settings, self.folder = case, config, settings, folder
         self.reward = load_task(config.task, splits=()).reward
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-        self.model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.model.path)
+        self.model = model or AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
 
     def _trainer(self, host: Host, rounds: int, callback: TrainerCallback):
         from datasets import Dataset
@@ -109,8 +130,8 @@ class Peer:
             max_grad_norm=self.config.optimizer.max_grad_norm,
             optim="adamw_torch_fused",
             bf16=self.settings.bf16,
-            gradient_checkpointing=False,
-            use_cpu=True,
+            gradient_checkpointing=self.settings.recompute,
+            use_cpu=self.model.device.type == "cpu",
             dataloader_pin_memory=False,
             logging_strategy="no",
             save_strategy="no",
@@ -145,8 +166,13 @@ class Peer:
 
     def _start(self, has_memory: bool) -> None:
         """The training phase begins: the last thing before it is the reward."""
+        self.synchronize()
         self._before = given_back() if has_memory else 0
         self._begin = time.perf_counter()
+
+    def synchronize(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def duel(self, host: Host, rounds: int) -> None:
         """Run TRL's loop; a round of `host` ends with the last update on its completions."""
@@ -155,6 +181,7 @@ class Peer:
         class EndOfRound(TrainerCallback):
             def on_step_end(self, arguments, state, control, **_):
                 if state.global_step % updates == 0:
+                    peer.synchronize()
                     seconds = time.perf_counter() - peer._begin
                     peak = resident_bytes("VmHWM") - peer._before if host.current.has_memory else 0
                     host.current.add("trl", "train", seconds, peak)
