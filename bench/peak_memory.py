@@ -4,12 +4,12 @@ minus dX and dW. Linux only.
     python bench/peak_memory.py ours 1024
 """
 
+import ctypes
+import gc
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-import bench_linear_policy_loss as linear
 
 
 def resident_bytes(field: str) -> int:
@@ -18,12 +18,22 @@ def resident_bytes(field: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
 
 
+def given_back() -> int:
+    """Freed memory goes back to the system and VmHWM starts again from what is resident now, which is returned."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    return before
+
+
 def main(who: str, num_rows: int) -> None:
+    import bench_linear_policy_loss as linear
+
     run = {"ours": linear.ours, "eager": linear.eager}[who]
     run(*linear.make(16, 512, 64))  # libraries and thread pools are loaded, code is compiled
     inputs = linear.make(num_rows)
-    before = resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
+    before = given_back()
     gradients = run(*inputs)
     print(resident_bytes("VmHWM") - before - sum(x.numel() * x.element_size() for x in gradients))
 

@@ -11,6 +11,7 @@ import tyro
 
 from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
 from fastrl.config_files import load_config
+from fastrl.divergence import DivergedError
 from fastrl.interrupts import Interrupts
 from fastrl.sampling.protocol import SamplerError
 from fastrl.tasks.pool import VerifierError
@@ -163,7 +164,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 2 with one message for bad input; 1 for a broken verifier or sampler; 130 after a signal."""
+    """Exit status 0; 2 with one message for bad input; 130 after a signal; 1 for a broken verifier or sampler and for
+    gradients that are not finite any more (and `watchdog` ends a hung process with 1)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(importlib.metadata.version("fastrl"))
@@ -178,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (VerifierError, SamplerError) as error:
+    except (VerifierError, SamplerError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

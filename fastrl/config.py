@@ -220,6 +220,12 @@ class RunConfig:
     """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better)."""
     scored_rollouts: int = 64
     """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
+    max_nonfinite_steps: int = 3
+    """Steps in a row without one finite gradient after which the run stops, with a checkpoint of the last good weights;
+    0: it never does. Such updates are skipped and counted (update/num_nonfinite)."""
+    watchdog_s: float = 1800.0
+    """Seconds without progress after which the run prints the stacks of all threads and exits with status 1; 0: off.
+    Longer than the longest single operation: loading a model is not watched, writing one checkpoint is."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Metric sinks besides metrics.jsonl."""
 

@@ -60,7 +60,14 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "repetition_penalty": (0, INF),
         "max_new_tokens": (0, INF),
     },
-    "run": {"num_steps": (1, INF), "checkpoint_every": (1, INF), "keep_last": (1, INF), "scored_rollouts": (0, INF)},
+    "run": {
+        "num_steps": (1, INF),
+        "checkpoint_every": (1, INF),
+        "keep_last": (1, INF),
+        "scored_rollouts": (0, INF),
+        "max_nonfinite_steps": (0, INF),
+        "watchdog_s": (0, INF),
+    },
     "data": {"num_steps": (1, INF), "batch_size": (1, INF)},
     "scratch": {
         "hidden_size": (1, INF),

@@ -23,6 +23,7 @@ from fastrl.step_metrics import rollout_metrics
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.pool import VerifierPool
 from fastrl.update import Updater
+from fastrl.watchdog import alive
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ class Trainer:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Adds the wall time of the block, in seconds, to `times[phase]`."""
+        alive(phase)
         start = time.perf_counter()
         yield
         if self.policy.device.type == "cuda":

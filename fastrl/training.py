@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fastrl.config import ModelConfig, TrainConfig
+from fastrl.divergence import DivergedError, Divergence
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
@@ -34,6 +35,7 @@ from fastrl.seeds import seed_of
 from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
 from fastrl.update import Updater, token_loss
+from fastrl.watchdog import Watchdog, alive
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
@@ -63,6 +65,8 @@ class Run:
 
     def _open(self, resume: bool) -> None:
         config = self.config
+        self.stack.enter_context(Watchdog(config.run.watchdog_s))
+        self.divergence = Divergence(config.run.max_nonfinite_steps)
         progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
         checkpoint = checkpoints.latest_sound(self.folder.checkpoints, self.progress.message) if resume else None
@@ -182,6 +186,7 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
+        alive("close")
         self.stack.close()
 
     def loop(self) -> None:
@@ -207,7 +212,7 @@ class Run:
         actions = [self.writer.wait]
         if self.is_moving:
             self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
-        elif self.ranks.world_size > 1 and not isinstance(error, KeyboardInterrupt):
+        elif self.ranks.world_size > 1 and not isinstance(error, (KeyboardInterrupt, DivergedError)):
             return  # the other ranks may not come to a common checkpoint
         else:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
@@ -233,6 +238,7 @@ class Run:
                 self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
+        self.divergence.check(step, metrics)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
@@ -280,6 +286,7 @@ class Run:
         )
 
     def _evaluate(self, split: str, name: str) -> dict:
+        alive(f"evaluate {name}")
         self.progress.message(f"evaluating {name}")
         evaluation = self.evaluator.run(getattr(self.task, split), self.config.evaluation)
         evaluation |= {"step": self.completed_step, "split": split}
@@ -292,6 +299,7 @@ class Run:
         """Start writing the state after `completed_step`, unless that has been done; `writer.wait` is its end."""
         if self.writer.step == self.completed_step:
             return
+        alive("checkpoint")
         state = {"position": self.position, "probe": self.trainer.probe.state()}
         if math.isfinite(self.best):
             state["best"] = self.best

@@ -20,6 +20,7 @@ from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens
 from fastrl.policy.scoring import score
 from fastrl.reductions import REDUCTIONS, UpdateShape
 from fastrl.rollouts import FILLER, Rollout
+from fastrl.watchdog import alive
 
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:
@@ -143,6 +144,7 @@ class Updater:
             totals.update(real_tokens=sum(lengths[i] for i in members), computed_tokens=computed)
         mine: Counter[str] = Counter()
         for indices in ranks.share(micro_batches, filler=[]):
+            alive()
             members = [mini_batch[i] for i in indices]
             mine.update(self._backward(members, [weights[i] for i in indices]))
         totals.update(ranks.sum(mine))

@@ -21,8 +21,10 @@ LAYERS = [
         "fastrl.seeds",
         "fastrl.statistics",
         "fastrl.interrupts",
-        "fastrl.kernels",
+        "fastrl.divergence",
+        "fastrl.watchdog",
         "fastrl.ranks",
+        "fastrl.kernels",
     },
     {
         "fastrl.config_files",

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
-from fastrl.sampling.embedded import EmbeddedSampler
+from fastrl.sampling.embedded import EmbeddedSampler, InverseCdfDraw
 from fastrl.sampling.protocol import SamplingSettings
 
 STOPS = [3, 4, 5, 6, 7, 8, 9, 10]
@@ -109,3 +109,19 @@ def test_the_models_own_generation_config_is_ignored(tiny_model):
 def test_one_seed_per_prompt(tiny_model):
     with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
         sampler(tiny_model).generate([[1], [2]], SamplingSettings(1, 1), [0])
+
+
+def test_drawing_in_chunks_changes_no_bit():
+    """V = 40 001: 13 rows at a time on CPU. One row after the other gives the same tokens and log-probs."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(30, 40_001, generator=generator)
+    ids, uniforms = torch.zeros(30, 4, dtype=torch.long), torch.rand(1, 30, dtype=torch.float64, generator=generator)
+    together = InverseCdfDraw(uniforms, 0.7, LogitsProcessorList())
+    one_hot = together(ids, scores.clone())
+    assert one_hot.isfinite().sum(dim=1).tolist() == [1] * 30
+    for row in range(30):
+        alone = InverseCdfDraw(uniforms[:, row : row + 1], 0.7, LogitsProcessorList())
+        assert alone(ids[row : row + 1], scores[row : row + 1].clone()).equal(one_hot[row : row + 1])
+        assert alone.logprobs[0].equal(together.logprobs[0][row : row + 1])
+    expected = torch.log_softmax(scores / 0.7, -1).gather(1, one_hot.argmax(1, keepdim=True)).squeeze(1)
+    assert together.logprobs[0].equal(expected)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from fastrl.config import (
     AlgorithmConfig,
@@ -16,6 +17,7 @@ from fastrl.config import (
     TaskConfig,
     TrainConfig,
 )
+from fastrl.divergence import DivergedError
 from fastrl.prompts import PromptStream
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
@@ -31,6 +33,15 @@ def even(prompt, completion, **row):
     return float(len(completion) % 2 == 0)
 def rare(prompt, completion, **row):
     return float("7" in completion and "(" in completion)
+def constant(prompt, completion, **row):
+    return 0.5
+def enormous(prompt, completion, **row):
+    return 1e30 * len(completion)
+def kills_its_worker_once(prompt, completion, **row):
+    if completion and not os.path.exists("killed"):  # the check before the run has an empty completion
+        open("killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return even(prompt, completion)
 def breaks(prompt, completion, **row):
     if len(completion) > 2:
         raise KeyError("gold answer")
@@ -107,6 +118,42 @@ def test_a_verifier_that_breaks_stops_the_run_and_leaves_a_checkpoint(run, tmp_p
     with pytest.raises(VerifierError, match="gold answer"):
         run("breaks")
     assert checkpoints.latest_sound(tmp_path / "run" / "checkpoints", print).name == "step-000000"
+
+
+def test_gradients_that_stay_non_finite_stop_the_run_with_the_last_good_weights(run, tmp_path, countdown_folder):
+    with pytest.raises(DivergedError, match=r"last 3 steps.*before step 3.*rollouts/step-000003.jsonl"):
+        run("enormous", num_steps=9, objective="dr-grpo")
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [(r["update/num_updates"], r["update/num_nonfinite"]) for r in rows] == [(0, 1)] * 3
+    checkpoint = checkpoints.latest_sound(tmp_path / "run" / "checkpoints", print)
+    assert checkpoint.name == "step-000003"
+    assert_same_weights(checkpoint, countdown_folder)
+
+
+def test_a_batch_without_any_advantage_is_no_update_but_moves_the_data_on(run, countdown_folder):
+    rows, _, folder = run("constant", num_steps=4, objective="grpo", truncated="mask", updates_per_batch=2)
+    assert [(r["update/num_updates"], r["update/num_empty"]) for r in rows] == [(0, 2)] * 4
+    checkpoint = checkpoints.latest_sound(folder / "checkpoints", print)
+    tensors, state = checkpoints.load(checkpoint)
+    assert (state["step"], state["position"]) == (4, 16)
+    assert not [name for name in tensors if name.startswith("exp_avg")]  # AdamW has not taken a step
+    assert_same_weights(checkpoint, countdown_folder)
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (a, b))
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_verifier_worker_killed_during_a_run_changes_nothing(run, tmp_path):
+    expected, rollouts, folder = run("even", num_steps=2)
+    folder.rename(tmp_path / "undisturbed")
+    rows, others, folder = run("kills_its_worker_once", num_steps=2)
+    assert (tmp_path / "killed").exists()
+    assert others == rollouts
+    assert [r["rollouts/num_unverified"] for r in rows] == [0, 0]
+    assert [r["grad_norm"] for r in rows] == [r["grad_norm"] for r in expected]
+    assert_same_weights(*(p / "checkpoints" / "step-000002" for p in (folder, tmp_path / "undisturbed")))
 
 
 def test_entropy_and_mismatch_are_split_by_correctness(run):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.rollouts import FILLER, Rollout
+from fastrl.watchdog import alive
 
 
 def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> list[tuple[list[float], list[float]]]:
@@ -17,6 +18,7 @@ def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> lis
     parts = cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed, num_ranks=policy.ranks.world_size)
     scored: dict[int, tuple[list[float], list[float]]] = {}
     for indices in policy.ranks.share(parts, filler=[]):
+        alive()
         plain = [replace(rollouts[i], old_logprobs=None, ref_logprobs=None) for i in indices]
         batch = build_micro_batch(plain or [FILLER]).to(policy.device)
         logprobs_N, entropy_N = policy(batch, mode="score")

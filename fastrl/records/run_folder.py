@@ -22,6 +22,8 @@ FREE_ON_RESUME = {
     ("run", "checkpoint_every"),
     ("run", "keep_last"),
     ("run", "sinks"),
+    ("run", "max_nonfinite_steps"),
+    ("run", "watchdog_s"),
     ("task", "num_workers"),
 }
 

@@ -26,6 +26,7 @@ from transformers import (
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.seeds import seed_of
+from fastrl.watchdog import alive
 
 
 class InverseCdfDraw(LogitsProcessor):
@@ -41,19 +42,32 @@ class InverseCdfDraw(LogitsProcessor):
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
-        if self.temperature > 0:
-            scores_BV = scores_BV / self.temperature
-        logprobs_BV = torch.log_softmax(self.warpers(input_ids, scores_BV), dim=-1)
-        tokens_B1 = self._draw(logprobs_BV)
-        self.logprobs.append(logprobs_BV.gather(1, tokens_B1).squeeze(1))
-        return torch.full_like(scores_BV, -torch.inf).scatter_(1, tokens_B1, 0.0)
+        """Overwrites the scores, which are `generate`'s own copy of the logits. Few rows at once: see `_chunk_rows`."""
+        alive()
+        uniforms_B = self.uniforms_TB[len(self.logprobs)]
+        num_rows = _chunk_rows(scores_BV)
+        parts = zip(*(x.split(num_rows) for x in (input_ids, scores_BV, uniforms_B)), strict=True)
+        tokens, logprobs = zip(*(self._draw(*part) for part in parts), strict=True)
+        self.logprobs.append(torch.cat(logprobs))
+        return scores_BV.fill_(-torch.inf).scatter_(1, torch.cat(tokens).unsqueeze(1), 0.0)
 
-    def _draw(self, logprobs_BV: Tensor) -> Tensor:
+    def _draw(self, input_ids: Tensor, scores_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens, log-probs) of some rows."""
+        if self.temperature > 0:
+            scores_RV.div_(self.temperature)
+        logprobs_RV = torch.log_softmax(self.warpers(input_ids, scores_RV), dim=-1)
         if self.temperature == 0:
-            return logprobs_BV.argmax(dim=1, keepdim=True)
-        cdf_BV = logprobs_BV.double().exp_().cumsum(dim=1)
-        uniform_B1 = self.uniforms_TB[len(self.logprobs)].unsqueeze(1)
-        return torch.searchsorted(cdf_BV, uniform_B1 * cdf_BV[:, -1:], right=True)
+            tokens_R1 = logprobs_RV.argmax(dim=1, keepdim=True)
+        else:
+            cdf_RV = logprobs_RV.double().exp_().cumsum(dim=1)
+            tokens_R1 = torch.searchsorted(cdf_RV, uniforms_R.unsqueeze(1) * cdf_RV[:, -1:], right=True)
+        return tokens_R1.squeeze(1), logprobs_RV.gather(1, tokens_R1).squeeze(1)
+
+
+def _chunk_rows(scores_BV: Tensor) -> int:
+    """Rows whose float64 CDF takes 4 MiB on CPU, where it then stays in cache, and 256 MiB on CUDA."""
+    budget = (4 if scores_BV.device.type == "cpu" else 256) << 20
+    return max(1, budget // (8 * scores_BV.shape[1]))
 
 
 def _warpers(settings: SamplingSettings) -> LogitsProcessorList:

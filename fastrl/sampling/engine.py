@@ -7,6 +7,7 @@ engine per process, each its own replica).
 tests/test_vllm_contract.py says, assumption by assumption, what a vLLM version has to keep true.
 """
 
+import io
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +18,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
+from fastrl.watchdog import alive
 
 TESTED_VERSIONS = ("0.29.0", "0.31.0", "0.32.0")
 ADAPTER_ID = 1  # the only adapter's
@@ -114,7 +117,7 @@ class Engine:
         # the CPU sampler draws from the global generator before it honours a request's own seed
         adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
         with _as_sampler_error("generate"), torch.random.fork_rng(devices=[]):
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapter)
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=_SilentBar, lora_request=adapter)
         return [_completion(output) for output in outputs]
 
     def reset_prefix_cache(self) -> bool:
@@ -175,6 +178,17 @@ class Engine:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+class _SilentBar(tqdm):
+    """The progress bar that vLLM asks for: shows nothing, and tells the watchdog of every finished request."""
+
+    def __init__(self, *iterable: Any, **settings: Any):
+        super().__init__(*iterable, file=io.StringIO(), **settings)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        alive()
+        return super().update(n)
 
 
 def _build(settings: EngineSettings) -> Any:

@@ -27,6 +27,8 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from fastrl.watchdog import alive
+
 from .problem import Reward
 from .worker import Verdict, fault, score_chunk, start_worker
 
@@ -106,6 +108,7 @@ class VerifierPool:
             self._dispatch(batch)
             grace_s = STALL_GRACE_S if self._has_answered else START_GRACE_S
             done, _ = wait(batch.running, timeout=self.timeout_s + grace_s, return_when=FIRST_COMPLETED)
+            alive()  # no result is not a hang: the pool has limits of its own
             has_progress = False
             for future in done:
                 has_progress |= self._collect(batch, future, batch.running.pop(future))
