@@ -1,6 +1,6 @@
 """What the study runs: cells, each one training run with its own seed and settings, by tier.
 
-Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and the data
+Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and data
 are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 3 is not a setting: one rule chooses
 it for every objective (`selection`), on problems that are neither tested nor followed.
 """

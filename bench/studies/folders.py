@@ -1,6 +1,6 @@
 """Where a cell's files lie and how far it has come.
 
-runs/study/CELL/{train.toml, run/, test.json, log.txt}; runs/study/warm-N/ holds the initial model of N supervised steps.
+runs/study/CELL/{train.toml, run/, test.json, log.txt}; runs/study/warm-N/ holds the model of N supervised steps.
 """
 
 import json
