@@ -99,10 +99,11 @@ def train_config(cell: Cell, folder: Path, *, lr: float | None = None, model: Pa
 
 def selection_cells(sweep: str) -> list[Cell]:
     """One run per learning rate of a sweep: the name of an objective, or `objective.u1` for one update per batch."""
-    objective, _, variant = sweep.partition(".")
-    settings = OBJECTIVES[objective] | {"task.seed": SELECTION_DATA_SEED, "evaluation.num_samples": 16}
-    settings |= {"algorithm.updates_per_batch": 1} if variant == "u1" else {}
-    rates = LEARNING_RATES[1:] if variant == "u1" else LEARNING_RATES[:3]
+    has_one_update = sweep.endswith(".u1")
+    settings = dict(OBJECTIVES[sweep.removesuffix(".u1")])
+    settings |= {"task.seed": SELECTION_DATA_SEED, "evaluation.num_samples": 16}
+    settings |= {"algorithm.updates_per_batch": 1} if has_one_update else {}
+    rates = LEARNING_RATES[1:] if has_one_update else LEARNING_RATES[:3]
     return [
         Cell(f"select.{sweep}.lr{rate:g}", SELECTION_SEED, settings | {"optimizer.lr": rate}, test_samples=0)
         for rate in rates
