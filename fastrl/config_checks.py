@@ -60,6 +60,13 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "max_new_tokens": (0, INF),
     },
     "run": {"num_steps": (1, INF), "checkpoint_every": (1, INF), "keep_last": (1, INF), "scored_rollouts": (0, INF)},
+    "ledger": {
+        "every": (0, INF),
+        "num_prompts": (1, INF),
+        "num_samples": (1, INF),
+        "num_positions": (1, INF),
+        "top_k": (1, INF),
+    },
     "data": {"num_steps": (1, INF), "batch_size": (1, INF)},
     "scratch": {
         "hidden_size": (1, INF),

@@ -11,6 +11,7 @@ from fastrl.config import TrainConfig
 from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
+from fastrl.ledger.ledger import open_ledger
 from fastrl.objectives import SIGN_OBJECTIVES
 from fastrl.policy.model import Policy, load_model
 from fastrl.policy.optimizer import MasterOptimizer
@@ -77,6 +78,16 @@ class Run:
             resume_step=self.completed_step if resume else None,
         )
         self.log = self.stack.enter_context(log)
+        self.ledger = open_ledger(
+            config,
+            folder.path,
+            self.completed_step,
+            task=self.task,
+            tokenizer=self.tokenizer,
+            sampler=self.sampler,
+            verifier=self.trainer.verifier,
+            policy=self.policy,
+        )
         self.interrupts = self.stack.enter_context(Interrupts())
 
     def _build(self, checkpoint: Path | None, probe: dict[str, float] | None) -> None:
@@ -144,6 +155,7 @@ class Run:
         try:
             if self.completed_step and not self._validation_file().exists():
                 self._validate()  # the run was interrupted between this step and its validation
+            self._record_ledger()
             for step in range(self.completed_step + 1, self.config.run.num_steps + 1):
                 self._step(step)
             self._save_checkpoint()
@@ -181,6 +193,7 @@ class Run:
             self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
+        self._record_ledger()
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
@@ -199,6 +212,10 @@ class Run:
         is_best = value > self.best
         self.best = max(value, self.best)
         return is_best
+
+    def _record_ledger(self) -> None:
+        if self.ledger:
+            self.ledger.record(self.completed_step)
 
     def _choose_importance(self) -> None:
         """Once, when the probe is calibrated; what it was calibrated to is part of every checkpoint."""

@@ -2,7 +2,7 @@
 
 Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and data
 are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 3 is not a setting: one rule chooses
-it for every objective (`selection`), on problems that are neither tested nor followed.
+it for every family of objectives (`selection`), on other draws of problems and with a seed of its own.
 """
 
 import dataclasses
@@ -111,8 +111,9 @@ def selection_cells(sweep: str) -> list[Cell]:
 
 
 def sweep_of(objective: str, updates: int = 4) -> str:
-    """The four weights of W-REINFORCE below 1 share a sweep; every other objective has its own."""
-    shared = "w-reinforce-0.1" if objective.startswith("w-reinforce-0") else objective
+    """Families share a sweep: the weights of W-REINFORCE, and the objectives with a group baseline."""
+    is_grouped = objective in ("grpo", "dr-grpo", "rloo")
+    shared = "grpo" if is_grouped else "w-reinforce-0.1" if objective.startswith("w-") else objective
     return shared if updates > 1 else f"{shared}.u1"
 
 
