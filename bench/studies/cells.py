@@ -125,8 +125,9 @@ def tier0() -> Iterator[Cell]:
 
 def tier1() -> Iterator[Cell]:
     """Every objective on three seeds, with the ledger."""
+    ledger = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
     for seed, (name, settings) in product((1, 2, 3), OBJECTIVES.items()):
-        yield Cell(f"tier1.{name}", seed, settings | {"ledger.every": FOLLOW_EVERY}, sweep_of(name))
+        yield Cell(f"tier1.{name}", seed, settings | ledger, sweep_of(name))
 
 
 def tier2() -> Iterator[Cell]:
