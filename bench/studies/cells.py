@@ -17,7 +17,7 @@ from fastrl.config_files import load_config
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TIERS = (0, 1, 2, 3)
-NUM_STEPS = 150
+NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
 LEARNING_RATES = (1.5e-5, 3e-5, 6e-5, 1.2e-4)
@@ -148,7 +148,7 @@ def tier3() -> Iterator[Cell]:
     for steps, name in product((200, 600), ("psr", "nsr", "w-reinforce-0.1")):
         yield Cell(f"tier3.base{steps}.{name}", 1, OBJECTIVES[name], sweep_of(name), warmup=steps)
     for name in ("psr", "nsr", "w-reinforce-0.1"):
-        yield Cell(f"tier3.long.{name}", 1, OBJECTIVES[name], sweep_of(name), num_steps=400)
+        yield Cell(f"tier3.long.{name}", 1, OBJECTIVES[name], sweep_of(name), num_steps=LONG_STEPS)
         yield Cell(f"tier3.entropy.{name}", 1, OBJECTIVES[name] | {"algorithm.entropy_coef": 1e-3}, sweep_of(name))
     for name in ("psr", "nsr"):
         yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="coin")

@@ -11,6 +11,7 @@ from cells import ROOT, Cell, selection_cells
 
 STUDY = ROOT / "runs" / "study"
 BASE = STUDY / "base" / "test.json"
+BASE_FOLLOWED = STUDY / "base" / "validation.json"
 
 
 @dataclass(frozen=True)

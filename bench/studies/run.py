@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from cells import HERE, NUM_TEST, ROOT, Cell, cells_of, sweeps_needed, train_config
-from folders import BASE, STUDY, CellFolder, chosen_lr, warm_model
+from cells import FOLLOW_SAMPLES, HERE, NUM_FOLLOWED, NUM_TEST, ROOT, Cell, cells_of, sweeps_needed, train_config
+from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, chosen_lr, warm_model
 
 from fastrl.config_files import to_toml
 from fastrl.interrupts import Interrupts
@@ -64,11 +64,14 @@ class Processes:
             process.terminate()
 
 
-def evaluate(processes: Processes, model: Path, output: Path, log: Path, *, num_samples: int, seed: int) -> None:
-    """The test problems, by the true verifier."""
+def evaluate(
+    processes: Processes, model: Path, output: Path, log: Path, *, num_samples: int, seed: int, split: str = "test"
+) -> None:
+    """The test problems, or those followed along the way, by the true verifier."""
     arguments = ["eval", str(ROOT / "configs" / "countdown.toml"), "--model.path", str(model), "--output", str(output)]
-    arguments += ["--task.num-test", str(NUM_TEST), "--task.num-workers", "1", "--evaluation.seed", str(seed)]
-    arguments += ["--evaluation.num-samples", str(num_samples)]
+    arguments += ["--task.num-test", str(NUM_TEST), "--task.num-validation", str(NUM_FOLLOWED)]
+    arguments += ["--task.num-workers", "1", "--evaluation.split", split]
+    arguments += ["--evaluation.seed", str(seed), "--evaluation.num-samples", str(num_samples)]
     processes.fastrl(arguments, log)
 
 
@@ -113,6 +116,11 @@ def prepare(processes: Processes, cells: list[Cell]) -> None:
     """What several cells share: the base's evaluation, weaker initial models, the controls' data."""
     if not BASE.exists():
         evaluate(processes, warm_model(0), BASE, BASE.with_name("log.txt"), num_samples=BASE_SAMPLES, seed=1000)
+    if not BASE_FOLLOWED.exists():
+        log = BASE.with_name("log.txt")
+        evaluate(
+            processes, warm_model(0), BASE_FOLLOWED, log, num_samples=FOLLOW_SAMPLES, seed=1000, split="validation"
+        )
     for steps in sorted({c.warmup for c in cells if c.warmup}):
         model = warm_model(steps)
         if not (model / "warmup.toml").exists():
