@@ -1,7 +1,8 @@
 """Evaluation: n samples per problem, scored; pass@k with intervals over problems, maj@k, diversity, entropy.
 
 The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same,
-"mean_length", "mean_token_entropy", "distinct_answers", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
+"mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration",
+"problems": [{"id", "num_correct", "num_samples"}, …], …}.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from fastrl import statistics
+from fastrl.calibration import calibration
 from fastrl.config import EvaluationConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
@@ -52,6 +54,8 @@ class Evaluator:
         items = [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
         verdicts = self.verifier.score(items)
         result = self._summary(problems, rollouts, verdicts, config)
+        is_correct = [(v.reward or 0.0) >= self.correct_threshold for v in verdicts]
+        result["calibration"] = calibration(texts, is_correct)
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _sample(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Rollout]:
@@ -95,10 +99,12 @@ class Evaluator:
             "mean_token_entropy": self._entropy(rollouts, config),
             "distinct_answers": float(distinct.mean()),
             "distinct_correct_answers": float(distinct_correct.mean()),
+            "majority_share": float(statistics.majority_share(answers).mean()),
+            "pass_slope": dataclasses.asdict(statistics.pass_slope(num_correct, n)) if n > 1 else None,
             "settings": dataclasses.asdict(config),
             "problems": [
-                {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d)}
-                for p, c, d in zip(problems, num_correct, distinct, strict=True)
+                {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d), "distinct_correct": int(e)}
+                for p, c, d, e in zip(problems, num_correct, distinct, distinct_correct, strict=True)
             ],
         }
 

@@ -15,7 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Who may import whom inside fastrl, lowest first. A module may import from its own layer's package and from below.
 LAYERS = [
-    {"fastrl.config", "fastrl.rollouts", "fastrl.seeds", "fastrl.statistics", "fastrl.interrupts", "fastrl.kernels"},
+    {
+        "fastrl.config",
+        "fastrl.rollouts",
+        "fastrl.seeds",
+        "fastrl.statistics",
+        "fastrl.calibration",
+        "fastrl.interrupts",
+        "fastrl.kernels",
+    },
     {
         "fastrl.config_files",
         "fastrl.config_checks",
