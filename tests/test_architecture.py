@@ -36,7 +36,7 @@ LAYERS = [
     {"fastrl.policy", "fastrl.prompts"},
     {"fastrl.sampling", "fastrl.records"},
     {"fastrl.update", "fastrl.evaluation", "fastrl.warmup", "fastrl.doctor", "fastrl.plan", "fastrl.ledger"},
-    {"fastrl.trainer", "fastrl.evaluation_run", "fastrl.preflight"},
+    {"fastrl.trainer", "fastrl.evaluation_run", "fastrl.compare", "fastrl.preflight"},
     {"fastrl.training"},
     {"fastrl.cli"},
 ]
