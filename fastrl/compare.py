@@ -53,11 +53,13 @@ def find_evaluation(path: Path) -> Path:
 
 
 def names_of(paths: list[Path]) -> list[str]:
-    """Short and different names: the run folder's or the file's, with as many parents as it takes."""
+    """Short and different names: the last parts of the paths that are not the same for all."""
     if len(set(paths)) < len(paths):
         twice = next(p for p, count in Counter(paths).items() if count > 1)
         raise ValueError(f"{twice} is named twice; there is nothing to compare")
     parts = [p.resolve().with_suffix("" if p.suffix == ".json" else p.suffix).parts for p in paths]
+    while len({p[-1] for p in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [p[:-1] for p in parts]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):

@@ -111,5 +111,6 @@ def test_bad_input_is_one_message(evaluations, tmp_path, capsys):
 
 def test_names_are_as_short_as_they_can_be():
     assert names_of([Path("runs/a"), Path("runs/b.json")]) == ["a", "b"]
-    assert names_of([Path("x/a/test.json"), Path("x/b/test.json")]) == ["a/test", "b/test"]
+    assert names_of([Path("x/a/test.json"), Path("x/b/test.json")]) == ["a", "b"]
+    assert names_of([Path("a/1.json"), Path("a/2.json"), Path("b/1.json")]) == ["a/1", "a/2", "b/1"]
     assert names_of([Path("runs/w0.1"), Path("runs/w0.2")]) == ["w0.1", "w0.2"]
