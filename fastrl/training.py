@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -193,7 +194,7 @@ class Run:
             self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
-        self._record_ledger()
+        self._record_ledger(batch.scored)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
@@ -213,9 +214,9 @@ class Run:
         self.best = max(value, self.best)
         return is_best
 
-    def _record_ledger(self) -> None:
+    def _record_ledger(self, scored: Sequence[Rollout] = ()) -> None:
         if self.ledger:
-            self.ledger.record(self.completed_step)
+            self.ledger.record(self.completed_step, scored)
 
     def _choose_importance(self) -> None:
         """Once, when the probe is calibrated; what it was calibrated to is part of every checkpoint."""

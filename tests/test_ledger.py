@@ -28,9 +28,11 @@ from fastrl.ledger import accounts, movement
 from fastrl.ledger import ledger as ledger_module
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet
+from fastrl.ledger.updates import update_changes
 from fastrl.policy.distributions import token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.scoring import score
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
 from fastrl.tasks import countdown, find_kind
@@ -244,6 +246,30 @@ def test_countdown_lists_every_solution_that_a_demonstration_could_show():
         assert all(find_kind("countdown").reward(prompt, text, **row).reward == 1.0 for text in listed)
 
 
+def test_an_update_lowers_what_it_penalises_and_moves_the_rest(policy, everything, tokenizer):
+    """One completion penalised, one reinforced, one only looked at; changes against scores made by hand."""
+    likely = with_likeliest(policy, everything)
+    chosen = [i for i, p in enumerate(likely.probes) if p.kind in ("penalised", "correct")]
+    rollouts = [likely.rollouts[i] for i in [*chosen, 7]]
+    before = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rollouts]
+    for rollout, (logprobs, _) in zip(rollouts, score(policy, rollouts, 512), strict=True):
+        rollout.trainer_logprobs = logprobs
+    for rollout, index in zip(rollouts, chosen, strict=False):
+        rollout.advantage = -1.0 if likely.probes[index].kind == "penalised" else 0.5
+    config = config_of(objective="reinforce")
+    Updater(policy, MasterOptimizer(policy, config.optimizer, 1), config).run(rollouts)
+    found = update_changes(policy, rollouts, 512)
+    after = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rollouts]
+    for name, sign in (("positive", 0.5), ("negative", -1.0), ("zero", 0.0)):
+        mine = [i for i, r in enumerate(rollouts) if r.advantage == sign]
+        assert (found[name]["num"], found[name]["mean_advantage"]) == (len(mine), sign)
+        assert found[name]["completion_change"] == pytest.approx(
+            np.mean([after[i] - before[i] for i in mine]), abs=1e-4
+        )
+    assert found["negative"]["completion_change"] < 0 < found["positive"]["completion_change"]
+    assert found["zero"]["completion_change"] != 0
+
+
 def run_config(folder, model, **changes) -> TrainConfig:
     config = TrainConfig(
         model=ModelConfig(path=str(model)),
@@ -271,6 +297,8 @@ def test_a_run_keeps_a_ledger_and_is_not_moved_by_it(countdown_folder, tmp_path)
         assert sum(row["mass"].values()) == pytest.approx(1, abs=1e-9)
         assert row["gradient"]["wrong_norm"] > 0 and row["gradient"]["wrong_tokens"] > 0
         assert len(row["tokens"]["negative"]["largest"]) == 8
+        signs = {name: part["num"] for name, part in row["update"].items()}
+        assert sum(signs.values()) == (5 if row["step"] else 0) and "positive" not in signs
     assert rows[0]["moved"]["left_penalised"] == 0 != rows[2]["moved"]["left_penalised"]
     train(run_config(tmp_path / "without", countdown_folder, ledger=LedgerConfig()))
     assert not (tmp_path / "without" / "ledger.jsonl").exists()
@@ -290,7 +318,7 @@ def test_resume_reads_the_probe_set_and_continues_the_file(countdown_folder, tmp
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "ledger.dropped.jsonl")] == [4]
     path.write_text("".join(json.dumps(row) + "\n" for row in whole[:2]))  # killed between checkpoint and ledger
     train(config, resume=True)
-    assert read_jsonl(path) == whole
+    assert [row | {"update": {}} for row in whole[2:]] == read_jsonl(path)[2:]
     (tmp_path / "run" / "ledger" / "probe_set.json").unlink()
     with pytest.raises(ValueError, match="a ledger is begun before the first update, not at step 4"):
         train(config, resume=True)

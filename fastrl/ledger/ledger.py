@@ -4,9 +4,11 @@ RUN/ledger/ holds what all lines refer to: the probe set, the initial log-probs 
 distributions at the positions that are followed token by token. A resumed run reads it back; nothing is drawn twice.
 
 A line: `mass` and `base_mass` (means over prompts), `moved`, `prompts` (masses by prompt), `logprob` (changes by kind),
-`tokens` (`positive`: correct completions, `negative`: penalised ones), `gradient` if asked for.
+`tokens` (`positive`: correct completions, `negative`: penalised ones), `gradient` if asked for, `update` (the step's
+own batch by sign; empty for step 0, and for a line that an interrupt left to the resumed run).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -19,11 +21,13 @@ from fastrl.config import TrainConfig
 from fastrl.ledger import accounts, movement
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet, build_probe_set, load_probe_set, save_probe_set
+from fastrl.ledger.updates import update_changes
 from fastrl.policy.distributions import Position, token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.records.jsonl import append_jsonl, read_jsonl
 from fastrl.records.metrics import drop_lines_after
+from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler
 from fastrl.seeds import seed_of
 from fastrl.tasks import Task
@@ -83,11 +87,15 @@ class Ledger:
         rows = read_jsonl(path) if path.stat().st_size else []
         self.last_step = rows[-1]["step"] if rows else -1
 
-    def record(self, step: int) -> None:
-        """Append the line of this step if one is due and not there yet; step 0 is always due."""
+    def record(self, step: int, scored: Sequence[Rollout] = ()) -> None:
+        """Append the line of this step if one is due and not there yet; step 0 is always due.
+
+        scored: the rollouts of the step that were scored before its update.
+        """
         if step <= self.last_step or step % self.config.every:
             return
-        append_jsonl(self.path, [self.measure(step)])
+        update = update_changes(self.policy, scored, self.token_budget)
+        append_jsonl(self.path, [self.measure(step) | {"update": update}])
         self.last_step = step
 
     def measure(self, step: int) -> dict:
