@@ -51,6 +51,7 @@ bench: install
 # The study's scripts import one another: their own folder is on the path, never the root. The runs they start are safe again.
 study: install
 	env -u PYTHONSAFEPATH $(BIN)/python bench/studies/run.py --tier $(TIER)
+	env -u PYTHONSAFEPATH $(BIN)/python bench/studies/collect.py
 
 study-report: install
 	env -u PYTHONSAFEPATH $(BIN)/python bench/studies/report.py

@@ -10,6 +10,7 @@ import pytest
 import report
 import results
 import rewards
+import run
 from folders import CellFolder
 
 from fastrl.config_checks import check_train
@@ -31,6 +32,14 @@ def test_every_cell_is_a_valid_run_with_a_folder_of_its_own(tmp_path):
     assert counts == [12, 27, 36, 18]
     with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3"):
         cells.cells_of(7)
+
+
+def test_added_seeds_are_the_same_cells():
+    cells_of_both = run.choose_cells(run.Study(1, only=("tier1.nsr", "tier1.psr"), seeds=(4, 5)))
+    assert [c.id for c in cells_of_both] == [f"tier1.{n}.seed{s}" for s in (4, 5) for n in ("psr", "nsr")]
+    assert cells_of_both[0].settings == cells.cells_of(1)[0].settings
+    with pytest.raises(ValueError, match="tier 1 has no cell tier2"):
+        run.choose_cells(run.Study(1, only=("tier2",)))
 
 
 def test_selection_never_sees_a_followed_problem_order_or_seed():
@@ -146,6 +155,9 @@ def collected(tmp_path, monkeypatch):
 
 
 def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collected, tmp_path):
+    one_more = [row | {"seed": 4} for row in results.read("tier1") if row["name"] == "tier1.nsr"][:1]
+    results.read("tier1").extend(one_more)  # a fourth seed of NSR alone: pairs use the other three
+    assert claims.between("nsr", "psr", 256)().mean > 0 and results.cells(1)["nsr"].seeds == [1, 2, 3, 4]
     text = report.fill(report.README.read_text(), report.sections())
     rows = {cells[2].strip(): cells for line in text.splitlines() if len(cells := line.split("|")) == 7}
     assert rows["NSR is above PSR at k = 256"][5].strip() == "supported"

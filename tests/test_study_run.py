@@ -66,7 +66,8 @@ def test_a_cell_is_trained_killed_resumed_tested_and_collected(study, monkeypatc
     assert folder.test.stat().st_mtime_ns == written
 
     monkeypatch.setattr(collect, "TIERS", (0, 1))
-    monkeypatch.setattr(collect, "cells_of", lambda tier: [cell] if tier == 1 else [])
+    for module in (collect, folders):
+        monkeypatch.setattr(module, "cells_of", lambda tier: [cell] if tier == 1 else [])
     collect.main()
     results.read.cache_clear()
     (found,) = results.cells(1).values()

@@ -63,9 +63,10 @@ def between(a: str, b: str, k: int, tier: int = 1) -> Callable[[], Interval | No
 
     def measure() -> Interval | None:
         found = results.cells(tier)
-        if not {a, b} <= found.keys() or found[a].seeds != found[b].seeds:
+        if not {a, b} <= found.keys():
             return None
-        return difference(found[a].counts_SP, found[b].counts_SP, found[a].num_samples, k)
+        first, second = results.of_common_seeds([found[a], found[b]])
+        return difference(first.counts_SP, second.counts_SP, first.num_samples, k)
 
     return measure
 
@@ -75,10 +76,11 @@ def between_at_equal_pass_at_1(a: str, b: str, k: int, progress: float) -> Calla
 
     def measure() -> Interval | None:
         found = results.cells(1)
-        if not {a, b} <= found.keys() or found[a].seeds != found[b].seeds or "followed" not in results.base():
+        if not {a, b} <= found.keys() or "followed" not in results.base():
             return None
-        num_samples = found[a].rows[0]["followed"]["num_samples"]
-        return difference_at_equal_pass_at_1(found[a].path_STP, found[b].path_STP, num_samples, k, progress)[1]
+        first, second = results.of_common_seeds([found[a], found[b]])
+        num_samples = first.rows[0]["followed"]["num_samples"]
+        return difference_at_equal_pass_at_1(first.path_STP, second.path_STP, num_samples, k, progress)[1]
 
     return measure
 
@@ -88,9 +90,10 @@ def contrast(first: tuple[str, str], second: tuple[str, str], k: int) -> Callabl
 
     def measure() -> Interval | None:
         found = results.cells(2)
-        if not {*first, *second} <= found.keys() or len({tuple(found[n].seeds) for n in (*first, *second)}) > 1:
+        if not {*first, *second} <= found.keys():
             return None
-        a, b, c, d = (pass_values(found[n].counts_SP, found[n].num_samples, k) for n in (*first, *second))
+        cells = results.of_common_seeds([found[n] for n in (*first, *second)])
+        a, b, c, d = (pass_values(cell.counts_SP, cell.num_samples, k) for cell in cells)
         return _interval(a - b - (c - d))
 
     return measure

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 from cells import FOLLOW_EVERY, HERE, TIERS, Cell, cells_of, selection_cells
-from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, final_pass_at_1
+from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, final_pass_at_1, finished_cells
 
 from fastrl.config import TrainConfig
 from fastrl.config_files import load_config
@@ -102,12 +102,13 @@ def main() -> None:
     """Write results/*.json; tiers of which nothing is finished are left as they are."""
     if BASE.exists():
         write("base", base_row())
-    write("sweeps", sweep_rows())
+    if sweeps := sweep_rows():
+        write("sweeps", sweeps)
     for tier in TIERS[1:]:
-        finished = [c for c in cells_of(tier) if CellFolder(c).is_finished]
+        finished = finished_cells(tier)
         if finished:
             write(f"tier{tier}", [cell_row(c) for c in finished])
-        print(f"tier {tier}: {len(finished)} of {len(cells_of(tier))} cells are finished")
+        print(f"tier {tier}: {len(finished)} cells are finished; it has {len(cells_of(tier))}")
 
 
 if __name__ == "__main__":

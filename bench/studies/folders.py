@@ -4,10 +4,10 @@ runs/study/CELL/{train.toml, run/, test.json, log.txt}; runs/study/warm-N/ holds
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cells import ROOT, Cell, selection_cells
+from cells import ROOT, Cell, cells_of, selection_cells
 
 STUDY = ROOT / "runs" / "study"
 BASE = STUDY / "base" / "test.json"
@@ -48,6 +48,14 @@ class CellFolder:
     @property
     def is_finished(self) -> bool:
         return self.is_trained and (not self.cell.test_samples or self.test.exists())
+
+
+def finished_cells(tier: int) -> list[Cell]:
+    """The finished cells of a tier by name and seed, seeds that were added later among them."""
+    named = {c.name: c for c in cells_of(tier)}
+    seeds = {name: sorted(int(p.name.rpartition(".seed")[2]) for p in STUDY.glob(f"{name}.seed*")) for name in named}
+    cells = [replace(named[name], seed=seed) for name, found in seeds.items() for seed in found]
+    return [c for c in cells if CellFolder(c).is_finished]
 
 
 def warm_model(num_steps: int) -> Path:

@@ -77,10 +77,9 @@ def equal_table() -> str:
             continue
         row = [name, f"{points(value)} {verdict(value)}"]
         for progress in (0.5, 0.75, 0.95):
-            num_samples = cell.rows[0]["followed"]["num_samples"]
-            level, value = difference_at_equal_pass_at_1(
-                cell.path_STP, found["psr"].path_STP, num_samples, 64, progress
-            )
+            first, psr = results.of_common_seeds([cell, found["psr"]])
+            num_samples = first.rows[0]["followed"]["num_samples"]
+            level, value = difference_at_equal_pass_at_1(first.path_STP, psr.path_STP, num_samples, 64, progress)
             row.append(f"at {100 * level:.1f}: {points(value)} {verdict(value)}")
         rows.append(row)
     return table(rows)

@@ -1,6 +1,7 @@
 """The committed results as arrays: cells by name, seeds stacked, problems checked to be the same."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,14 @@ class CellResult:
         values = [_nested(row["ledger"][-1], keys) for row in self.rows if row["ledger"]]
         values = [v for v in values if v is not None]
         return float(np.mean(values)) if values else None
+
+
+def of_common_seeds(cells: Sequence[CellResult]) -> list[CellResult]:
+    """The same cells with the seeds that all of them have, so that they pair. ValueError where there is none."""
+    common = set.intersection(*(set(c.seeds) for c in cells))
+    if not common:
+        raise ValueError(f"{', '.join(c.name for c in cells)} have no seed in common")
+    return [CellResult(c.name, [row for row in c.rows if row["seed"] in common]) for c in cells]
 
 
 def _nested(row: dict, keys: tuple[str, ...]) -> float | None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -33,6 +33,10 @@ class Study:
 
     tier: int = 1
     num_workers: int = 2
+    only: tuple[str, ...] = ()
+    """Names of cells, such as tier1.nsr; empty: all of the tier."""
+    seeds: tuple[int, ...] = ()
+    """Run these seeds instead of the tier's: for cells whose band straddles 0."""
 
 
 class Processes:
@@ -73,6 +77,17 @@ def evaluate(
     arguments += ["--task.num-workers", "1", "--evaluation.split", split]
     arguments += ["--evaluation.seed", str(seed), "--evaluation.num-samples", str(num_samples)]
     processes.fastrl(arguments, log)
+
+
+def choose_cells(study: Study) -> list[Cell]:
+    """The tier's cells, or some of them, with its seeds or others. ValueError for a name it does not have."""
+    cells = cells_of(study.tier)
+    if unknown := set(study.only) - {c.name for c in cells}:
+        raise ValueError(f"tier {study.tier} has no cell {', '.join(sorted(unknown))}")
+    chosen = [c for c in cells if not study.only or c.name in study.only]
+    if not study.seeds:
+        return chosen
+    return [replace(c, seed=s) for s in study.seeds for c in {c.name: c for c in chosen}.values()]
 
 
 def run_cell(processes: Processes, cell: Cell) -> None:
@@ -149,7 +164,7 @@ def run_all(processes: Processes, cells: list[Cell], num_workers: int) -> None:
 
 
 def main(study: Study) -> None:
-    cells = cells_of(study.tier)
+    cells = choose_cells(study)
     STUDY.mkdir(parents=True, exist_ok=True)
     with (STUDY / "lock").open("w") as lock:
         try:
