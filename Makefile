@@ -4,8 +4,9 @@ export PYTHONSAFEPATH := 1
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 1
+TIER ?= 1
 
-.PHONY: demo test test-slow bench lint install clean
+.PHONY: demo test test-slow bench study study-report lint install clean
 
 install: .venv/installed
 
@@ -46,6 +47,14 @@ test-slow: install
 
 bench: install
 	$(BIN)/python -m pytest bench --benchmark-only -o python_files="bench_*.py"
+
+# The study's scripts import one another: their own folder is on the path, never the root. The runs they start are safe again.
+study: install
+	env -u PYTHONSAFEPATH $(BIN)/python bench/studies/run.py --tier $(TIER)
+	env -u PYTHONSAFEPATH $(BIN)/python bench/studies/collect.py
+
+study-report: install
+	env -u PYTHONSAFEPATH $(BIN)/python bench/studies/report.py
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""The command line: `fastrl train | warmup | eval | verify | plan | doctor`. Heavy imports happen in the commands."""
+"""The command line: `fastrl train | warmup | eval | compare | verify | plan | doctor`.
+
+Heavy imports happen in the commands.
+"""
 
 import importlib.metadata
 import sys
@@ -41,6 +44,16 @@ class EvalCommand:
     """Evaluate a model: fastrl eval CONFIG.toml [--section.key value …]"""
 
     config: Annotated[EvalConfig, Flat, Values] = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Evaluations side by side: fastrl compare RUN RUN … [--output PATH]"""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders or evaluation files over the same problems; differences are to the first."""
+    output: Path = Path("comparison")
+    """PATH.png and PATH.html are written."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,13 @@ def _eval(arguments: list[str]) -> None:
     evaluate(command.config)
 
 
+def _compare(arguments: list[str]) -> None:
+    command = tyro.cli(CompareCommand, args=arguments, prog="fastrl compare")
+    from fastrl.compare import compare
+
+    print(compare(list(command.runs), command.output))
+
+
 def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
     from fastrl.plan import make_plan, plan_text
@@ -157,6 +177,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "warmup": _warmup,
     "eval": _eval,
+    "compare": _compare,
     "verify": _verify,
     "plan": _plan,
     "doctor": _doctor,

@@ -231,6 +231,24 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class LedgerConfig:
+    """Where probability goes during training: exact log-probs of a fixed set of completions, in ledger.jsonl."""
+
+    every: int = 0
+    """Measure every n steps; 0: never."""
+    num_prompts: int = 16
+    """Validation prompts (training prompts where there are none) that are followed."""
+    num_samples: int = 64
+    """Completions of the initial policy per prompt; the first `batch.rollouts_per_prompt` are the ones penalised."""
+    num_positions: int = 256
+    """Tokens of correct and of penalised completions, of each so many, whose whole distributions are followed."""
+    top_k: int = 5
+    """Alternatives named for each of the tokens that lost most."""
+    gradients: bool = False
+    """Norm and angle of the gradients of either sign: a backward pass and a set of gradients more for each."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """`fastrl train`."""
 
@@ -242,6 +260,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,13 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "max_nonfinite_steps": (0, INF),
         "watchdog_s": (0, INF),
     },
+    "ledger": {
+        "every": (0, INF),
+        "num_prompts": (1, INF),
+        "num_samples": (1, INF),
+        "num_positions": (1, INF),
+        "top_k": (1, INF),
+    },
     "data": {"num_steps": (1, INF), "batch_size": (1, INF)},
     "scratch": {
         "hidden_size": (1, INF),
@@ -176,6 +183,10 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
     _require(
         config.model.lora_rank == 0,
         f"{why}: adapters are not sharded so far; model.lora_rank must be 0, not {config.model.lora_rank}",
+    )
+    _require(
+        config.ledger.every == 0,
+        f"{why}: the ledger needs unsharded parameters so far; ledger.every must be 0, not {config.ledger.every}",
     )
     _require(kind == "adamw", f"{why}: float32 shards need optimizer.kind = 'adamw', not '{kind}'")
 

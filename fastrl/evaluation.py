@@ -1,7 +1,8 @@
 """Evaluation: n samples per problem, scored; pass@k with intervals over problems, maj@k, diversity, entropy.
 
 The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same,
-"mean_length", "mean_token_entropy", "distinct_answers", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
+"mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration",
+"problems": [{"id", "num_correct", "num_samples"}, …], …}.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from fastrl import statistics
+from fastrl.calibration import calibration, stated_confidence
 from fastrl.config import EvaluationConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
@@ -35,6 +37,7 @@ class Outcome:
     """What the statistics need of one rollout; the rollout itself only where its entropy is asked for."""
 
     verdict: Verdict
+    confidence: float | None
     num_tokens: int
     is_truncated: bool
     rollout: Rollout | None
@@ -58,7 +61,9 @@ class Evaluator:
         if not problems:
             raise ValueError(f"task '{self.task.name}' has no problems in split '{config.split}': nothing to evaluate")
         start = time.perf_counter()
-        result = self._summary(problems, self._outcomes(problems, config), config)
+        outcomes = self._outcomes(problems, config)
+        result = self._summary(problems, outcomes, config)
+        result["calibration"] = calibration([o.confidence for o in outcomes], [self._is_correct(o) for o in outcomes])
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Outcome]:
@@ -76,8 +81,8 @@ class Evaluator:
         verdicts = self.verifier.score([(p.prompt, t, p.row) for p, t in zip(asked, texts, strict=True)])
         indices = [n * i + sample for i in mine for sample in range(n)]
         outcomes = {
-            i: Outcome(verdict, len(r.completion_ids), r.is_truncated, r if i in scored else None)
-            for i, r, verdict in zip(indices, rollouts, verdicts, strict=True)
+            i: Outcome(verdict, stated_confidence(t), len(r.completion_ids), r.is_truncated, r if i in scored else None)
+            for i, r, t, verdict in zip(indices, rollouts, texts, verdicts, strict=True)
         }
         everyones = {i: outcome for one in ranks.gather(outcomes) for i, outcome in one.items()}
         return [everyones[i] for i in range(num_rollouts)]
@@ -92,9 +97,12 @@ class Evaluator:
             repetition_penalty=config.repetition_penalty,
         )
 
+    def _is_correct(self, outcome: Outcome) -> bool:
+        return (outcome.verdict.reward or 0.0) >= self.correct_threshold
+
     def _summary(self, problems: Sequence[Problem], outcomes: list[Outcome], config: EvaluationConfig) -> dict:
         n = config.num_samples
-        is_correct = _by_problem([(o.verdict.reward or 0.0) >= self.correct_threshold for o in outcomes], n)
+        is_correct = _by_problem([self._is_correct(o) for o in outcomes], n)
         answers = _by_problem([o.verdict.answer for o in outcomes], n)
         num_correct = [sum(row) for row in is_correct]
         distinct_correct = statistics.distinct_answers(
@@ -115,10 +123,12 @@ class Evaluator:
             "mean_token_entropy": self._entropy([o.rollout for o in outcomes if o.rollout]),
             "distinct_answers": float(distinct.mean()),
             "distinct_correct_answers": float(distinct_correct.mean()),
+            "majority_share": float(statistics.majority_share(answers).mean()),
+            "pass_slope": dataclasses.asdict(statistics.pass_slope(num_correct, n)) if n > 1 else None,
             "settings": dataclasses.asdict(config),
             "problems": [
-                {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d)}
-                for p, c, d in zip(problems, num_correct, distinct, strict=True)
+                {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d), "distinct_correct": int(e)}
+                for p, c, d, e in zip(problems, num_correct, distinct, distinct_correct, strict=True)
             ],
         }
 

@@ -55,7 +55,7 @@ def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenize
 
     ValueError when that exceeds the micro-batch budget or the model's context.
     """
-    splits = {"validation"} if config.evaluation.every else set()
+    splits = {"validation"} if config.evaluation.every or config.ledger.every else set()
     splits |= {config.evaluation.split} if config.evaluation.at_end else set()
     evaluated = [p for split in splits for p in getattr(task, split)]
     uses = {

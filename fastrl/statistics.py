@@ -10,6 +10,7 @@ of the differences, problem by problem, which is much tighter than two separate 
 Shapes: P problems, K values of k, n samples of one problem. An `evaluation` is the dict that `eval/*.json` holds.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -162,6 +163,26 @@ def _vote_accuracy(answers: list[str | None], is_correct: list[bool], subsets_Dk
 def distinct_answers(answers: list[list[str | None]]) -> np.ndarray:
     """The number of different answers per problem, None not counted. Returns (P,) int64."""
     return np.array([len(set(row) - {None}) for row in answers], dtype=np.int64)
+
+
+def pass_slope(num_correct_P, num_samples: int) -> Interval:
+    """Rise of pass@k per doubling of k: least squares of pass@k on log2 k over k = 1, 2, 4, …, with its interval.
+
+    A log-linear summary of a curve that bends; 0 for a model whose samples of a problem are all right or all wrong.
+    Raises ValueError for fewer than 2 samples.
+    """
+    ks = ks_up_to(num_samples)
+    if len(ks) < 2:
+        raise ValueError(f"a slope needs at least 2 samples per problem, got {num_samples}")
+    x_K = np.log2(ks) - np.log2(ks).mean()
+    values_PK = np.stack([pass_at_k(num_correct_P, num_samples, k) for k in ks], axis=1)
+    return bootstrap(values_PK @ x_K / (x_K @ x_K))
+
+
+def majority_share(answers: list[list[str | None]]) -> np.ndarray:
+    """Share of a problem's samples that give its most frequent answer; None is no answer. Returns (P,) float64."""
+    counts = [Counter(a for a in row if a is not None) for row in answers]
+    return np.array([max(c.values(), default=0) / len(row) for c, row in zip(counts, answers, strict=True)])
 
 
 def paired_difference(a_P, b_P, **resampling) -> Interval:

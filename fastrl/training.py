@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fastrl.evaluation import Evaluator, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.kernels import TokenLoss
+from fastrl.ledger.ledger import open_ledger
 from fastrl.objectives import SIGN_OBJECTIVES
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy, load_model, resolve_device
@@ -91,6 +93,16 @@ class Run:
         self.stack.callback(self.writer.close)
         self.sampler.publish(self.completed_step)
         self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
+        self.ledger = open_ledger(
+            config,
+            self.folder.path,
+            self.completed_step,
+            task=self.task,
+            tokenizer=self.tokenizer,
+            sampler=self.sampler,
+            verifier=self.trainer.verifier,
+            policy=self.policy,
+        )
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
 
     def _open_log(self, resume: bool) -> MetricsLog:
@@ -194,6 +206,7 @@ class Run:
         try:
             if self.completed_step and not self._validation_file().exists():
                 self._validate()  # the run was interrupted between this step and its validation
+            self._record_ledger()
             for step in range(self.completed_step + 1, self.config.run.num_steps + 1):
                 self._step(step)
             self._save_checkpoint()
@@ -239,6 +252,7 @@ class Run:
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         self.divergence.check(step, metrics)
+        self._record_ledger(batch.scored)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint(is_best=is_best)
@@ -262,6 +276,10 @@ class Run:
         is_best = value > self.best
         self.best = max(value, self.best)
         return is_best
+
+    def _record_ledger(self, scored: Sequence[Rollout] = ()) -> None:
+        if self.ledger:
+            self.ledger.record(self.completed_step, scored)
 
     def _choose_importance(self) -> None:
         """Once, when the probe is calibrated; what it was calibrated to is part of every checkpoint."""

@@ -68,7 +68,7 @@ def test_warmup_from_a_file(tmp_path, countdown_folder, capsys):
 
 def test_usage(capsys):
     assert main([]) == 2 and main(["--help"]) == 0 and main(["trian"]) == 2
-    assert "train | warmup | eval | verify | plan | doctor" in capsys.readouterr().out
+    assert "train | warmup | eval | compare | verify | plan | doctor" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert stop.value.code == 0 and "--algorithm.objective" in capsys.readouterr().out

@@ -28,6 +28,11 @@ def test_eval_command_writes_json_plot_and_table(warm_folder, tmp_path, capsys):
     assert all(set(v) == {"mean", "low", "high"} for v in first["pass_at_k"].values())
     assert {"id", "num_correct", "num_samples"} <= set(first["problems"][0])
     assert 0 < first["mean_token_entropy"] < 4 and first["mean_length"] <= 12
+    assert 1 / 8 <= first["majority_share"] < 1 and first["calibration"] is None
+    slope = first["pass_slope"]
+    rise = first["pass_at_k"]["8"]["mean"] - first["pass_at_k"]["1"]["mean"]
+    assert 0 < slope["low"] < slope["mean"] < slope["high"] and slope["mean"] == pytest.approx(rise / 3, rel=0.2)
+    assert all(p["distinct_correct"] <= min(p["num_correct"], p["distinct_answers"]) for p in first["problems"])
     assert 1 < first["distinct_answers"] <= 8 and first["distinct_correct_answers"] <= first["distinct_answers"]
     assert first["pass_at_k"]["1"]["mean"] == first["maj_at_k"]["1"]["mean"] > 0
     assert (tmp_path / "a.png").stat().st_size > 10_000
@@ -41,7 +46,7 @@ def test_eval_command_writes_json_plot_and_table(warm_folder, tmp_path, capsys):
 
 def test_an_evaluation_samples_as_it_is_told(warm_folder, tmp_path):
     greedy = run_eval(warm_folder, tmp_path / "greedy.json", "--evaluation.temperature", "0")
-    assert greedy["distinct_answers"] == 1.0
+    assert greedy["distinct_answers"] == 1.0 == greedy["majority_share"] and greedy["pass_slope"]["mean"] == 0
     short = run_eval(warm_folder, tmp_path / "short.json", "--evaluation.max-new-tokens", "3")
     assert short["mean_length"] <= 3 and short["truncated_share"] > 0
 
@@ -58,3 +63,53 @@ def test_doctor_names_what_will_run(capsys):
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "sampler: embedded" in output and "kernel token_logprobs: native" in output and "torch: 2" in output
+
+
+CONFIDENT = """
+def reward(prompt, completion, **row):
+    return float(completion.endswith("1"))
+"""
+
+
+def test_distinct_correct_counts_expressions_and_confidence_is_read(tmp_path, monkeypatch):
+    """A sampler that says what it is told: the rest of the evaluation is the real one."""
+    from fastrl.config import EvaluationConfig, ScratchConfig, TaskConfig
+    from fastrl.evaluation import Evaluator
+    from fastrl.policy.model import Policy
+    from fastrl.policy.scratch import scratch_model, scratch_tokenizer
+    from fastrl.rollouts import Rollout
+    from fastrl.tasks import load_task
+    from fastrl.tasks.problem import Problem
+    from fastrl.tasks.verify import make_pool
+
+    config = ScratchConfig(characters="0123456789+-*()=: .confide")
+    tokenizer = scratch_tokenizer(config)
+    model = scratch_model(config, tokenizer, seed=0)
+
+    class Told:
+        def __init__(self, texts):
+            self.texts = texts
+
+        def generate(self, prompts, settings, seeds):
+            ids = [[*tokenizer(t).input_ids, tokenizer.eos_token_id] for t in self.texts]
+            return [Rollout(prompts[0], i, [0.0] * len(i), "stop", 0) for i in ids]
+
+    def evaluate(task, problem, texts):
+        with make_pool(task.reward, TaskConfig(num_workers=1)) as verifier:
+            evaluator = Evaluator(task, tokenizer, Told(texts), verifier, Policy(model), 4096, 32)
+            return evaluator.run([problem], EvaluationConfig(num_samples=len(texts)))
+
+    countdown = load_task(TaskConfig(name="countdown"), splits=())
+    problem = Problem("p", "1 2 3 4=10:", {"numbers": [1, 2, 3, 4], "target": 10})
+    found = evaluate(countdown, problem, ["1+2+3+4", "1 + 2+3+4", "4+3+2+1", "1+2+3-4"])
+    assert (found["distinct_correct_answers"], found["distinct_answers"], found["majority_share"]) == (2, 3, 0.5)
+    assert found["calibration"] is None
+
+    (tmp_path / "rewards_of_confidence.py").write_text(CONFIDENT)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1"}\n')
+    monkeypatch.chdir(tmp_path)
+    own = load_task(TaskConfig(name="rewards_of_confidence:reward", train="rows.jsonl"))
+    texts = ["confidence: 0.1", "confidence: 0.9", "confidence: 1", "5"]  # right when it ends in 1
+    found = evaluate(own, own.train[0], texts)["calibration"]
+    assert found["stated_share"] == 0.75 and found["accuracy"] == pytest.approx(2 / 3)
+    assert found["brier"] == pytest.approx((0.81 + 0.81 + 0) / 3) and found["auroc"] == 0.5

@@ -14,10 +14,12 @@ from fastrl.statistics import (
     ks_up_to,
     maj_at_k,
     maj_curve,
+    majority_share,
     paired_difference,
     paired_pass_difference,
     pass_at_k,
     pass_curve,
+    pass_slope,
     solved_and_lost,
 )
 
@@ -203,3 +205,19 @@ def test_comparisons_refuse_different_problems(compare):
     twice = {"num_samples": 4, "problems": [{"id": "a", "num_correct": 1}] * 2}
     with pytest.raises(ValueError, match="problem 'a' twice"):
         compare(twice, twice)
+
+
+def test_slope_is_the_least_squares_line_through_the_curve():
+    counts = [0, 1, 3, 8]
+    curve = pass_curve(counts, 8)
+    slope, _ = np.polyfit([0, 1, 2, 3], [curve[k].mean for k in (1, 2, 4, 8)], 1)
+    found = pass_slope(counts, 8)
+    assert found.mean == pytest.approx(slope, abs=1e-12) and found.low < found.mean < found.high
+    assert pass_slope([0, 8], 8) == Interval(0, 0, 0)
+    with pytest.raises(ValueError, match="at least 2 samples per problem, got 1"):
+        pass_slope([1], 1)
+
+
+def test_majority_share_by_hand():
+    answers = [["a", "a", "b", None], [None, None, None, None], ["a", "b", "c", "d"], [None, None, None, "x"]]
+    assert majority_share(answers).tolist() == [0.5, 0, 0.25, 0.25]

@@ -47,7 +47,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         if resume_step is not None:
-            _drop_lines_after(path, resume_step)
+            drop_lines_after(path, resume_step)
         elif path.exists() and path.stat().st_size:
             raise ValueError(f"{path} already holds the metrics of a run; resume it or choose another folder")
         self._file = path.open("a", encoding="ascii")
@@ -85,10 +85,11 @@ def check_sinks(sinks: Iterable[str]) -> None:
             raise ValueError(f"the metrics sink {name!r} needs a package: pip install fastrl[track]")
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def drop_lines_after(path: Path, step: int) -> None:
+    """Keep the rows up to `step`; later ones go to NAME.dropped.jsonl beside it."""
     rows = read_jsonl(path) if path.exists() else []
     if dropped := [row for row in rows if row["step"] > step]:
-        append_jsonl(path.with_name("metrics.dropped.jsonl"), dropped)
+        append_jsonl(path.with_suffix(".dropped.jsonl"), dropped)
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     append_jsonl(temporary, [row for row in rows if row["step"] <= step])

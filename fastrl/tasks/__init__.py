@@ -67,6 +67,7 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
         template=_resolve_template(config, kind),
         instruction=kind.instruction,
         demonstrations=kind.demonstrations if not config.train else None,
+        solutions=kind.solutions,
         **problems,
     )
 

@@ -9,7 +9,7 @@ problems and the digits within a prompt.
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import combinations_with_replacement, islice
+from itertools import combinations_with_replacement, islice, permutations, product
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,29 @@ def demonstrations(rng: Random, count: int) -> list[tuple[str, str]]:
     return [(write_prompt(rng.sample(digits, len(digits)), value), text) for digits, value, text in expressions]
 
 
+def solutions(row: dict) -> list[str]:
+    """Every correct expression without spaces and needless parentheses, sorted; empty for more than NUM_DIGITS numbers.
+
+    These are all the texts that `demonstrations` could give for the problem.
+    """
+    if len(row["numbers"]) > NUM_DIGITS:
+        return []
+    orders = set(permutations(row["numbers"]))
+    return sorted({text for order in orders for value, text, _ in _expressions(order) if value == row["target"]})
+
+
+def _expressions(numbers: tuple[int, ...]) -> set[tuple[int, str, int]]:
+    """Everything that `combine` can write with the numbers in this order."""
+    if len(numbers) == 1:
+        return {(numbers[0], str(numbers[0]), 3)}
+    return {
+        combine(operator, left, right)
+        for cut in range(1, len(numbers))
+        for left, right in product(_expressions(numbers[:cut]), _expressions(numbers[cut:]))
+        for operator in "+-*"
+    }
+
+
 def _random_expressions(rng: Random, split: str) -> Iterator[tuple[list[int], int, str]]:
     """Endless (digits, value, text) of random expressions whose problem belongs to the split."""
     owners = solvable()
@@ -173,4 +196,5 @@ COUNTDOWN = TaskKind(
     template="none",
     generate=generate,
     demonstrations=demonstrations,
+    solutions=solutions,
 )

@@ -37,6 +37,8 @@ class Problem:
     row: dict
 
 
+# row of a problem -> correct completions of it, all different; empty where there are too many to list.
+Solutions = Callable[[dict], list[str]]
 # (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct.
 Demonstrations = Callable[[Random, int], list[tuple[str, str]]]
 
@@ -58,6 +60,7 @@ class TaskKind:
     instruction: str = ""
     generate: Callable[..., Sequence[Problem]] | None = None
     demonstrations: Demonstrations | None = None
+    solutions: Solutions | None = None
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,4 @@ class Task:
     template: str
     instruction: str = ""
     demonstrations: Demonstrations | None = None
+    solutions: Solutions | None = None

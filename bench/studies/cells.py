@@ -1,0 +1,168 @@
+"""What the study runs: cells, each one training run with its own seed and settings, by tier.
+
+Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and data
+are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 3 is not a setting: one rule chooses
+it for every family of objectives (`selection`), on other draws of problems and with a seed of its own.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from fastrl.config import TrainConfig
+from fastrl.config_files import load_config
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TIERS = (0, 1, 2, 3)
+NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
+NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
+FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
+LEARNING_RATES = (1.5e-5, 3e-5, 6e-5, 1.2e-4)
+SELECTION_SEED, SELECTION_DATA_SEED = 100, 1  # another order, and other draws of training and validation problems
+NO_CLIP = {"algorithm.clip_low": 0.999, "algorithm.clip_high": 1e6}  # the ratio stays, its bounds never act
+
+OBJECTIVES = {
+    "psr": {"algorithm.objective": "psr"},
+    "nsr": {"algorithm.objective": "nsr"},
+    "w-reinforce-0.05": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 0.05},
+    "w-reinforce-0.1": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 0.1},
+    "w-reinforce-0.2": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 0.2},
+    "w-reinforce-1": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 1.0},
+    "grpo": {"algorithm.objective": "grpo"},
+    "dr-grpo": {"algorithm.objective": "dr-grpo", "algorithm.reduction": "constant"},
+    "rloo": {"algorithm.objective": "rloo"},
+}
+REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run. `selection` names the sweep that chose its learning rate; empty: the settings hold it.
+
+    `rewards` is a function of rewards.py that replaces the verifier in training (never in evaluation). `warmup` is the
+    number of supervised steps of the initial model, 0 for the demo's own (1600).
+    """
+
+    name: str
+    seed: int
+    settings: dict[str, object] = field(hash=False)
+    selection: str = ""
+    num_steps: int = NUM_STEPS
+    test_samples: int = 256
+    rewards: str = ""
+    warmup: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}.seed{self.seed}"
+
+    @property
+    def is_followed(self) -> bool:
+        """Evaluated along the way: not with a foreign reward, which the run's own evaluation would use as well."""
+        return not self.rewards
+
+
+def with_settings(config: TrainConfig, settings: dict[str, object]) -> TrainConfig:
+    """The config with `section.key` values replaced."""
+    for name, value in settings.items():
+        section, key = name.split(".")
+        changed = dataclasses.replace(getattr(config, section), **{key: value})
+        config = dataclasses.replace(config, **{section: changed})
+    return config
+
+
+def train_config(cell: Cell, folder: Path, *, lr: float | None = None, model: Path | None = None) -> TrainConfig:
+    """The cell's run in `folder`; `lr` where a sweep chose it."""
+    common = {
+        "model.path": str(model or ROOT / "models" / "countdown"),
+        "task.num_validation": NUM_FOLLOWED,
+        "task.num_test": NUM_TEST,
+        "task.num_workers": 1,
+        "evaluation.every": FOLLOW_EVERY if cell.is_followed else 0,
+        "evaluation.num_samples": FOLLOW_SAMPLES,
+        "evaluation.at_end": False,
+        "evaluation.seed": 1000 + cell.seed,
+        "run.folder": str(folder),
+        "run.seed": cell.seed,
+        "run.num_steps": cell.num_steps,
+        "run.keep_last": 1,
+        "run.scored_rollouts": 32,
+        "run.sinks": (),
+    }
+    chosen = {} if lr is None else {"optimizer.lr": lr}
+    base = load_config(TrainConfig, ROOT / "configs" / "countdown.toml")
+    return with_settings(base, common | chosen | cell.settings)
+
+
+def selection_cells(sweep: str) -> list[Cell]:
+    """One run per learning rate of a sweep: the name of an objective, or `objective.u1` for one update per batch."""
+    has_one_update = sweep.endswith(".u1")
+    settings = dict(OBJECTIVES[sweep.removesuffix(".u1")])
+    settings |= {"task.seed": SELECTION_DATA_SEED, "evaluation.num_samples": 16}
+    settings |= {"algorithm.updates_per_batch": 1} if has_one_update else {}
+    rates = LEARNING_RATES[1:] if has_one_update else LEARNING_RATES[:3]
+    return [
+        Cell(f"select.{sweep}.lr{rate:g}", SELECTION_SEED, settings | {"optimizer.lr": rate}, test_samples=0)
+        for rate in rates
+    ]
+
+
+def sweep_of(objective: str, updates: int = 4) -> str:
+    """Families share a sweep: the weights of W-REINFORCE, and the objectives with a group baseline."""
+    is_grouped = objective in ("grpo", "dr-grpo", "rloo")
+    shared = "grpo" if is_grouped else "w-reinforce-0.1" if objective.startswith("w-") else objective
+    return shared if updates > 1 else f"{shared}.u1"
+
+
+def tier0() -> Iterator[Cell]:
+    """The sweeps that tier 1 needs."""
+    for sweep in dict.fromkeys(map(sweep_of, OBJECTIVES)):
+        yield from selection_cells(sweep)
+
+
+def tier1() -> Iterator[Cell]:
+    """Every objective on three seeds, with the ledger."""
+    ledger = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
+    for seed, (name, settings) in product((1, 2, 3), OBJECTIVES.items()):
+        yield Cell(f"tier1.{name}", seed, settings | ledger, sweep_of(name))
+
+
+def tier2() -> Iterator[Cell]:
+    """PSR and NSR by updates, clipping and reduction. With one update the ratio is 1: clipping cannot act."""
+    for seed, name, reduction in product((1, 2), ("psr", "nsr"), REDUCTIONS):
+        for updates, clip in ((1, "clip"), (4, "clip"), (4, "free")):
+            settings = OBJECTIVES[name] | {
+                "algorithm.updates_per_batch": updates,
+                "algorithm.reduction": REDUCTIONS[reduction],
+            }
+            settings |= NO_CLIP if clip == "free" else {}
+            cell_name = f"tier2.{name}.u{updates}.{clip}.{reduction}"
+            yield Cell(cell_name, seed, settings, sweep_of(name, updates), test_samples=64)
+
+
+def tier3() -> Iterator[Cell]:
+    """Base strength, long runs, the entropy bonus, and controls whose reward says nothing, the opposite, or little."""
+    for steps, name in product((200, 600), ("psr", "nsr", "w-reinforce-0.1")):
+        yield Cell(f"tier3.base{steps}.{name}", 1, OBJECTIVES[name], sweep_of(name), warmup=steps)
+    for name in ("psr", "nsr", "w-reinforce-0.1"):
+        yield Cell(f"tier3.long.{name}", 1, OBJECTIVES[name], sweep_of(name), num_steps=LONG_STEPS)
+        yield Cell(f"tier3.entropy.{name}", 1, OBJECTIVES[name] | {"algorithm.entropy_coef": 1e-3}, sweep_of(name))
+    for name in ("psr", "nsr"):
+        yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="coin")
+        yield Cell(f"tier3.inverted.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="inverted")
+        yield Cell(f"tier3.one-problem.{name}", 1, OBJECTIVES[name] | {"task.num_train": 1}, sweep_of(name))
+
+
+def cells_of(tier: int) -> list[Cell]:
+    """The cells of a tier; ValueError for a tier that there is none of."""
+    if tier not in TIERS:
+        raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3}[tier]())
+
+
+def sweeps_needed(cells: list[Cell]) -> list[Cell]:
+    """The selection runs that must be finished before these cells can start."""
+    return [run for sweep in dict.fromkeys(c.selection for c in cells if c.selection) for run in selection_cells(sweep)]

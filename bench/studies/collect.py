@@ -1,0 +1,115 @@
+"""From runs/study to bench/studies/results: what the report needs of every finished cell, small enough to commit."""
+
+import json
+from pathlib import Path
+
+import tyro
+from cells import FOLLOW_EVERY, HERE, TIERS, Cell, cells_of, selection_cells
+from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, final_pass_at_1, finished_cells
+
+from fastrl.config import TrainConfig
+from fastrl.config_files import load_config
+from fastrl.records.jsonl import as_json, read_jsonl
+
+RESULTS = HERE / "results"
+SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")
+METRICS = ("clip/positive", "clip/negative", "update/num_updates", "update/kept_share", "entropy/mean", "grad_norm")
+
+
+def evaluation_row(path: Path) -> dict:
+    """Counts by problem in the order of the file, and the scalars."""
+    evaluation = json.loads(path.read_text())
+    row = {"num_samples": evaluation["num_samples"], "num_correct": [p["num_correct"] for p in evaluation["problems"]]}
+    return row | {"ids": [p["id"] for p in evaluation["problems"]]} | {name: evaluation[name] for name in SCALARS}
+
+
+def followed_row(folder: CellFolder) -> dict:
+    """Counts by step and problem along the run."""
+    steps = range(FOLLOW_EVERY, folder.cell.num_steps + 1, FOLLOW_EVERY)
+    rows = [evaluation_row(folder.validation(step)) for step in steps]
+    return {
+        "steps": list(steps),
+        "num_samples": rows[0]["num_samples"],
+        "num_correct": [row["num_correct"] for row in rows],
+        "entropy": [row["mean_token_entropy"] for row in rows],
+    }
+
+
+def ledger_rows(folder: CellFolder) -> list[dict]:
+    """The run's ledger without what is long: prompts one by one, named tokens."""
+    path = folder.run / "ledger.jsonl"
+    rows = read_jsonl(path) if path.exists() else []
+    for row in rows:
+        del row["prompts"]
+        for sign in row["tokens"].values():
+            del sign["largest"]
+    return rows
+
+
+def metric_means(folder: CellFolder) -> dict[str, float]:
+    """Means over the steps of the run, missing values left out."""
+    rows = read_jsonl(folder.run / "metrics.jsonl")
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in METRICS}
+    return {name: sum(v) / len(v) for name, v in values.items() if v}
+
+
+def cell_row(cell: Cell) -> dict:
+    """Everything that is kept of a finished cell."""
+    folder = CellFolder(cell)
+    config = load_config(TrainConfig, folder.run / "config.toml")
+    row = {"name": cell.name, "seed": cell.seed, "lr": config.optimizer.lr, "warmup": cell.warmup}
+    row |= {"num_steps": cell.num_steps, "test": evaluation_row(folder.test), "metrics": metric_means(folder)}
+    if cell.is_followed:
+        row["followed"] = followed_row(folder)
+    return row | {"ledger": ledger_rows(folder)}
+
+
+def base_row() -> dict:
+    """The initial models: the demo's, and the weaker ones of tier 3."""
+    row = {"test": evaluation_row(BASE)}
+    if BASE_FOLLOWED.exists():
+        row["followed"] = evaluation_row(BASE_FOLLOWED)
+    for path in sorted(STUDY.glob("warm-*-base/test.json")):
+        row[path.parent.name.removesuffix("-base")] = evaluation_row(path)
+    return row
+
+
+def sweep_rows() -> list[dict]:
+    """pass@1 by learning rate of every finished sweep."""
+    sweeps = {c.selection for tier in TIERS for c in cells_of(tier) if c.selection}
+    cells = [c for sweep in sorted(sweeps) for c in selection_cells(sweep) if CellFolder(c).is_finished]
+    return [
+        {"name": c.name, "lr": c.settings["optimizer.lr"], "pass_at_1": final_pass_at_1(c), "num_steps": c.num_steps}
+        for c in cells
+    ]
+
+
+def rounded(value: object) -> object:
+    """Floats to six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def write(name: str, rows: object) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(rounded(as_json(rows)), separators=(",", ":")) + "\n")
+
+
+def main() -> None:
+    """Write results/*.json; tiers of which nothing is finished are left as they are."""
+    if BASE.exists():
+        write("base", base_row())
+    if sweeps := sweep_rows():
+        write("sweeps", sweeps)
+    for tier in TIERS[1:]:
+        finished = finished_cells(tier)
+        if finished:
+            write(f"tier{tier}", [cell_row(c) for c in finished])
+        print(f"tier {tier}: {len(finished)} cells are finished; it has {len(cells_of(tier))}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

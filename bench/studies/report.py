@@ -1,0 +1,143 @@
+"""Fill README.md with what results/*.json say, and draw the figures. collect.py makes results from runs/.
+
+python bench/studies/report.py        (make study-report)
+"""
+
+import re
+from pathlib import Path
+
+import results
+import tyro
+from bands import band, difference_at_equal_pass_at_1, verdict
+from claims import CLAIMS, between, points
+from figures import draw_curves, draw_paths
+
+README = Path(__file__).resolve().parent / "README.md"
+KS = (1, 4, 16, 64, 256)
+LEDGER = {
+    "left penalised": ("moved", "left_penalised"),
+    "to correct": ("moved", "to_correct"),
+    "to other wrong": ("moved", "to_other_wrong"),
+    "to the rest": ("moved", "to_rest"),
+    "Δlogp correct": ("logprob", "correct", "change"),
+    "weighted": ("logprob", "correct", "weighted_change"),
+    "Δlogp penalised": ("logprob", "penalised", "change"),
+    "follows prior": ("tokens", "negative", "movement", "follows_prior"),
+    "cosine of signs": ("gradient", "cosine"),
+    "unlisted mass": ("mass", "rest"),
+}
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table of which the first row is the header."""
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def percent(value) -> str:
+    return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def curve_table(tier: int) -> str:
+    """pass@k with bands over problems and seeds, entropy and distinct solutions, of every cell of a tier."""
+    found = results.cells(tier)
+    if not found:
+        return "not run"
+    start = results.base()["test"]
+    ks = [k for k in KS if k <= max(c.num_samples for c in found.values())]
+    header = ["cell", "seeds", "lr", *(f"@{k}" for k in ks), "entropy", "distinct correct", "clipped + / −"]
+    rows = [header, ["base", "", "", *_bands(results.base_counts(), start["num_samples"], ks)]]
+    rows[1] += [f"{start['mean_token_entropy']:.2f}", f"{start['distinct_correct_answers']:.1f}", ""]
+    for name, cell in found.items():
+        clipped = " / ".join(f"{100 * cell.mean('metrics', f'clip/{sign}'):.1f} %" for sign in ("positive", "negative"))
+        row = [name, str(len(cell.seeds)), f"{cell.rows[0]['lr']:g}", *_bands(cell.counts_SP, cell.num_samples, ks)]
+        row += [
+            f"{cell.mean('test', 'mean_token_entropy'):.2f}",
+            f"{cell.mean('test', 'distinct_correct_answers'):.1f}",
+        ]
+        rows.append([*row, clipped])
+    return table(rows)
+
+
+def _bands(counts_SP, num_samples: int, ks: list[int]) -> list[str]:
+    return [percent(band(counts_SP, num_samples, k)) if k <= num_samples else "–" for k in ks]
+
+
+def equal_table() -> str:
+    """Every objective against PSR at k = 64, at equal steps (test problems) and at equal pass@1 (followed problems)."""
+    found = results.cells(1)
+    if "psr" not in found or "followed" not in results.base():
+        return "not run"
+    rows = [
+        ["objective − PSR, pass@64", "equal steps", *(f"equal pass@1, {p:.0%} of the way" for p in (0.5, 0.75, 0.95))]
+    ]
+    for name, cell in found.items():
+        value = between(name, "psr", 64)() if name != "psr" else None
+        if value is None:
+            continue
+        row = [name, f"{points(value)} {verdict(value)}"]
+        for progress in (0.5, 0.75, 0.95):
+            first, psr = results.of_common_seeds([cell, found["psr"]])
+            num_samples = first.rows[0]["followed"]["num_samples"]
+            level, value = difference_at_equal_pass_at_1(first.path_STP, psr.path_STP, num_samples, 64, progress)
+            row.append(f"at {100 * level:.1f}: {points(value)} {verdict(value)}")
+        rows.append(row)
+    return table(rows)
+
+
+def ledger_table() -> str:
+    """The last line of every cell's ledger, means over seeds."""
+    found = {name: c for name, c in results.cells(1).items() if c.last_ledger("step") is not None}
+    if not found:
+        return "not run"
+    rows = [["cell", *LEDGER]]
+    for name, cell in found.items():
+        values = [cell.last_ledger(*keys) for keys in LEDGER.values()]
+        rows.append([name, *("–" if v is None else f"{v:+.3f}" for v in values)])
+    return table(rows)
+
+
+def sweep_table() -> str:
+    """pass@1 by learning rate: what the rule chose from."""
+    rows = results.read("sweeps")
+    if not rows:
+        return "not run"
+    shown = [[r["name"].removeprefix("select."), f"{100 * r['pass_at_1']:.1f}"] for r in rows]
+    return table([["sweep and rate", "pass@1 at the end"], *shown])
+
+
+def sections() -> dict[str, str]:
+    """What stands between the markers of README.md, by name."""
+    claims = [["who", "says", "predicts", "measured, points", "verdict"], *(claim.row() for claim in CLAIMS)]
+    return {
+        "claims": table(claims),
+        "sweeps": sweep_table(),
+        "tier1": curve_table(1),
+        "equal": equal_table(),
+        "ledger": ledger_table(),
+        "tier2": curve_table(2),
+        "tier3": curve_table(3),
+    }
+
+
+def fill(text: str, contents: dict[str, str]) -> str:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`. ValueError for a marker that is missing."""
+    for name, content in contents.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{README} has no markers <!-- {name} --> … <!-- /{name} -->")
+        text = pattern.sub(lambda match, new=content: f"{match[1]}\n{new}\n\n{match[2]}", text)
+    return text
+
+
+def main() -> None:
+    """Rewrite README.md and the figures."""
+    README.write_text(fill(README.read_text(), sections()))
+    if found := results.cells(1):
+        draw_curves(found, README.with_name("pass_at_k.png"))
+        draw_paths(found, README.with_name("equal_pass_at_1.png"))
+    print(README)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

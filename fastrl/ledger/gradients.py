@@ -1,0 +1,62 @@
+"""Gradients of either sign on the probe set, weighed as on-policy sampling would weigh them.
+
+    correct  Σ_y∈correct π(y|x) ∇log π(y|x)        wrong  −Σ_y∈wrong π(y|x) ∇log π(y|x)        means over prompts
+
+Over *all* completions the two are equal: E[∇log π] = 0, so PSR and NSR have one exact on-policy gradient. How far the
+cosine is from 1 says how much the listed completions leave out.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrl.ledger.probe_set import ProbeSet
+from fastrl.policy.model import Policy
+from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.rollouts import Rollout
+
+
+def sign_gradients(
+    policy: Policy, probe_set: ProbeSet, logprobs_S: np.ndarray, token_budget: int
+) -> dict[str, float | int | None]:
+    """Norms of the two ascent directions, their cosine (None where one is 0), and tokens behind each.
+
+    Two sets of gradients exist at once; no parameter's `.grad` is touched.
+    """
+    plain = Policy(policy.model, temperature=policy.temperature)  # A·log p alone: no clip, no regulariser
+    parts = {}
+    for name, sign in (("correct", 1.0), ("wrong", -1.0)):
+        chosen = [i for i, p in enumerate(probe_set.probes) if (p.kind == "correct") == (sign > 0)]
+        everything = probe_set.rollouts
+        rollouts = [everything[i] for i in chosen]
+        for rollout in rollouts:
+            rollout.advantage = sign
+        weights = np.exp(logprobs_S[chosen]) / len(probe_set.prompt_ids)
+        parts[name] = _ascent(plain, rollouts, weights.tolist(), token_budget), sum(r.num_tokens for r in rollouts)
+    (correct, num_correct), (wrong, num_wrong) = parts["correct"], parts["wrong"]
+    norms = _dot(correct, correct) ** 0.5, _dot(wrong, wrong) ** 0.5
+    return {
+        "correct_norm": norms[0],
+        "wrong_norm": norms[1],
+        "cosine": _dot(correct, wrong) / (norms[0] * norms[1]) if all(norms) else None,
+        "correct_tokens": num_correct,
+        "wrong_tokens": num_wrong,
+    }
+
+
+def _ascent(policy: Policy, rollouts: list[Rollout], weights: list[float], token_budget: int) -> list[Tensor]:
+    """−∇ of Σ_i w_i Σ_t ℓ_t over all trained parameters, accumulated in float32."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
+    for members in cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed):
+        batch = build_micro_batch([rollouts[i] for i in members], [weights[i] for i in members]).to(policy.device)
+        found = torch.autograd.grad(policy(batch).loss, parameters, allow_unused=True)
+        for total, gradient in zip(totals, found, strict=True):
+            if gradient is not None:
+                total -= gradient
+    return totals
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> float:
+    return sum(torch.sum(x.double() * y.double()).item() for x, y in zip(a, b, strict=True))

@@ -1,0 +1,181 @@
+"""The study's grid, its bands, and a report from results whose truth is known. No run is started."""
+
+import json
+
+import bands
+import cells
+import claims
+import numpy as np
+import pytest
+import report
+import results
+import rewards
+import run
+from folders import CellFolder
+
+from fastrl.config_checks import check_train
+from fastrl.statistics import bootstrap, pass_at_k
+
+
+def test_every_cell_is_a_valid_run_with_a_folder_of_its_own(tmp_path):
+    everything = [c for tier in cells.TIERS for c in cells.cells_of(tier)]
+    everything += cells.sweeps_needed(everything)
+    names = {c.id: c for c in everything}
+    assert len(names) == len({c.id for c in everything}) and len({CellFolder(c).path for c in names.values()}) == len(
+        names
+    )
+    for cell in names.values():
+        config = check_train(cells.train_config(cell, tmp_path / cell.id, lr=1e-5 if cell.selection else None))
+        assert config.run.num_steps % cells.FOLLOW_EVERY == 0
+        assert config.optimizer.lr == cell.settings.get("optimizer.lr", 1e-5)
+    counts = [len(cells.cells_of(tier)) for tier in cells.TIERS]
+    assert counts == [12, 27, 36, 18]
+    with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3"):
+        cells.cells_of(7)
+
+
+def test_added_seeds_are_the_same_cells():
+    cells_of_both = run.choose_cells(run.Study(1, only=("tier1.nsr", "tier1.psr"), seeds=(4, 5)))
+    assert [c.id for c in cells_of_both] == [f"tier1.{n}.seed{s}" for s in (4, 5) for n in ("psr", "nsr")]
+    assert cells_of_both[0].settings == cells.cells_of(1)[0].settings
+    with pytest.raises(ValueError, match="tier 1 has no cell tier2"):
+        run.choose_cells(run.Study(1, only=("tier2",)))
+
+
+def test_selection_never_sees_a_followed_problem_order_or_seed():
+    selection = cells.train_config(cells.cells_of(0)[0], cells.ROOT)
+    study = [cells.train_config(c, cells.ROOT, lr=1e-5) for tier in (1, 2, 3) for c in cells.cells_of(tier)]
+    assert selection.run.seed not in {c.run.seed for c in study}
+    assert selection.task.seed not in {c.task.seed for c in study}
+
+
+def test_control_rewards():
+    row = {"numbers": [1, 2, 3, 4], "target": 10}
+    assert rewards.inverted("", "1+2+3+4", **row) == 0.0 and rewards.inverted("", "1+2+3", **row) == 1.0
+    draws = [rewards.coin("", "1+2+3+4", **row) for _ in range(2000)]
+    assert set(draws) == {0.0, 1.0} and abs(np.mean(draws) - rewards.COIN) < 0.05
+
+
+def test_bands_of_one_seed_are_the_bootstrap_over_problems():
+    counts_1P = np.random.default_rng(0).integers(0, 17, size=(1, 80))
+    ours = bands.band(counts_1P, 16, 4)
+    theirs = bootstrap(pass_at_k(counts_1P[0], 16, 4))
+    assert ours.mean == pytest.approx(theirs.mean, abs=1e-12)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_bands_grow_with_disagreement_of_seeds():
+    same = np.tile(np.arange(17), (3, 4))
+    shifted = np.clip(same + np.array([[-4], [0], [4]]), 0, 16)
+    narrow, wide = (bands.band(counts, 16, 1) for counts in (same, shifted))
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert bands.difference(shifted, shifted, 16, 4) == bands.Interval(0, 0, 0)
+
+
+def test_crossing_interpolates_at_the_first_time():
+    x = np.array([[0.2, 0.4, 0.3, 0.6], [0.2, 0.25, 0.27, 0.26], [0.5, 0.6, 0.7, 0.8]])
+    y = np.array([[1.0, 0.8, 0.7, 0.5], [1.0, 0.9, 0.8, 0.7], [0.9, 0.8, 0.7, 0.6]])
+    assert bands.crossing(x, y, 0.3) == pytest.approx([0.9, 0.8, 0.9])  # half way; never: the highest; at once
+
+
+def slower(num_seeds: int, num_problems: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two runs on one path, the second half as fast: equal at equal pass@1, unequal at equal steps."""
+    rng = np.random.default_rng(1)
+    ability_P = rng.uniform(0.05, 0.6, num_problems)
+    times = np.arange(9) / 8
+    paths = []
+    for speed in (1.0, 0.5):
+        gain_T1 = 1 + 0.6 * speed * times[:, None]
+        paths.append(rng.binomial(64, np.clip(ability_P * gain_T1, 0, 1), size=(num_seeds, 9, num_problems)))
+        paths[-1][:, 0] = np.round(64 * ability_P)
+    return paths[0], paths[1]
+
+
+def test_equal_pass_at_1_tells_slower_from_different():
+    fast, slow = slower(3, 60)
+    at_equal_steps = bands.difference(slow[:, -1], fast[:, -1], 64, 1)
+    assert bands.verdict(at_equal_steps) == "lower"
+    _, value = bands.difference_at_equal_pass_at_1(slow, fast, 64, 16, 0.9)
+    assert bands.verdict(value) == "undecided" and abs(value.mean) < 0.02
+    different = np.minimum(fast + 10 * (fast < 10), 64)  # the hardest problems solved more often
+    different[:, 0] = fast[:, 0]
+    assert bands.verdict(bands.difference_at_equal_pass_at_1(different, fast, 64, 16, 0.9)[1]) == "higher"
+
+
+@pytest.mark.parametrize(
+    ("predicts", "found", "expected"),
+    [
+        ("higher", "higher", "supported"),
+        ("higher", "lower", "contradicted: lower"),
+        ("same", "lower", "contradicted: lower"),
+        ("same", "undecided", "undecided"),
+        ("lower", "undecided", "undecided"),
+    ],
+)
+def test_judgements(predicts, found, expected):
+    assert claims.judge(predicts, found) == expected
+
+
+@pytest.fixture
+def collected(tmp_path, monkeypatch):
+    """results/ with a base and tier 1's PSR and NSR: NSR keeps hard problems that PSR loses."""
+    rng = np.random.default_rng(2)
+    ids = [f"p{i}" for i in range(120)]
+    scalars = {"mean_token_entropy": 0.5, "distinct_correct_answers": 3.0, "mean_length": 9.0, "truncated_share": 0.0}
+
+    def test_row(chances_P: np.ndarray) -> dict:
+        return scalars | {"num_samples": 256, "ids": ids, "num_correct": rng.binomial(256, chances_P).tolist()}
+
+    chances_P = np.where(np.arange(120) < 40, 0.01, 0.4)
+    followed = {"num_samples": 64, "num_correct": rng.binomial(64, chances_P).tolist()}
+    base = {"test": test_row(chances_P), "followed": followed}
+    rows = []
+    for seed in (1, 2, 3):
+        for name, hard, easy in (("psr", 0.0, 0.7), ("nsr", 0.01, 0.6)):
+            final_P = np.where(np.arange(120) < 40, hard, easy)
+            path = [rng.binomial(64, chances_P + t * (final_P - chances_P)).tolist() for t in (0.5, 1.0)]
+            followed = {"steps": [15, 30], "num_samples": 64, "num_correct": path, "entropy": [0.5, 0.4]}
+            row = {
+                "name": f"tier1.{name}",
+                "seed": seed,
+                "lr": 3e-5,
+                "warmup": 0,
+                "num_steps": 30,
+                "followed": followed,
+            }
+            metrics = {"clip/positive": 0.01, "clip/negative": 0.02}
+            ledger = [{"step": 30, "moved": {"left_penalised": 0.1}, "mass": {"rest": 0.2}}]
+            rows.append(row | {"test": test_row(final_P), "metrics": metrics, "ledger": ledger})
+    for name, content in (("base", base), ("tier1", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    results.read.cache_clear()
+    yield tmp_path
+    results.read.cache_clear()
+
+
+def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collected, tmp_path):
+    one_more = [row | {"seed": 4} for row in results.read("tier1") if row["name"] == "tier1.nsr"][:1]
+    results.read("tier1").extend(one_more)  # a fourth seed of NSR alone: pairs use the other three
+    assert claims.between("nsr", "psr", 256)().mean > 0 and results.cells(1)["nsr"].seeds == [1, 2, 3, 4]
+    text = report.fill(report.README.read_text(), report.sections())
+    rows = {cells[2].strip(): cells for line in text.splitlines() if len(cells := line.split("|")) == 7}
+    assert rows["NSR is above PSR at k = 256"][5].strip() == "supported"
+    assert rows["PSR falls below the base at k = 256"][5].strip() == "supported"
+    assert rows["NSR alone improves pass@1 over the base"][5].strip() == "supported"
+    assert rows["λ = 1 loses the tail: below λ = 0.1 at k = 256"][5].strip() == "not run"
+    assert "| psr | 3 | 3e-05 |" in text and text.count("not run") > 10
+    assert report.fill(text, report.sections()) == text
+    report.draw_curves(results.cells(1), tmp_path / "a.png")
+    report.draw_paths(results.cells(1), tmp_path / "b.png")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("a.png", "b.png"))
+    with pytest.raises(ValueError, match="no markers <!-- tier1 -->"):
+        report.fill("nothing", {"tier1": ""})
+
+
+def test_runs_on_other_problems_are_refused(collected):
+    base = json.loads((collected / "base.json").read_text())
+    base["test"]["ids"][0] = "another"
+    (collected / "base.json").write_text(json.dumps(base))
+    with pytest.raises(ValueError, match="tested on other problems than the base"):
+        results.cells(1)
