@@ -287,7 +287,7 @@ def test_a_run_resumes_bitwise(tmp_path):
             run=RunConfig(folder=str(tmp_path / name), num_steps=num_steps, scored_rollouts=5, sinks=()),
         )
         checkpoint = train(config, resume=resume) / "checkpoints" / f"step-{num_steps:06d}"
-        return load_file(checkpoint / "model.safetensors") | checkpoints.load(checkpoint)[0]
+        return load_file(checkpoint / "model.safetensors") | checkpoints.load_tensors(checkpoint)
 
     uninterrupted = run("a", 3)
     assert any(name.startswith("exp_avg_sq_codes.") for name in uninterrupted)

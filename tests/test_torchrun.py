@@ -75,6 +75,20 @@ def test_two_ranks_make_the_run_of_one_and_resume_on_either(configured):
     assert_close(weights(other), weights(alone), 2e-5)
 
 
+@pytest.mark.vllm
+def test_two_ranks_with_an_engine_each_make_the_run_of_one(configured):
+    """gather against alias: the same seeds draw the same tokens, the bit checksums of every step are silent."""
+    options = ("--sampler.kind", "vllm", "--evaluation.every", "0", "--run.num-steps", "3")
+    alone, two = configured("vllm-alone"), configured("vllm-two")
+    train(1, alone, *options)
+    said = train(2, two, *options)
+    assert "sampler weights: gather, shards of 2 processes go straight into vLLM's tensors" in said
+    assert_close(weights(two, 3), weights(alone, 3), 2e-5)
+    for ours, theirs in zip(metrics(two), metrics(alone), strict=True):
+        assert ours["publish/bytes"] > 0 == theirs["publish/bytes"]
+        assert ours.get("reward/mean") == theirs.get("reward/mean")
+
+
 def test_a_signal_stops_all_ranks_after_the_same_step(configured):
     config = configured("stopped")
     with launch(2, [FASTRL, "train", str(config), "--run.num-steps", "100000", "--evaluation.every", "0"]) as process:
