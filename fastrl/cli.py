@@ -4,6 +4,8 @@ Heavy imports happen in the commands.
 """
 
 import importlib.metadata
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +96,13 @@ def _parse(command: type, config_class: type, arguments: list[str], name: str) -
     has_file = bool(arguments) and not arguments[0].startswith("-")
     base = load_config(config_class, arguments[0]) if has_file else config_class()
     return tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=f"fastrl {name} CONFIG.toml")
+
+
+def _without_torchao_noise() -> None:
+    """transformers imports torchao where it is installed, which warns of kernels that we never call."""
+    os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def _without_progress_bars() -> None:
@@ -195,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
         print(f"usage: fastrl {{{' | '.join(COMMANDS)}}} …    fastrl train --help lists every setting")
         return 0 if asks_help else 2
+    _without_torchao_noise()
     try:
         with Interrupts():
             COMMANDS[arguments[0]](arguments[1:])

@@ -49,6 +49,10 @@ class Optimizer(ABC):
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `state_tensors`."""
 
+    def empty_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a checkpoint's tensor `name` of this (whole) size is to be read into."""
+        return torch.empty(size, dtype=dtype)
+
     def start_step(self, step: int) -> None:
         """Set the learning rate of training step `step` (from 1): a function of the step, so there is no state to save.
 
@@ -112,10 +116,10 @@ class MasterOptimizer(Optimizer):
         return tensors
 
     def empty_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Where a checkpoint's tensor `name` of this (whole) size is to be read into: shards for sharded parameters."""
+        """As every kind's, and shards for the states of sharded parameters."""
         master = self.masters.get(name.partition(".")[2])
         is_like_master = master is not None and master.shape == size
-        return torch.empty_like(master, dtype=dtype) if is_like_master else torch.empty(size, dtype=dtype)
+        return torch.empty_like(master, dtype=dtype) if is_like_master else super().empty_state(name, size, dtype)
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
