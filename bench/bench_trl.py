@@ -171,7 +171,10 @@ class GradientRecorder(MasterOptimizer):
 
 
 def check_parity(case: Case, config: TrainConfig, folder: Path) -> dict[str, float]:
-    """Loss and gradient of one update on the same completions, ours and TRL's; AssertionError beyond 1e-5."""
+    """Loss and gradient of one update on the same completions, ours and TRL's; AssertionError beyond 1e-5.
+
+    gradient_difference: relative, of all parameters as one vector; worst: of a single tensor.
+    """
     single = replace(
         config,
         algorithm=replace(config.algorithm, updates_per_batch=1),
@@ -187,8 +190,10 @@ def check_parity(case: Case, config: TrainConfig, folder: Path) -> dict[str, flo
         theirs = peer.gradient_of(rollouts)
     assert metrics["update/kept_share"] > 0.2, "too few rollouts carry gradient for a comparison to mean anything"
     pairs = [(recorder.gradients[f"model.{name}"], theirs.gradients[name]) for name in theirs.gradients]
-    difference = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
-    result = {"loss": metrics["loss"], "loss_trl": theirs.loss, "gradient_difference": difference}
+    worst = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+    ours_all, theirs_all = (torch.cat([pair[side].flatten() for pair in pairs]).double() for side in (0, 1))
+    difference = ((ours_all - theirs_all).norm() / theirs_all.norm()).item()
+    result = {"loss": metrics["loss"], "loss_trl": theirs.loss, "gradient_difference": difference, "worst": worst}
     assert abs(metrics["loss"] - theirs.loss) < 1e-5 and difference < 1e-5, result
     return result
 
