@@ -116,7 +116,7 @@ def _portable(error: Exception) -> Exception:
 
 
 ALONE = Ranks()
-TIMEOUT_S = 3600.0  # how long a rank waits for another one, which may be sampling long completions
+TIMEOUT_S = 3600.0  # of a collective; where there is a watchdog its limit for a phase, waiting included, comes first
 
 
 @contextmanager

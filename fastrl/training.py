@@ -44,7 +44,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
 
     Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on. Under torchrun every
-    process calls this; a signal stops all of them after the same step, and an error of one leaves the last checkpoint.
+    process calls this; a signal stops all of them after the same step (torchrun kills those that take longer than its
+    --shutdown-timeout), and an error of one leaves the last checkpoint.
     """
     device = resolve_device(config.model.device)
     with joined(device, needs_group=config.optimizer.offload) as ranks:

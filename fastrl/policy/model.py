@@ -100,11 +100,18 @@ class Policy(nn.Module):
         return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state.flatten(0, 1)[places_T]
 
     @overload
-    def forward(self, batch: MicroBatch, mode: Literal["loss"] = "loss") -> PolicyLoss: ...
+    def forward(
+        self, batch: MicroBatch, mode: Literal["loss"] = "loss", grad_weight: Tensor | None = None
+    ) -> PolicyLoss: ...
     @overload
     def forward(self, batch: MicroBatch, mode: Literal["score"]) -> tuple[Tensor, Tensor]: ...
-    def forward(self, batch: MicroBatch, mode: Literal["loss", "score"] = "loss") -> PolicyLoss | tuple[Tensor, Tensor]:
-        """loss: the differentiable loss of the micro-batch. score: (logprobs, entropy), (N,) fp32, no gradient."""
+    def forward(
+        self, batch: MicroBatch, mode: Literal["loss", "score"] = "loss", grad_weight: Tensor | None = None
+    ) -> PolicyLoss | tuple[Tensor, Tensor]:
+        """loss: the differentiable loss of the micro-batch. score: (logprobs, entropy), (N,) fp32, no gradient.
+
+        grad_weight: float32 (V,H), to which the forward adds the gradient of the head's weight; the backward leaves it.
+        """
         if mode == "score":
             with torch.no_grad():
                 return token_logprobs(
@@ -122,6 +129,7 @@ class Policy(nn.Module):
             sampler_logprobs=batch.sampler_logprobs_N,
             ref_logprobs=batch.ref_logprobs_N,
             temperature=self.temperature,
+            grad_weight=grad_weight,
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.policy.sharding import release
 from fastrl.rollouts import FILLER, Rollout
 from fastrl.watchdog import alive
 
@@ -26,5 +27,6 @@ def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> lis
         if indices:
             pairs = zip(indices, logprobs_N.split(sizes), entropy_N.split(sizes), strict=True)
             scored |= {i: (logprobs_T.tolist(), entropy_T.tolist()) for i, logprobs_T, entropy_T in pairs}
+    release(policy)
     everyones = {i: result for one in policy.ranks.gather(scored) for i, result in one.items()}
     return [everyones[i] for i in range(len(rollouts))]
