@@ -17,6 +17,7 @@ from .losses import Head, TokenLoss
 from .rows import HeadTail, RowResults, TokenRows, check_coefficients
 
 CPU_LOGIT_BYTES = 256 << 20
+CPU_GIVEN_LOGIT_BYTES = 128 << 20  # dW summed into a buffer that is there anyway: more chunks cost next to nothing
 CPU_CACHE_BYTES = 4 << 20
 CUDA_LOGIT_BYTES = 1 << 30
 CUDA_MIN_ROWS = 4096
@@ -47,15 +48,17 @@ class LinearResult:
     grad_bias: Tensor | None
 
 
-def chunk_rows(num_rows: int, weight_VH: Tensor, spare_bytes: int = 0) -> int:
+def chunk_rows(num_rows: int, weight_VH: Tensor, spare_bytes: int = 0, *, has_buffer: bool = False) -> int:
     """Rows per chunk: as many as the byte budget holds, evenly spread; all of them where the budget and
     `spare_bytes` (what several chunks would need on top, an fp32 dW) hold them at once. Beside a head that stays
-    in a CPU's cache, the logits stay there too."""
+    in a CPU's cache, the logits stay there too. has_buffer: dW has an fp32 buffer of the caller's."""
     row_bytes = weight_VH.shape[0] * weight_VH.element_size()
     if weight_VH.is_cuda:
         budget = max(CUDA_LOGIT_BYTES, CUDA_MIN_ROWS * row_bytes)
+    elif 4 * weight_VH.numel() <= CPU_CACHE_BYTES:
+        budget = CPU_CACHE_BYTES
     else:
-        budget = CPU_CACHE_BYTES if 4 * weight_VH.numel() <= CPU_CACHE_BYTES else CPU_LOGIT_BYTES
+        budget = CPU_GIVEN_LOGIT_BYTES if has_buffer else CPU_LOGIT_BYTES
     if num_rows * row_bytes <= budget + spare_bytes:
         return max(num_rows, 1)
     num_chunks = -(-num_rows // max(1, budget // row_bytes))
@@ -149,7 +152,8 @@ def _train_chunks(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     weight, tail, num_rows = head.weight.detach(), HeadTail.of(head), hidden.shape[0]
     has_spare = wanted.weight and grad_weight is None and weight.dtype != torch.float32
-    size = chunk_rows(num_rows, weight, spare_bytes=4 * weight.numel() if has_spare else 0)
+    spare_bytes = 4 * weight.numel() if has_spare else 0
+    size = chunk_rows(num_rows, weight, spare_bytes, has_buffer=grad_weight is not None)
     buffer = hidden.new_empty(min(size, num_rows), weight.shape[0])
     grad_hidden = hidden.new_empty(hidden.shape) if wanted.hidden else None
     head_gradient = HeadGradient(weight, size >= num_rows, grad_weight) if wanted.weight else None

@@ -207,7 +207,7 @@ def test_a_given_buffer_needs_upstream_one_and_grad_mode() -> None:
 
 def test_many_chunks_lose_no_precision_in_bf16(monkeypatch) -> None:
     """512 chunks of one row: dW summed in bf16 would be off by several percent."""
-    monkeypatch.setattr(chunks, "chunk_rows", lambda num_rows, weight, spare_bytes=0: 1)
+    monkeypatch.setattr(chunks, "chunk_rows", lambda *sizes, **options: 1)
     case = make_case(512, 64, 16, torch.bfloat16)
     case = replace(case, advantages=torch.ones(512))
     ours = run_linear(case, PLAIN, "native")[1][1]
@@ -223,6 +223,7 @@ def test_chunk_sizes() -> None:
     assert chunks.chunk_rows(1024, weight, spare) == 1024  # 311 MB of logits < 256 MB + the fp32 dW it saves
     assert chunks.chunk_rows(4096, weight, spare) == 820  # five even chunks below 256 MB
     assert chunks.chunk_rows(1024, weight) == 512
+    assert chunks.chunk_rows(1024, weight, has_buffer=True) == 342  # three even chunks below 128 MB
     assert chunks.chunk_rows(0, weight) == 1
     assert chunks.chunk_rows(10_000, torch.empty(1000, 128, device="meta")) == 1000  # 4 MB: logits stay in cache
 
