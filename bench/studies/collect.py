@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import tyro
-from cells import FOLLOW_EVERY, HERE, TIERS, Cell, cells_of, selection_cells
+from cells import FOLLOW_EVERY, TIERS, Cell, cells_of, selection_cells
 from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, final_pass_at_1, finished_cells
+from results import RESULTS, read
 
 from fastrl.config import TrainConfig
 from fastrl.config_files import load_config
 from fastrl.records.jsonl import as_json, read_jsonl
 
-RESULTS = HERE / "results"
 SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")
 METRICS = ("clip/positive", "clip/negative", "update/num_updates", "update/kept_share", "entropy/mean", "grad_norm")
 
@@ -77,7 +77,7 @@ def base_row() -> dict:
 def sweep_rows() -> list[dict]:
     """pass@1 by learning rate of every finished sweep."""
     sweeps = {c.selection for tier in TIERS for c in cells_of(tier) if c.selection}
-    cells = [c for sweep in sorted(sweeps) for c in selection_cells(sweep) if CellFolder(c).is_finished]
+    cells = [c for sweep in sorted(sweeps) for c in selection_cells(sweep) if CellFolder(c).is_done]
     return [
         {"name": c.name, "lr": c.settings["optimizer.lr"], "pass_at_1": final_pass_at_1(c), "num_steps": c.num_steps}
         for c in cells
@@ -93,22 +93,28 @@ def rounded(value: object) -> object:
     return [rounded(v) for v in value] if isinstance(value, list) else value
 
 
+def merged(old: list[dict], new: list[dict]) -> list[dict]:
+    """Cells collected before and cells finished here, which win; by name and seed."""
+    rows = {(row["name"], row["seed"]): row for row in [*old, *new]}
+    return [rows[key] for key in sorted(rows)]
+
+
 def write(name: str, rows: object) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(rounded(as_json(rows)), separators=(",", ":")) + "\n")
 
 
 def main() -> None:
-    """Write results/*.json; tiers of which nothing is finished are left as they are."""
+    """Write results/*.json; what was collected before, perhaps on another machine, stays."""
     if BASE.exists():
         write("base", base_row())
     if sweeps := sweep_rows():
         write("sweeps", sweeps)
     for tier in TIERS[1:]:
-        finished = finished_cells(tier)
-        if finished:
-            write(f"tier{tier}", [cell_row(c) for c in finished])
-        print(f"tier {tier}: {len(finished)} cells are finished; it has {len(cells_of(tier))}")
+        rows = merged(read(f"tier{tier}") or [], [cell_row(c) for c in finished_cells(tier)])
+        if rows:
+            write(f"tier{tier}", rows)
+        print(f"tier {tier}: {len(rows)} cells are finished; it has {len(cells_of(tier))}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cells import ROOT, Cell, cells_of, selection_cells
+from results import read
 
 STUDY = ROOT / "runs" / "study"
 BASE = STUDY / "base" / "test.json"
@@ -49,6 +50,18 @@ class CellFolder:
     def is_finished(self) -> bool:
         return self.is_trained and (not self.cell.test_samples or self.test.exists())
 
+    @property
+    def is_done(self) -> bool:
+        """Finished here, or collected before, perhaps on another machine."""
+        return self.is_finished or recorded(self.cell) is not None
+
+
+def recorded(cell: Cell) -> dict | None:
+    """What was collected of a cell; None where nothing was."""
+    group = cell.name.partition(".")[0]
+    rows = read("sweeps" if group == "select" else group) or []
+    return next((r for r in rows if (r["name"], r.get("seed", cell.seed)) == (cell.name, cell.seed)), None)
+
 
 def finished_cells(tier: int) -> list[Cell]:
     """The finished cells of a tier by name and seed, seeds that were added later among them."""
@@ -65,8 +78,10 @@ def warm_model(num_steps: int) -> Path:
 
 def final_pass_at_1(cell: Cell) -> float:
     """pass@1 on the validation problems after the last step."""
-    evaluation = json.loads(CellFolder(cell).validation(cell.num_steps).read_text())
-    return evaluation["pass_at_k"]["1"]["mean"]
+    path = CellFolder(cell).validation(cell.num_steps)
+    if not path.exists() and (row := recorded(cell)):
+        return row["pass_at_1"]
+    return json.loads(path.read_text())["pass_at_k"]["1"]["mean"]
 
 
 def chosen_lr(sweep: str) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 import tyro
 from cells import FOLLOW_SAMPLES, HERE, NUM_FOLLOWED, NUM_TEST, ROOT, Cell, cells_of, sweeps_needed, train_config
 from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, chosen_lr, warm_model
+from results import read
 
 from fastrl.config_files import to_toml
 from fastrl.interrupts import Interrupts
@@ -129,9 +130,10 @@ def write_training_problems() -> None:
 
 def prepare(processes: Processes, cells: list[Cell]) -> None:
     """What several cells share: the base's evaluation, weaker initial models, the controls' data."""
-    if not BASE.exists():
+    has_base = read("base") is not None
+    if not BASE.exists() and not has_base:
         evaluate(processes, warm_model(0), BASE, BASE.with_name("log.txt"), num_samples=BASE_SAMPLES, seed=1000)
-    if not BASE_FOLLOWED.exists():
+    if not BASE_FOLLOWED.exists() and not has_base:
         log = BASE.with_name("log.txt")
         evaluate(
             processes, warm_model(0), BASE_FOLLOWED, log, num_samples=FOLLOW_SAMPLES, seed=1000, split="validation"
@@ -150,7 +152,7 @@ def prepare(processes: Processes, cells: list[Cell]) -> None:
 
 def run_all(processes: Processes, cells: list[Cell], num_workers: int) -> None:
     """All cells that are not finished, `num_workers` at a time; the first failure ends the study."""
-    todo = [c for c in cells if not CellFolder(c).is_finished]
+    todo = [c for c in cells if not CellFolder(c).is_done]
     print(f"{len(cells) - len(todo)} of {len(cells)} cells are finished", flush=True)
     with ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(run_cell, processes, cell) for cell in todo]
