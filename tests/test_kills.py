@@ -170,7 +170,7 @@ def kill_and_resume(undisturbed: Path, root: Path, model: Path, num_kills: int, 
 
 
 def assert_same_end(undisturbed: Path, folder: Path) -> None:
-    """Weights, optimizer state and position of the last checkpoint; every record once."""
+    """Weights, optimizer state and position of the last checkpoint, all files of it and of `best`; every record once."""
     ends = [checkpoints.latest_sound(f / "checkpoints", print) for f in (undisturbed, folder)]
     assert [e.name for e in ends] == [f"step-{NUM_STEPS:06d}"] * 2
     weights = [AutoModelForCausalLM.from_pretrained(e).state_dict() for e in ends]
@@ -180,6 +180,9 @@ def assert_same_end(undisturbed: Path, folder: Path) -> None:
         assert ours.keys() == theirs.keys()
         assert all(ours[name].equal(theirs[name]) for name in ours)
     assert state == other_state
+    for name in (ends[0].name, "best"):
+        files = [configs_of(f / "checkpoints" / name) for f in (undisturbed, folder)]
+        assert files[0] == files[1], name
     steps = [[row["step"] for row in read_jsonl(f / "metrics.jsonl")] for f in (undisturbed, folder)]
     assert steps[0] == steps[1]
     for records in ("rollouts", "eval"):
@@ -188,6 +191,11 @@ def assert_same_end(undisturbed: Path, folder: Path) -> None:
     for path in (undisturbed / "rollouts").iterdir():
         assert path.read_bytes() == (folder / "rollouts" / path.name).read_bytes()
     assert not has_draft(folder)
+
+
+def configs_of(checkpoint: Path) -> dict[str, str]:
+    """Every file that holds no tensors; the manifest has the checksums of those that do."""
+    return {p.name: p.read_text() for p in checkpoint.iterdir() if p.suffix == ".json"}
 
 
 def test_three_kills_change_nothing(undisturbed, countdown_folder, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.policy.lora import adapters
 from fastrl.ranks import rank
@@ -28,10 +28,12 @@ class ModelExport:
         self.model, self.dtype = model, dtype
         self.tokenizer = copy.deepcopy(tokenizer)  # a fast tokenizer cannot be saved and used by two threads at once
         self.weights: dict[str, Tensor] = {}
+        self.generation_config: GenerationConfig | None = None
 
     def stage(self) -> None:
         """Copy all weights to rank 0's CPU memory. Collective where parameters are sharded."""
         self.weights = dict(self._copies())
+        self.generation_config = copy.deepcopy(self.model.generation_config)
 
     @torch.no_grad()
     def _copies(self) -> Iterator[tuple[str, Tensor]]:
@@ -57,6 +59,8 @@ class ModelExport:
         """Save what was staged, on rank 0 and in any thread; the copy is given up."""
         self.model.save_pretrained(folder, state_dict=self.weights)
         self.weights = {}
+        if self.generation_config:  # the model may have a sampler's at this moment
+            self.generation_config.save_pretrained(folder)
         if self.dtype and not adapters(self.model):
             _set_dtype(folder / "config.json", self.dtype)
         if self.tokenizer:
