@@ -71,23 +71,25 @@ class Run:
         self.divergence = Divergence(config.run.max_nonfinite_steps)
         progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
-        checkpoint = checkpoints.latest_sound(self.folder.checkpoints, self.progress.message) if resume else None
+        folder, say = self.folder.checkpoints, self.progress.message
+        checkpoint = checkpoints.latest_sound(folder, say, self.ranks) if resume else None
         state = checkpoints.load_state(checkpoint) if checkpoint else {}
         self.completed_step: int = state.get("step", 0)
         self.position: int = state.get("position", 0)
         self.best: float = state.get("best", -math.inf)
         self.has_announced = self.has_importance_choice = self.is_moving = False
         if resume:
-            self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
+            say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
             self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
-            checkpoints.restore_rng(checkpoint)
+            checkpoints.restore_rng(checkpoint, self.ranks)
         self.writer = CheckpointWriter(
-            self.folder.checkpoints,
+            folder,
             config.run.keep_last,
-            ModelExport(self.model, self.tokenizer, self.policy.dtype),
+            ModelExport(self.model, self.tokenizer, self.policy.dtype, self.ranks),
+            self.ranks,
             step=self.completed_step if checkpoint else None,
         )
         self.stack.callback(self.writer.close)

@@ -4,6 +4,7 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_rank
 CHECKPOINT was written by one process; FOLDER gets one of two, and `expected.safetensors`, what it must hold.
 """
 
+import os
 import resource
 import sys
 import threading
@@ -17,9 +18,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from fastrl.ranks import TIMEOUT_S, Ranks
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport
+
+RANKS = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 class Trained:
@@ -59,7 +63,7 @@ class Trained:
                 master.copy_(value)
             else:
                 self.adamw.state[master][key] = value
-        checkpoints.restore_rng(checkpoint)
+        checkpoints.restore_rng(checkpoint, RANKS)
 
     def whole(self) -> dict[str, Tensor]:
         """Copies that no later step changes; the same on every rank."""
@@ -84,7 +88,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def random_numbers() -> Tensor:
     """Of all ranks; the generators stay where they were."""
     with torch.random.fork_rng(devices=[]):
-        numbers = [torch.empty(4) for _ in range(dist.get_world_size())]
+        numbers = [torch.empty(4) for _ in range(RANKS.world_size)]
         dist.all_gather(numbers, torch.rand(4))
     return torch.stack(numbers)
 
@@ -110,7 +114,7 @@ def save_while_training(trained: Trained, export: HeldExport, writer: Checkpoint
     writer.save(2, trained.tensors(), {})
     assert (writer.folder / "step-000001").exists()
     writer.wait()
-    if dist.get_rank() == 0:
+    if RANKS.rank == 0:
         save_file({k: v.contiguous() for k, v in expected.items()}, writer.folder / "expected.safetensors")
     trained.train(2)
     for step, values in ((2, later), (1, expected)):
@@ -123,7 +127,7 @@ def save_while_training(trained: Trained, export: HeldExport, writer: Checkpoint
 def fail_on_one_rank(trained: Trained, writer: CheckpointWriter) -> None:
     """Rank 1 cannot write, both are told, what was there stays."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if dist.get_rank() == 1:
+    if RANKS.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
     writer.save(3, trained.tensors(), {})
     try:
@@ -136,26 +140,27 @@ def fail_on_one_rank(trained: Trained, writer: CheckpointWriter) -> None:
 
 def latest(folder: Path) -> None:
     """Rank 0 looks and says, all have its answer: the newest is damaged."""
-    if dist.get_rank() == 0:
+    if RANKS.rank == 0:
         (folder / "step-000002" / "trainer" / "shard-00002-model-00001-of-00001.safetensors").unlink()
     dist.barrier()
     said = []
-    assert checkpoints.latest_sound(folder, said.append) == folder / "step-000001"
-    assert len(said) == (dist.get_rank() == 0)
+    assert checkpoints.latest_sound(folder, said.append, RANKS) == folder / "step-000001"
+    assert len(said) == (RANKS.rank == 0)
 
 
 def main(model: str, checkpoint: str, folder: str) -> None:
     dist.init_process_group("gloo")
-    torch.manual_seed(dist.get_rank())
+    torch.manual_seed(RANKS.rank)
     trained = Trained(model)
     resume_from_one(trained, Path(checkpoint))
-    export = HeldExport(trained.model, None, torch.bfloat16)
-    writer = CheckpointWriter(Path(folder), 2, export)
+    export = HeldExport(trained.model, None, torch.bfloat16, RANKS)
+    writer = CheckpointWriter(Path(folder), 2, export, RANKS)
+    assert writer.ranks.group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == TIMEOUT_S
     save_while_training(trained, export, writer)
     fail_on_one_rank(trained, writer)
     latest(Path(folder))
     writer.close()
-    print(f"rank {dist.get_rank()}: all good", flush=True)
+    print(f"rank {RANKS.rank}: all good", flush=True)
     dist.destroy_process_group()
 
 
