@@ -1,6 +1,6 @@
 """One of two processes of tests/test_checkpoint_ranks.py: FSDP2 shards and AdamW, gloo.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_ranks.py MODEL_FOLDER CHECKPOINT FOLDER
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_ranks.py CHECKPOINT FOLDER
 CHECKPOINT was written by one process; FOLDER gets one of two, and `expected.safetensors`, what it must hold.
 """
 
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from fastrl.config import OptimizerConfig
+from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.ranks import TIMEOUT_S, Ranks
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
@@ -27,42 +29,27 @@ RANKS = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 class Trained:
-    """A sharded model and its AdamW; `tensors()` and `restore()` as a trainer would have them."""
+    """A sharded model and its optimizer, as a run has them."""
 
     def __init__(self, folder: str):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for layer in self.model.model.layers:
             fully_shard(layer)
         fully_shard(self.model)
-        self.masters = dict(self.model.named_parameters())
-        self.adamw = torch.optim.AdamW(self.masters.values(), lr=1e-2, fused=True)
+        self.optimizer = MasterOptimizer(self.model, OptimizerConfig(lr=1e-2), num_steps=100)
 
     def train(self, num_steps: int) -> None:
         for _ in range(num_steps):
             ids = torch.randint(2, 500, (2, 9))
             self.model(input_ids=ids, labels=ids).loss.backward()
-            self.adamw.step()
-            self.adamw.zero_grad()
+            _, has_moved = self.optimizer.step()
+            assert has_moved
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {f"master.{name}": master.detach() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
-        return tensors
+        return self.optimizer.state_tensors()
 
-    def allocate(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        master = self.masters[name.partition(".")[2]]
-        return torch.empty_like(master, dtype=dtype) if master.shape == size else torch.empty(size, dtype=dtype)
-
-    @torch.no_grad()
     def restore(self, checkpoint: Path) -> None:
-        for name, value in checkpoints.load_tensors(checkpoint, self.allocate).items():
-            key, _, parameter = name.partition(".")
-            master = self.masters[parameter]
-            if key == "master":
-                master.copy_(value)
-            else:
-                self.adamw.state[master][key] = value
+        self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
         checkpoints.restore_rng(checkpoint, RANKS)
 
     def whole(self) -> dict[str, Tensor]:
@@ -97,7 +84,10 @@ def resume_from_one(trained: Trained, checkpoint: Path) -> None:
     """1 → 2 ranks: rank 0 has its generator back, rank 1 keeps its fresh one."""
     fresh = random_numbers()
     trained.restore(checkpoint)
-    assert_equal(trained.whole(), checkpoints.load_tensors(checkpoint))
+    weights = load_file(checkpoint / "model.safetensors")  # float32 weights of one process are their own masters
+    masters = {f"master.{name}": value for name, value in weights.items()}
+    assert_equal(trained.whole(), checkpoints.load_tensors(checkpoint) | masters)
+    assert all(isinstance(v, DTensor) for k, v in trained.tensors().items() if not k.startswith("step."))
     assert random_numbers()[1].equal(fresh[1]) and not random_numbers()[0].equal(fresh[0])
 
 
@@ -148,10 +138,10 @@ def latest(folder: Path) -> None:
     assert len(said) == (RANKS.rank == 0)
 
 
-def main(model: str, checkpoint: str, folder: str) -> None:
+def main(checkpoint: str, folder: str) -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(RANKS.rank)
-    trained = Trained(model)
+    trained = Trained(checkpoint)
     resume_from_one(trained, Path(checkpoint))
     export = HeldExport(trained.model, None, torch.bfloat16, RANKS)
     writer = CheckpointWriter(Path(folder), 2, export, RANKS)

@@ -170,7 +170,7 @@ def kill_and_resume(undisturbed: Path, root: Path, model: Path, num_kills: int, 
 
 
 def assert_same_end(undisturbed: Path, folder: Path) -> None:
-    """Weights, optimizer state and position of the last checkpoint, every file of it and of `best`; all records once."""
+    """Weights, optimizer state and position of the last checkpoint, every file in it and in best; all records once."""
     ends = [checkpoints.latest_sound(f / "checkpoints", print) for f in (undisturbed, folder)]
     assert [e.name for e in ends] == [f"step-{NUM_STEPS:06d}"] * 2
     weights = [AutoModelForCausalLM.from_pretrained(e).state_dict() for e in ends]
