@@ -253,7 +253,7 @@ class Run:
                 self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
-        self.divergence.check(step, metrics)
+        self.ranks.agree(lambda: self.divergence.check(step, metrics))
         self._record_ledger(batch.scored)
         is_best = self._validate()
         if is_best or step % self.config.run.checkpoint_every == 0:
