@@ -190,6 +190,14 @@ def keep_as_best(checkpoint: Path) -> None:
     _finish_best(best)
 
 
+def repair_best(checkpoint: Path) -> None:
+    """Make `best` a copy of a checkpoint, unless it is that already or the checkpoint is gone or damaged."""
+    manifests = [path / MANIFEST for path in (checkpoint, checkpoint.with_name("best"))]
+    is_copied = all(m.exists() for m in manifests) and manifests[0].read_bytes() == manifests[1].read_bytes()
+    if not is_copied and defect(checkpoint) is None:
+        keep_as_best(checkpoint)
+
+
 def _finish_best(best: Path) -> None:
     """Put a whole copy, if there is one, in the place of `best`: now, or after a process died in between."""
     whole = best.with_name(NEXT_BEST)
