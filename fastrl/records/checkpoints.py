@@ -3,7 +3,7 @@
     checkpoints/step-000100/
         model.safetensors, config.json, tokenizer files    loads in transformers and in vLLM as it is
         trainer/shard-*.safetensors                        AdamW state, float32 masters, RNG states of every rank
-        state.json                                         step, data position, evaluation history
+        state.json                                         step, data position, best step so far
         manifest.json                                      SHA-256 of every file, written last
 
 The trainer's tensors are in torch.distributed.checkpoint's safetensors format: each rank writes its rows of each
