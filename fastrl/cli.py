@@ -117,7 +117,14 @@ def _train(arguments: list[str]) -> None:
     from fastrl.training import train
 
     _without_progress_bars()
-    print(f"run folder: {train(command.config, resume=command.resume)}")
+    folder = train(command.config, resume=command.resume)
+    if _is_main_rank():
+        print(f"run folder: {folder}")
+
+
+def _is_main_rank() -> bool:
+    """The one of torchrun's processes that talks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _warmup(arguments: list[str]) -> None:
@@ -215,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; continue with --resume" if arguments[0] == "train" else "stopped", file=sys.stderr)
+        if _is_main_rank():
+            print("stopped; continue with --resume" if arguments[0] == "train" else "stopped", file=sys.stderr)
         return 130
     return 0
 

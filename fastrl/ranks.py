@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,48 +20,76 @@ from safetensors import SafetensorError
 T = TypeVar("T")
 
 
+TIMEOUT_S = 3600.0  # of a collective; where there is a watchdog its limit for a phase, waiting included, comes first
+
+
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `world_size`. All of them must make the same calls (but for `share`)."""
+    """This process's number among `world_size`. All of them must make the same calls (but for `share`).
+
+    group: what the exchanges go over; None: the default group.
+    """
 
     rank: int = 0
     world_size: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
         """The one process that writes files and talks."""
         return self.rank == 0
 
+    def apart(self) -> "Ranks":
+        """The same ranks with a gloo group of their own, for the exchanges of another thread."""
+        if self.world_size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT_S)))
+
     def gather(self, value: T) -> list[T]:
         """Everyone's value, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, self.group)
         return values
 
     def sum(self, counts: Counter[str]) -> Counter[str]:
         """Everyone's counts added, in the order of the ranks, so that all have the same sum."""
         return sum_counts(self.gather(counts))
 
-    def agree(self, check: Callable[[], T]) -> T:
-        """check(), which every rank has to pass: the first that does not raises its error, the others exit with 2."""
+    def agree(self, action: Callable[[], T]) -> T:
+        """This rank's action(). Where it fails on any rank, all raise: own errors, else the first failing rank's.
+
+        Of that one comes an OSError for files, a ValueError for a ValueError, a RuntimeError for the rest. `told_by` of
+        the error is the first failing rank: see `joined`.
+        """
+        if self.world_size == 1:
+            return action()
+        result, problem = None, None
         try:
-            result, failed = check(), False
-        except (ValueError, OSError) as error:
-            result, failed = error, True
-        failures = self.gather(failed)
-        if not any(failures):
+            result = action()
+        except Exception as error:
+            problem = error
+        problems = self.gather(problem and _portable(problem))
+        first = next((rank for rank, one in enumerate(problems) if one), None)
+        if first is None:
             return result
-        if failures.index(True) == self.rank:
-            raise result
-        raise SystemExit(2)
+        problem = problem or problems[first]
+        problem.told_by = first
+        raise problem
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What action() returns or raises on the main rank, on every rank; the others do not call it."""
+        return self.gather(self.agree(lambda: action() if self.is_main else None))[0]
 
     def share(self, items: Sequence[T], filler: T) -> list[T]:
         """This rank's part of items that all ranks hold: every world_size-th, as many on each, `filler` at the end."""
         rounds = -(-len(items) // self.world_size)
         mine = list(items[self.rank :: self.world_size])
         return mine + [filler] * (rounds - len(mine))
+
+
+ALONE = Ranks()
 
 
 def sum_counts(counts: Iterable[Counter[str]]) -> Counter[str]:
@@ -72,42 +100,6 @@ def sum_counts(counts: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
-def num_ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if num_ranks() > 1 else 0
-
-
-def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-    """What `action()` returned on each rank, in rank order. Collective over `group` (default: all processes).
-
-    Where it fails on one rank, all raise, with the first failing rank's message: OSError for files that cannot be read
-    or written, ValueError for a ValueError, RuntimeError for the rest. One process alone needs no torch.distributed.
-    """
-    if num_ranks() == 1:
-        return [action()]
-    result, problem = None, None
-    try:
-        result = action()
-    except Exception as error:
-        problem = error
-    outcomes: list[tuple[T | None, Exception | None]] = [(None, None)] * dist.get_world_size(group)
-    dist.all_gather_object(outcomes, (result, problem and _portable(problem)), group)
-    if problem:
-        raise problem
-    for _, error in outcomes:
-        if error:
-            raise error
-    return [value for value, _ in outcomes]
-
-
-def on_rank_0(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """What `action()` returns or raises on rank 0, on every rank; the others do not call it. As `on_every_rank`."""
-    return on_every_rank(lambda: action() if rank() == 0 else None, group)[0]
-
-
 def _portable(error: Exception) -> Exception:
     """An exception of the same sort that survives pickling."""
     if isinstance(error, (OSError, SafetensorError)):
@@ -115,15 +107,12 @@ def _portable(error: Exception) -> Exception:
     return ValueError(str(error)) if isinstance(error, ValueError) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
-ALONE = Ranks()
-TIMEOUT_S = 3600.0  # of a collective; where there is a watchdog its limit for a phase, waiting included, comes first
-
-
 @contextmanager
 def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S, needs_group: bool = False) -> Iterator[Ranks]:
     """The ranks that torchrun started, as a process group while the block runs; `ALONE` without torchrun.
 
-    Objects go over gloo, CUDA tensors over NCCL. A rank that waits longer than timeout_s for another one raises.
+    Objects go over gloo, CUDA tensors over NCCL. A rank that waits longer than timeout_s for another one raises. Of an
+    error on which all ranks agreed one tells: the others exit with status 1, in silence.
     needs_group: make a group of one process, too (FSDP2 needs one to offload to the CPU).
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -140,6 +129,10 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S, needs_group: b
         dist.init_process_group(backend, timeout=timeout)
     try:
         yield Ranks(rank, world_size)
+    except Exception as error:
+        if getattr(error, "told_by", rank) != rank:
+            raise SystemExit(1) from error
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -10,7 +10,7 @@ import torch
 
 from fastrl.config import ModelConfig, TrainConfig
 from fastrl.divergence import DivergedError, Divergence
-from fastrl.evaluation import Evaluator, save_evaluation
+from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.kernels import TokenLoss
@@ -72,23 +72,26 @@ class Run:
         self.divergence = Divergence(config.run.max_nonfinite_steps)
         progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
-        checkpoint = checkpoints.latest_sound(self.folder.checkpoints, self.progress.message) if resume else None
+        folder, say = self.folder.checkpoints, self.progress.message
+        checkpoint = checkpoints.latest_sound(folder, say, self.ranks) if resume else None
         state = checkpoints.load_state(checkpoint) if checkpoint else {}
         self.completed_step: int = state.get("step", 0)
         self.position: int = state.get("position", 0)
         self.best: float = state.get("best", -math.inf)
+        self.best_step: int | None = state.get("best_step")
         self.has_announced = self.has_importance_choice = self.is_moving = False
         if resume:
-            self.progress.message(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
+            say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
             self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
-            checkpoints.restore_rng(checkpoint)
+            checkpoints.restore_rng(checkpoint, self.ranks)
         self.writer = CheckpointWriter(
-            self.folder.checkpoints,
+            folder,
             config.run.keep_last,
-            ModelExport(self.model, self.tokenizer, self.policy.dtype),
+            ModelExport(self.model, self.tokenizer, self.policy.dtype, self.ranks),
+            self.ranks,
             step=self.completed_step if checkpoint else None,
         )
         self.stack.callback(self.writer.close)
@@ -205,8 +208,7 @@ class Run:
     def loop(self) -> None:
         """All remaining steps, then the final checkpoint and evaluation."""
         try:
-            if self.completed_step and not self._validation_file().exists():
-                self._validate()  # the run was interrupted between this step and its validation
+            self._catch_up()
             self._record_ledger()
             for step in range(self.completed_step + 1, self.config.run.num_steps + 1):
                 self._step(step)
@@ -220,6 +222,27 @@ class Run:
         except BaseException as error:
             self._save_before(error)
             raise
+
+    def _catch_up(self) -> None:
+        """What an interrupt or a kill left out after the last finished step: its validation, the copy of the best."""
+        if self.completed_step:
+            written = self.ranks.on_main(self._written_value)
+            if written is None:
+                self._validate()
+            else:
+                self._take_value(written)
+        if self.best_step is not None:
+            best = checkpoints.final_path(self.folder.checkpoints, self.best_step)
+            self.ranks.on_main(lambda: checkpoints.repair_best(best))
+
+    def _written_value(self) -> float | None:
+        """`best_metric` of the last finished step's validation; None where it was not validated."""
+        if not self._validation_file().exists():
+            return None
+        try:
+            return metric_value(load_evaluation(self._validation_file()), self.config.run.best_metric)
+        except KeyError:
+            return -math.inf  # evaluation.num_samples was too small for this metric, when it was not asked for
 
     def _save_before(self, error: BaseException) -> None:
         """Keep the last finished step, unless the error came while the weights were moving."""
@@ -252,11 +275,11 @@ class Run:
                 self.folder.write_rollouts(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
-        self.divergence.check(step, metrics)
+        self.ranks.agree(lambda: self.divergence.check(step, metrics))
         self._record_ledger(batch.scored)
-        is_best = self._validate()
-        if is_best or step % self.config.run.checkpoint_every == 0:
-            self._save_checkpoint(is_best=is_best)
+        self._validate()
+        if self.best_step == step or step % self.config.run.checkpoint_every == 0:
+            self._save_checkpoint()
         if any(
             self.ranks.gather(self.interrupts.is_pending)
         ):  # several ranks: a signal reaches them at different moments
@@ -265,18 +288,19 @@ class Run:
     def _validation_file(self) -> Path:
         return self.folder.evaluations / f"validation-{self.completed_step:06d}.json"
 
-    def _validate(self) -> bool:
-        """Every few steps: evaluate the validation split, log a line of its own; whether it is the best so far."""
+    def _validate(self) -> None:
+        """Every few steps: evaluate the validation split, log a line of its own, note whether it is the best so far."""
         every = self.config.evaluation.every
         if not every or self.completed_step % every:
-            return False
+            return
         evaluation = self._evaluate("validation", self._validation_file().stem)
         if self.ranks.is_main:
             self.log.log(self.completed_step, evaluation_metrics(evaluation))
-        value = metric_value(evaluation, self.config.run.best_metric)
-        is_best = value > self.best
-        self.best = max(value, self.best)
-        return is_best
+        self._take_value(metric_value(evaluation, self.config.run.best_metric))
+
+    def _take_value(self, value: float) -> None:
+        if value > self.best:
+            self.best, self.best_step = value, self.completed_step
 
     def _record_ledger(self, scored: Sequence[Rollout] = ()) -> None:
         if self.ledger:
@@ -314,14 +338,15 @@ class Run:
         self.progress.message(pass_table({name: evaluation}))
         return evaluation
 
-    def _save_checkpoint(self, *, is_best: bool = False) -> None:
+    def _save_checkpoint(self) -> None:
         """Start writing the state after `completed_step`, unless that has been done; `writer.wait` is its end."""
         if self.writer.step == self.completed_step:
             return
         alive("checkpoint")
         state = {"position": self.position, "probe": self.trainer.probe.state()}
-        if math.isfinite(self.best):
-            state["best"] = self.best
+        if self.best_step is not None:
+            state |= {"best": self.best, "best_step": self.best_step}
+        is_best = self.best_step == self.completed_step
         self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
 
 

@@ -1,9 +1,10 @@
 """One of two processes of tests/test_checkpoint_ranks.py: FSDP2 shards and AdamW, gloo.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_ranks.py MODEL_FOLDER CHECKPOINT FOLDER
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_ranks.py CHECKPOINT FOLDER
 CHECKPOINT was written by one process; FOLDER gets one of two, and `expected.safetensors`, what it must hold.
 """
 
+import os
 import resource
 import sys
 import threading
@@ -11,55 +12,45 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from fastrl.config import OptimizerConfig
+from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.ranks import TIMEOUT_S, Ranks
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport
 
+RANKS = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
 
 class Trained:
-    """A sharded model and its AdamW; `tensors()` and `restore()` as a trainer would have them."""
+    """A sharded model and its optimizer, as a run has them."""
 
     def __init__(self, folder: str):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for layer in self.model.model.layers:
             fully_shard(layer)
         fully_shard(self.model)
-        self.masters = dict(self.model.named_parameters())
-        self.adamw = torch.optim.AdamW(self.masters.values(), lr=1e-2, fused=True)
+        self.optimizer = MasterOptimizer(self.model, OptimizerConfig(lr=1e-2), num_steps=100)
 
     def train(self, num_steps: int) -> None:
         for _ in range(num_steps):
             ids = torch.randint(2, 500, (2, 9))
             self.model(input_ids=ids, labels=ids).loss.backward()
-            self.adamw.step()
-            self.adamw.zero_grad()
+            _, has_moved = self.optimizer.step()
+            assert has_moved
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = {f"master.{name}": master.detach() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
-        return tensors
+        return self.optimizer.state_tensors()
 
-    def allocate(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        master = self.masters[name.partition(".")[2]]
-        return torch.empty_like(master, dtype=dtype) if master.shape == size else torch.empty(size, dtype=dtype)
-
-    @torch.no_grad()
     def restore(self, checkpoint: Path) -> None:
-        for name, value in checkpoints.load_tensors(checkpoint, self.allocate).items():
-            key, _, parameter = name.partition(".")
-            master = self.masters[parameter]
-            if key == "master":
-                master.copy_(value)
-            else:
-                self.adamw.state[master][key] = value
-        checkpoints.restore_rng(checkpoint)
+        self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
+        checkpoints.restore_rng(checkpoint, RANKS)
 
     def whole(self) -> dict[str, Tensor]:
         """Copies that no later step changes; the same on every rank."""
@@ -84,7 +75,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def random_numbers() -> Tensor:
     """Of all ranks; the generators stay where they were."""
     with torch.random.fork_rng(devices=[]):
-        numbers = [torch.empty(4) for _ in range(dist.get_world_size())]
+        numbers = [torch.empty(4) for _ in range(RANKS.world_size)]
         dist.all_gather(numbers, torch.rand(4))
     return torch.stack(numbers)
 
@@ -93,7 +84,10 @@ def resume_from_one(trained: Trained, checkpoint: Path) -> None:
     """1 → 2 ranks: rank 0 has its generator back, rank 1 keeps its fresh one."""
     fresh = random_numbers()
     trained.restore(checkpoint)
-    assert_equal(trained.whole(), checkpoints.load_tensors(checkpoint))
+    weights = load_file(checkpoint / "model.safetensors")  # float32 weights of one process are their own masters
+    masters = {f"master.{name}": value for name, value in weights.items()}
+    assert_equal(trained.whole(), checkpoints.load_tensors(checkpoint) | masters)
+    assert all(isinstance(v, DTensor) for k, v in trained.tensors().items() if not k.startswith("step."))
     assert random_numbers()[1].equal(fresh[1]) and not random_numbers()[0].equal(fresh[0])
 
 
@@ -110,7 +104,7 @@ def save_while_training(trained: Trained, export: HeldExport, writer: Checkpoint
     writer.save(2, trained.tensors(), {})
     assert (writer.folder / "step-000001").exists()
     writer.wait()
-    if dist.get_rank() == 0:
+    if RANKS.rank == 0:
         save_file({k: v.contiguous() for k, v in expected.items()}, writer.folder / "expected.safetensors")
     trained.train(2)
     for step, values in ((2, later), (1, expected)):
@@ -123,7 +117,7 @@ def save_while_training(trained: Trained, export: HeldExport, writer: Checkpoint
 def fail_on_one_rank(trained: Trained, writer: CheckpointWriter) -> None:
     """Rank 1 cannot write, both are told, what was there stays."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if dist.get_rank() == 1:
+    if RANKS.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
     writer.save(3, trained.tensors(), {})
     try:
@@ -136,26 +130,27 @@ def fail_on_one_rank(trained: Trained, writer: CheckpointWriter) -> None:
 
 def latest(folder: Path) -> None:
     """Rank 0 looks and says, all have its answer: the newest is damaged."""
-    if dist.get_rank() == 0:
+    if RANKS.rank == 0:
         (folder / "step-000002" / "trainer" / "shard-00002-model-00001-of-00001.safetensors").unlink()
     dist.barrier()
     said = []
-    assert checkpoints.latest_sound(folder, said.append) == folder / "step-000001"
-    assert len(said) == (dist.get_rank() == 0)
+    assert checkpoints.latest_sound(folder, said.append, RANKS) == folder / "step-000001"
+    assert len(said) == (RANKS.rank == 0)
 
 
-def main(model: str, checkpoint: str, folder: str) -> None:
+def main(checkpoint: str, folder: str) -> None:
     dist.init_process_group("gloo")
-    torch.manual_seed(dist.get_rank())
-    trained = Trained(model)
+    torch.manual_seed(RANKS.rank)
+    trained = Trained(checkpoint)
     resume_from_one(trained, Path(checkpoint))
-    export = HeldExport(trained.model, None, torch.bfloat16)
-    writer = CheckpointWriter(Path(folder), 2, export)
+    export = HeldExport(trained.model, None, torch.bfloat16, RANKS)
+    writer = CheckpointWriter(Path(folder), 2, export, RANKS)
+    assert writer.ranks.group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == TIMEOUT_S
     save_while_training(trained, export, writer)
     fail_on_one_rank(trained, writer)
     latest(Path(folder))
     writer.close()
-    print(f"rank {dist.get_rank()}: all good", flush=True)
+    print(f"rank {RANKS.rank}: all good", flush=True)
     dist.destroy_process_group()
 
 

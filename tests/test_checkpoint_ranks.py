@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from fastrl.config import OptimizerConfig
+from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport
@@ -25,16 +27,13 @@ def free_port() -> int:
 
 
 def save_alone(model_folder: Path, folder: Path) -> Path:
-    """A checkpoint of one process with plain tensors, after a step of AdamW."""
+    """A checkpoint of one process with plain tensors, after a step."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    adamw = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    optimizer = MasterOptimizer(model, OptimizerConfig(lr=1e-2), num_steps=100)
     model(input_ids=torch.arange(2, 9)[None], labels=torch.arange(2, 9)[None]).loss.backward()
-    adamw.step()
-    tensors = {f"master.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{key}.{name}": value for key, value in adamw.state[parameter].items()}
+    optimizer.step()
     writer = CheckpointWriter(folder, 1, ModelExport(model, None))
-    writer.save(1, tensors, {})
+    writer.save(1, optimizer.state_tensors(), {})
     writer.wait()
     writer.close()
     return folder / "step-000001"
@@ -42,13 +41,12 @@ def save_alone(model_folder: Path, folder: Path) -> Path:
 
 def test_one_and_two_processes_read_each_others_checkpoints(family_folder, tmp_path):
     """qwen3 has an untied head of 517 rows, which two ranks share unevenly."""
-    model = family_folder("qwen3")
-    alone, folder = save_alone(model, tmp_path / "alone"), tmp_path / "ranks"
+    alone, folder = save_alone(family_folder("qwen3"), tmp_path / "alone"), tmp_path / "ranks"
     script = Path(__file__).parent / "checkpoint_ranks.py"
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(model), str(alone), str(folder)],
+            [sys.executable, str(script), str(alone), str(folder)],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONSAFEPATH": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastrl.records import checkpoint_writer, checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
@@ -73,7 +73,8 @@ def test_round_trip_of_every_kind_of_tensor(writer, tmp_path, monkeypatch):
 
 
 def test_the_model_loads_as_it_was_at_the_save(writer, export, tmp_path):
-    """The writing thread does not begin until the weights, the tensors and the state have changed."""
+    """The writing thread does not begin until weights, generation config, tensors and state have changed."""
+    own = export.model.generation_config
     expected = {name: value.clone() for name, value in export.model.state_dict().items()}
     go_on = threading.Event()
     writer._thread.submit(go_on.wait, 60)
@@ -83,11 +84,13 @@ def test_the_model_loads_as_it_was_at_the_save(writer, export, tmp_path):
         for tensor in (*export.model.parameters(), *tensors.values()):
             tensor.zero_()
     state["position"] = 2
+    export.model.generation_config = GenerationConfig(eos_token_id=[7, 8], max_length=99)  # as a sampler has it
     assert names(tmp_path) == []
     go_on.set()
     writer.wait()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001").state_dict()
     assert loaded.keys() == expected.keys() and all(loaded[name].equal(expected[name]) for name in expected)
+    assert GenerationConfig.from_pretrained(tmp_path / "step-000001").to_diff_dict() == own.to_diff_dict()
     assert checkpoints.load_tensors(tmp_path / "step-000001")["exp_avg.a"].equal(torch.ones(4))
     assert checkpoints.load_state(tmp_path / "step-000001")["position"] == 1
 

@@ -54,6 +54,9 @@ def test_scenarios_are_what_their_names_say(several):
 
 def test_alone_exchanges_are_the_identity():
     assert ALONE.gather("x") == ["x"] and ALONE.share([1, 2, 3], 0) == [1, 2, 3] and ALONE.is_main
+    assert ALONE.agree(lambda: 3) == ALONE.on_main(lambda: 3) == 3 and ALONE.apart() is ALONE
+    with pytest.raises(KeyError):
+        ALONE.on_main({}.popitem)
 
 
 def test_every_rank_gets_equally_many_items():
@@ -75,13 +78,17 @@ def test_spread_balances_and_keeps_everything():
     assert spread([], 2) == [[], []] and spread([4], 2) in ([[0], []], [[], [0]])
 
 
-def test_the_first_failing_rank_speaks(monkeypatch):
-    def broken() -> None:
-        raise ValueError("broken preflight")
-
-    monkeypatch.setattr(Ranks, "gather", lambda self, failed: [False, True, True])
-    with pytest.raises(ValueError, match="broken preflight"):
-        Ranks(1, 3).agree(broken)
-    for rank, check in ((0, lambda: 1), (2, broken)):
-        with pytest.raises(SystemExit):
-            Ranks(rank, 3).agree(check)
+@pytest.mark.distributed
+@pytest.mark.parametrize("error", ["KeyError", "OSError", "ValueError", "none"])
+def test_an_error_of_one_rank_is_everyones_and_told_once(error):
+    """Rank 1 of three fails, then 1 and 2: all raise (and go on, where they catch it), one tells, nobody waits."""
+    process = torchrun(3, [str(Path(__file__).parent / "agree_ranks.py"), error])
+    said = process.stdout + process.stderr
+    if error == "none":
+        assert process.returncode == 0 and said.count("agreed on [0, 10, 20], main's 'x'") == 3, said
+        return
+    expected = {"KeyError": "RuntimeError KeyError: 'broken'"}.get(error, f"{error} broken")
+    for rank in range(3):
+        caught = f"{error} {KeyError('broken') if error == 'KeyError' else 'broken'}" if rank == 1 else expected
+        assert f"rank {rank} caught {caught}\n" in said, said
+    assert process.returncode != 0 and said.count("broken again") == 1, said

@@ -58,7 +58,7 @@ def test_two_ranks_make_the_run_of_one_and_resume_on_either(configured):
     alone, two = configured("alone"), configured("two")
     train(1, alone)
     said = train(2, two, "--run.num-steps", "2")
-    assert said.count("step 1/2") == 1, said  # one rank talks
+    assert said.count("step 1/2") == said.count("run folder:") == 1, said  # one rank talks
     assert "FSDP2: float32 shards on 2 ranks" in said
     halfway = weights(two, 2)
     assert_close(halfway, weights(alone, 2), 1e-5)
@@ -123,6 +123,17 @@ def test_bad_input_is_said_once(configured):
     assert process.returncode != 0
     said = process.stdout + process.stderr
     assert said.count("error:") == 1, said
+
+
+def test_a_run_that_diverges_says_so_once(configured, tmp_path, monkeypatch):
+    (tmp_path / "enormous.py").write_text("def reward(prompt, completion, **row):\n    return 1e30 * len(completion)\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "3+4="}\n' * 8)
+    monkeypatch.chdir(tmp_path)
+    task = ("--task.name", "enormous:reward", "--task.train", "rows.jsonl", "--evaluation.every", "0")
+    limits = ("--run.max-nonfinite-steps", "1", "--algorithm.objective", "dr-grpo", "--evaluation.at-end", "False")
+    process = torchrun(2, [FASTRL, "train", str(configured("diverged")), *task, *limits])
+    said = process.stdout + process.stderr
+    assert process.returncode != 0 and said.count("error: no gradient was finite") == 1, said
 
 
 def wait_for_step(config: Path, step: int) -> None:

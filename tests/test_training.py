@@ -27,7 +27,8 @@ from fastrl.config import (
 )
 from fastrl.config_files import to_toml
 from fastrl.evaluation import Evaluator
-from fastrl.records import checkpoints
+from fastrl.records import checkpoint_writer, checkpoints
+from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.jsonl import read_jsonl
 from fastrl.training import train
 from fastrl.update import Updater
@@ -155,28 +156,40 @@ def test_a_signal_saves_a_checkpoint_and_resume_is_bitwise(finished, countdown_f
     assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("moment", ["update", "validation"])
+@pytest.mark.parametrize("moment", ["update", "validation", "checkpoint", "copy"])
 def test_an_interrupt_at_an_odd_moment_costs_no_record(finished, countdown_folder, tmp_path, monkeypatch, moment):
-    """SIGINT inside the update of step 2, or inside its validation: after resume every line and file is there."""
+    """SIGINT inside step 2: its update, validation, or first checkpoint; or death before that is copied to `best`."""
     folder = tmp_path / "run"
     config = config_of(folder, countdown_folder)
-    owner, name = (Updater, "run") if moment == "update" else (Evaluator, "run")
+    owner, name, number = {
+        "update": (Updater, "run", 2),
+        "validation": (Evaluator, "run", 1),
+        "checkpoint": (CheckpointWriter, "save", 1),
+        "copy": (checkpoint_writer, "keep_as_best", 1),
+    }[moment]
     original, calls = getattr(owner, name), []
 
-    def interrupted(self, *args):
+    def interrupted(*args, **options):
         calls.append(1)
-        if len(calls) == (2 if moment == "update" else 1):
+        if len(calls) == number:
+            if moment == "copy":
+                raise OSError("died")
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, *args)
+        return original(*args, **options)
 
     monkeypatch.setattr(owner, name, interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(OSError if moment == "copy" else KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
     train(config, resume=True)
     assert_bitwise_equal(weights(finished), weights(folder))
     assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == STEPS
     assert (folder / "eval" / "validation-000002.json").exists()
+    best, expected = (load_file(f / "checkpoints" / "best" / "model.safetensors") for f in (folder, finished))
+    assert_bitwise_equal(best, expected)
+    assert_bitwise_equal(best, load_file(finished / "checkpoints" / "step-000002" / "model.safetensors"))
+    state = checkpoints.load_state(folder / "checkpoints" / "step-000004")
+    assert state["best_step"] == 2
 
 
 def test_damaged_checkpoints_are_never_counted_or_deleted(countdown_folder, tmp_path, capsys):

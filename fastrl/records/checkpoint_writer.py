@@ -1,11 +1,11 @@
 """Writing checkpoints while training goes on: a copy in CPU memory is taken at once, a thread of each rank writes it.
 
-Each rank writes its own rows with torch.distributed.checkpoint; rank 0 adds the model as a Hugging Face folder, the
-state, the checksums, and renames the draft. The thread's collectives have a gloo group of their own, so that they never
-meet those of training.
+Each rank writes its own rows with torch.distributed.checkpoint; the main rank adds the model as a Hugging Face folder,
+the state, the checksums, and renames the draft. The thread's collectives have a gloo group of their own, so that they
+never meet those of training.
 
 Memory: every rank keeps one copy of its part of the state in CPU memory (pinned where there is a CUDA device) from its
-first save on, for the next one to reuse. While writing, rank 0 holds the exported weights too, and each rank a
+first save on, for the next one to reuse. While writing, the main rank holds the exported weights too, and each rank a
 serialised piece of at most `FILE_BYTES`, or of one tensor's rows where those are larger.
 """
 
@@ -16,14 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
-from fastrl.ranks import num_ranks, on_every_rank, on_rank_0, rank
+from fastrl.ranks import ALONE, Ranks
 from fastrl.records.checkpoints import (
     STATE,
     TRAINER,
@@ -46,9 +45,11 @@ class CheckpointWriter:
     `step` is that of the newest checkpoint on disk or on its way there; None where there is none or writing it failed.
     """
 
-    def __init__(self, folder: Path, keep_last: int, export: ModelExport, *, step: int | None = None):
+    def __init__(
+        self, folder: Path, keep_last: int, export: ModelExport, ranks: Ranks = ALONE, *, step: int | None = None
+    ):
         self.folder, self.keep_last, self.export, self.step = folder, keep_last, export, step
-        self._group = dist.new_group(backend="gloo") if num_ranks() > 1 else None
+        self.ranks = ranks.apart()
         options = StagingOptions(use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False)
         options.use_pinned_memory = torch.cuda.is_available()
         self._stager = DefaultStager(options)
@@ -64,10 +65,12 @@ class CheckpointWriter:
         it raises. Afterwards all but the newest `keep_last` checkpoints are deleted.
         """
         self.wait()
-        staged = self._stager.stage(tensors | rng_tensors(self._group))
+        staged = self._stager.stage(tensors | rng_tensors(self.ranks))
         self.export.stage()
         text = json.dumps({"step": step} | state, indent=1)
-        self._pending = self._thread.submit(self._write, final_path(self.folder, step), staged, text, is_best)
+        self._pending = self._thread.submit(
+            self.ranks.agree, lambda: self._write(final_path(self.folder, step), staged, text, is_best)
+        )
         self.step = step
 
     def wait(self) -> None:
@@ -90,14 +93,14 @@ class CheckpointWriter:
     def _write(self, final: Path, tensors: dict[str, Tensor], state: str, is_best: bool) -> None:
         draft = draft_path(final)
         try:
-            on_rank_0(lambda: _start(draft), self._group)
+            self.ranks.on_main(lambda: _start(draft))
             sums = self._write_shards(draft, tensors)
-            on_rank_0(lambda: self._complete(draft, final, state, sums), self._group)
+            self.ranks.on_main(lambda: self._complete(draft, final, state, sums))
         except (OSError, SafetensorError) as error:
-            if rank() == 0:
+            if self.ranks.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
             raise OSError(f"checkpoint {final} could not be written: {error}") from error
-        on_rank_0(lambda: self._tidy(final, is_best), self._group)
+        self.ranks.on_main(lambda: self._tidy(final, is_best))
 
     def _write_shards(self, draft: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
         """Every rank's rows of the tensors; the checksums of all files."""
@@ -105,13 +108,14 @@ class CheckpointWriter:
         storage = dcp.HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
         storage.per_thread_copy_ahead = 0  # all is in CPU memory: no CUDA stream, of whatever device, from this thread
         try:
-            dcp.save(tensors, storage_writer=storage, process_group=self._group, no_dist=self._group is None)
+            is_alone = self.ranks.world_size == 1
+            dcp.save(tensors, storage_writer=storage, process_group=self.ranks.group, no_dist=is_alone)
         except dcp.CheckpointException as error:
             problems = [problem for problem, _ in error.failures.values()]
             expected = all(isinstance(p, (OSError, SafetensorError)) for p in problems)
             raise (OSError if expected else RuntimeError)("; ".join(map(str, problems))) from error
-        own = folder.glob(f"shard-{rank() + 1:05d}-*")
-        parts = on_every_rank(lambda: checksums(draft, own), self._group)
+        own = folder.glob(f"shard-{self.ranks.rank + 1:05d}-*")
+        parts = self.ranks.gather(self.ranks.agree(lambda: checksums(draft, own)))
         return {name: value for part in parts for name, value in part.items()}
 
     def _complete(self, draft: Path, final: Path, state: str, sums: dict[str, str]) -> None:

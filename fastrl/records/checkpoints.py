@@ -3,7 +3,7 @@
     checkpoints/step-000100/
         model.safetensors, config.json, tokenizer files    loads in transformers and in vLLM as it is
         trainer/shard-*.safetensors                        AdamW state, float32 masters, RNG states of every rank
-        state.json                                         step, data position, evaluation history
+        state.json                                         step, data position, best step so far
         manifest.json                                      SHA-256 of every file, written last
 
 The trainer's tensors are in torch.distributed.checkpoint's safetensors format: each rank writes its rows of each
@@ -22,11 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from fastrl.ranks import on_every_rank, on_rank_0, rank
+from fastrl.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -108,14 +107,14 @@ def list_steps(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"), reverse=True)
 
 
-def latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
+def latest_sound(folder: Path, say: Callable[[str], None], ranks: Ranks = ALONE) -> Path | None:
     """The newest undamaged checkpoint, `best` as the last resort; None where there never was one.
 
     Damaged ones are renamed to `damaged-…`, each with one message through `say`: nothing counts or deletes them later.
     ValueError when there are checkpoints and all are damaged: starting over is the user's decision.
-    Collective: rank 0 looks, renames and says, the others get its answer.
+    Collective: the main rank looks, renames and says, the others get its answer.
     """
-    return on_rank_0(lambda: _latest_sound(folder, say))
+    return ranks.on_main(lambda: _latest_sound(folder, say))
 
 
 def _latest_sound(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -191,6 +190,14 @@ def keep_as_best(checkpoint: Path) -> None:
     _finish_best(best)
 
 
+def repair_best(checkpoint: Path) -> None:
+    """Make `best` a copy of a checkpoint, unless it is that already or the checkpoint is gone or damaged."""
+    manifests = [path / MANIFEST for path in (checkpoint, checkpoint.with_name("best"))]
+    is_copied = all(m.exists() for m in manifests) and manifests[0].read_bytes() == manifests[1].read_bytes()
+    if not is_copied and defect(checkpoint) is None:
+        keep_as_best(checkpoint)
+
+
 def _finish_best(best: Path) -> None:
     """Put a whole copy, if there is one, in the place of `best`: now, or after a process died in between."""
     whole = best.with_name(NEXT_BEST)
@@ -201,12 +208,12 @@ def _finish_best(best: Path) -> None:
         _sync(best.parent)
 
 
-def rng_tensors(group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
+def rng_tensors(ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """States of torch's global generators on every rank, by name and rank; the same on all. Collective.
 
     Everything else draws from seeds that are functions of the step.
     """
-    states = on_every_rank(_generator_states, group)
+    states = ranks.gather(_generator_states())
     return {f"{name}.{number}": state for number, own in enumerate(states) for name, state in own.items()}
 
 
@@ -215,10 +222,10 @@ def _generator_states() -> dict[str, Tensor]:
     return states | {"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
 
 
-def restore_rng(checkpoint: Path) -> None:
+def restore_rng(checkpoint: Path, ranks: Ranks = ALONE) -> None:
     """Set this rank's generators; those of which the checkpoint has no state (more ranks now) stay as they are."""
     stored = _stored(checkpoint)
-    names = [name for name in (f"{kind}.{rank()}" for kind in _generator_states()) if name in stored]
+    names = [name for name in (f"{kind}.{ranks.rank}" for kind in _generator_states()) if name in stored]
     states = _fill({name: torch.empty(stored[name][0], dtype=torch.uint8) for name in names}, checkpoint)
     for name, state in states.items():
         torch.set_rng_state(state) if name.startswith("rng.cpu") else torch.cuda.set_rng_state(state)

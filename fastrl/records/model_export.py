@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.policy.lora import adapters
-from fastrl.ranks import rank
+from fastrl.ranks import ALONE, Ranks
 
 
 class ModelExport:
-    """`stage()` copies the weights of now, `write(folder)` saves that copy, with config and tokenizer, on rank 0.
+    """`stage()` copies the weights of now, `write(folder)` saves that copy on the main rank, with config and tokenizer.
 
     Sharded parameters are gathered one by one, so that a device holds one of them whole at a time. dtype is what
     parameters are cast to (what transformers and vLLM will load); None keeps each as it is. Of a model with adapters
@@ -23,19 +23,25 @@ class ModelExport:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        dtype: torch.dtype | None = None,
+        ranks: Ranks = ALONE,
     ):
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.ranks = model, dtype, ranks
         self.tokenizer = copy.deepcopy(tokenizer)  # a fast tokenizer cannot be saved and used by two threads at once
         self.weights: dict[str, Tensor] = {}
+        self.generation_config: GenerationConfig | None = None
 
     def stage(self) -> None:
-        """Copy all weights to rank 0's CPU memory. Collective where parameters are sharded."""
+        """Copy all weights to the main rank's CPU memory. Collective where parameters are sharded."""
         self.weights = dict(self._copies())
+        self.generation_config = copy.deepcopy(self.model.generation_config)
 
     @torch.no_grad()
     def _copies(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and CPU copies on rank 0, nothing elsewhere; tied parameters share one copy."""
+        """Names and CPU copies on the main rank, nothing elsewhere; tied parameters share one copy."""
         copies: dict[int, Tensor] = {}
         has_adapters = bool(adapters(self.model))
         for name, value in self.model.state_dict(keep_vars=True).items():
@@ -43,8 +49,8 @@ class ModelExport:
                 continue
             if id(value) not in copies:
                 whole = self._whole(value)
-                copies[id(value)] = whole.to("cpu", copy=True) if rank() == 0 else torch.empty(0)
-            if rank() == 0:
+                copies[id(value)] = whole.to("cpu", copy=True) if self.ranks.is_main else torch.empty(0)
+            if self.ranks.is_main:
                 yield name, copies[id(value)]
 
     def _whole(self, value: Tensor) -> Tensor:
@@ -54,9 +60,11 @@ class ModelExport:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def write(self, folder: Path) -> None:
-        """Save what was staged, on rank 0 and in any thread; the copy is given up."""
+        """Save what was staged, on the main rank and in any thread; the copy is given up."""
         self.model.save_pretrained(folder, state_dict=self.weights)
         self.weights = {}
+        if self.generation_config:  # the model may have a sampler's at this moment
+            self.generation_config.save_pretrained(folder)
         if self.dtype and not adapters(self.model):
             _set_dtype(folder / "config.json", self.dtype)
         if self.tokenizer:
