@@ -189,6 +189,11 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
         f"{why}: the ledger needs unsharded parameters so far; ledger.every must be 0, not {config.ledger.every}",
     )
     _require(kind == "adamw", f"{why}: float32 shards need optimizer.kind = 'adamw', not '{kind}'")
+    _require(
+        num_ranks == 1 or config.run.scored_rollouts >= 1,
+        f"{why}: the pass that scores rollouts gives all ranks the same forwards before an update; run.scored_rollouts "
+        f"must be at least 1, not {config.run.scored_rollouts}",
+    )
 
 
 def _check_gradients(optimizer: OptimizerConfig) -> None:
