@@ -262,6 +262,10 @@ def check_warmup(config: WarmupConfig) -> None:
         config.model.lora_rank == 0,
         f"a warm start trains all parameters: model.lora_rank must be 0, got {config.model.lora_rank}",
     )
+    _require(
+        not config.optimizer.offload,
+        "a warm start keeps all on its device: optimizer.offload must be false, got true",
+    )
     _require(config.micro_batch_tokens > 1, f"micro_batch_tokens must be above 1, got {config.micro_batch_tokens}")
     _require(
         config.scratch.hidden_size % (2 * config.scratch.num_heads) == 0,

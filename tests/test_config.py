@@ -100,6 +100,8 @@ def test_evaluation_and_warmup_are_checked_too():
         check_eval(from_dict(EvalConfig, MODEL | {"evaluation": {"repetition_penalty": 0.0}}))
     with pytest.raises(ValueError, match=r"data\.batch_size must be at least 1, got 0"):
         check_warmup(from_dict(WarmupConfig, {"data": {"batch_size": 0}}))
+    with pytest.raises(ValueError, match=r"optimizer\.offload must be false, got true"):
+        check_warmup(from_dict(WarmupConfig, {"optimizer": {"offload": True}}))
 
 
 def test_several_ranks_score_together():
