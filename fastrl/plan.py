@@ -21,7 +21,7 @@ from fastrl.policy.model import load_architecture, load_tokenizer, max_context, 
 from fastrl.policy.optimizer import check_weights
 from fastrl.prompts import longest_prompt
 from fastrl.sampling.choose import choose_sampler
-from fastrl.sampling.kv_budget import BLOCK_TOKENS, SLACK_BLOCKS, bytes_per_token
+from fastrl.sampling.kv_budget import BLOCK_TOKENS, SLACK_BLOCKS, available_bytes, bytes_per_token, served_copy_bytes
 from fastrl.tasks import load_task
 
 GIB = 1 << 30
@@ -96,13 +96,13 @@ def make_plan(
         wish = _kv_cache_bytes(config, model, sequence_tokens, is_vllm=is_vllm)
         vocab = model.get_output_embeddings().weight.shape[0]
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
+        served = served_copy_bytes(config.sampler.weights, model, dtype, is_sharded=num_ranks > 1)
+        sampler_weights = served if is_vllm else 0
     kept = training.weights if num_ranks > 1 else whole  # a reference model is sharded as the policy is
     reference = kept if config.algorithm.kl_coef else 0
-    is_served_apart = is_vllm and (num_ranks > 1 or config.sampler.weights == "copy")
-    sampler_weights = whole if is_served_apart else 0
     kv_cache = wish
     if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
-        kv_cache = min(wish, max(0, memory - training.static - (sampler_weights if num_ranks > 1 else 0)) // 2)
+        kv_cache = min(wish, available_bytes(device, memory, memory - training.static - sampler_weights))
     keeps_kv_cache = is_vllm and not config.sampler.release_kv_cache
     plan = Plan(
         training,

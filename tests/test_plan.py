@@ -7,12 +7,16 @@ from pathlib import Path
 
 import plan_table
 import pytest
+import torch
 from test_footprint import SHAPE
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fastrl.cli import main
 from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.plan import GIB, make_plan, plan_text
+from fastrl.policy.model import Policy, load_architecture
+from fastrl.policy.optimizer_bytes import training_bytes
+from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
@@ -123,6 +127,27 @@ def test_float32_weights_are_not_planned_for_a_kind_that_rounds(larger):
     eight = replace(larger, optimizer=OptimizerConfig(kind="adamw-8bit"))
     with pytest.raises(ValueError, match=r"'adamw-8bit' rounds bfloat16 weights"):
         make_plan(eight, device_type="cpu", memory_gib=1.0, prompt_tokens=64)
+
+
+def test_offload_keeps_nothing_of_training_on_the_device():
+    layer, masters = torch.nn.Linear(10, 7).bfloat16(), OptimizerConfig()
+    assert training_bytes(layer, masters) == 77 * (4 + 4 + 8) and training_bytes(layer, masters, 2) == 77 * 8
+    assert training_bytes(layer, replace(masters, offload=True)) == 0
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("weights", ["alias", "copy"])
+def test_the_kv_cache_is_cut_as_the_run_cuts_it(larger, weights, monkeypatch):
+    """Beside what training keeps and the copy that vLLM serves, if any."""
+    sampler = replace(larger.sampler, kind="vllm", weights=weights, batch_size=4096)
+    config = replace(larger, sampler=sampler)
+    plan = make_plan(config, device_type="cuda", memory_gib=1.0, prompt_tokens=64)
+    whole = plan.training.weights
+    assert plan.kv_cache == (GIB - plan.training.static - (whole if weights == "copy" else 0)) // 2
+    policy = Policy(AutoModelForCausalLM.from_config(load_architecture(config.model), dtype=torch.bfloat16))
+    policy.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB - whole, GIB))
+    assert plan.kv_cache == kv_cache_bytes(policy, sampler, 256, training_bytes(policy, config.optimizer))
 
 
 @pytest.mark.vllm
