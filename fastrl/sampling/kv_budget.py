@@ -8,11 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fastrl.config import SamplerConfig
+from fastrl.policy.lora import adapters
 from fastrl.policy.model import Policy
 from fastrl.policy.sharding import is_sharded
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters in vLLM
 
 
 def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
@@ -23,13 +25,25 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) ->
     return 2 * config.num_hidden_layers * heads * head_dim * (dtype or model.dtype).itemsize
 
 
-def served_copy_bytes(weights: str, model: nn.Module, dtype: torch.dtype, *, is_sharded: bool) -> int:
-    """Of the whole model that vLLM keeps in `dtype` beside the trained one; 0 where they share their tensors.
+def served_bytes(weights: str, model: nn.Module, dtype: torch.dtype, *, is_sharded: bool) -> int:
+    """Of the weights in `dtype` that vLLM keeps beside the trained ones: the whole model unless both share tensors, or
+    buffers for adapters.
 
-    weights: sampler.weights. An `auto` that finds sharing impossible is not foreseen.
+    weights: sampler.weights. An `auto` that finds sharing impossible is not foreseen. ValueError for a LoRA rank that
+    vLLM does not serve.
     """
+    if added := adapters(model):
+        values = sum(served_rank(len(a.A)) * (a.A.shape[1] + a.B.shape[0]) for a in added.values())
+        return dtype.itemsize * values
     is_apart = is_sharded or weights == "copy"
     return dtype.itemsize * sum(p.numel() for p in model.parameters()) if is_apart else 0
+
+
+def served_rank(rank: int) -> int:
+    """The rank that vLLM's buffers for an adapter of `rank` have."""
+    if rank > max(SERVED_RANKS):
+        raise ValueError(f"model.lora_rank = {rank}: vLLM serves ranks up to {max(SERVED_RANKS)}")
+    return min(served for served in SERVED_RANKS if served >= rank)
 
 
 def available_bytes(device: torch.device, total: int, spare: int) -> int:
@@ -46,7 +60,7 @@ def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: i
         return config.kv_cache_bytes
     blocks = math.ceil(max_sequence_tokens / BLOCK_TOKENS) + SLACK_BLOCKS
     one = blocks * BLOCK_TOKENS * bytes_per_token(policy.model, policy.dtype)
-    served = served_copy_bytes(config.weights, policy.model, policy.dtype, is_sharded=is_sharded(policy))
+    served = served_bytes(config.weights, policy.model, policy.dtype, is_sharded=is_sharded(policy))
     free, total = _device_memory(policy.device)
     available = available_bytes(policy.device, total, free - training_bytes - served)
     if one > available:
