@@ -189,6 +189,11 @@ def check_ranks(config: TrainConfig, num_ranks: int) -> None:
         f"{why}: the ledger needs unsharded parameters so far; ledger.every must be 0, not {config.ledger.every}",
     )
     _require(kind == "adamw", f"{why}: float32 shards need optimizer.kind = 'adamw', not '{kind}'")
+    _require(
+        num_ranks == 1 or config.run.scored_rollouts >= 1,
+        f"{why}: the pass that scores rollouts gives all ranks the same forwards before an update; run.scored_rollouts "
+        f"must be at least 1, not {config.run.scored_rollouts}",
+    )
 
 
 def _check_gradients(optimizer: OptimizerConfig) -> None:
@@ -256,6 +261,10 @@ def check_warmup(config: WarmupConfig) -> None:
     _require(
         config.model.lora_rank == 0,
         f"a warm start trains all parameters: model.lora_rank must be 0, got {config.model.lora_rank}",
+    )
+    _require(
+        not config.optimizer.offload,
+        "a warm start keeps all on its device: optimizer.offload must be false, got true",
     )
     _require(config.micro_batch_tokens > 1, f"micro_batch_tokens must be above 1, got {config.micro_batch_tokens}")
     _require(

@@ -3,7 +3,8 @@
 Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
 a reference model, vLLM's cache) with the gradients and one micro-batch or an optimizer step, or with what the embedded
 sampler needs. With several ranks (FSDP2, one engine each) everything is per rank. The copy that a checkpoint is written
-from is in CPU memory: it counts where the run is there too.
+from and what is offloaded are in CPU memory: they count where the run is there too. A frozen base with adapters has
+gradients, masters and states of the adapters alone.
 """
 
 import os
@@ -17,11 +18,12 @@ from fastrl.config_checks import check_ranks, check_train
 from fastrl.kernels import choose
 from fastrl.policy.attention import AttentionChoice, choose_attention
 from fastrl.policy.footprint import Footprint, footprint, storageless_model
+from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
 from fastrl.policy.optimizer import check_weights
 from fastrl.prompts import longest_prompt
 from fastrl.sampling.choose import choose_sampler
-from fastrl.sampling.kv_budget import BLOCK_TOKENS, SLACK_BLOCKS, bytes_per_token
+from fastrl.sampling.kv_budget import BLOCK_TOKENS, SLACK_BLOCKS, available_bytes, bytes_per_token, served_bytes
 from fastrl.tasks import load_task
 
 GIB = 1 << 30
@@ -32,12 +34,15 @@ LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sam
 class Plan:
     """Bytes by part on each rank, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none.
 
-    checkpoint: bytes of CPU memory, whatever the device.
+    checkpoint: bytes of CPU memory on the first rank, whatever the device. unsharded: the whole model, which the
+    embedded sampler gathers from shards. is_offloaded: training's static part and the reference are in CPU memory
+    beside a GPU.
     """
 
     training: Footprint
     reference: int
     sampler_weights: int
+    unsharded: int
     kv_cache: int
     sampler_logits: int
     checkpoint: int
@@ -48,20 +53,27 @@ class Plan:
     paths: dict[str, str]
     keeps_kv_cache: bool
     is_on_cpu: bool
+    is_offloaded: bool
     num_ranks: int
+
+    @property
+    def static(self) -> int:
+        """Bytes of training that stay on the device between micro-batches."""
+        return 0 if self.is_offloaded else self.training.static
 
     @property
     def resident(self) -> int:
         """Bytes besides training that stay through both phases."""
         checkpoint = self.checkpoint if self.is_on_cpu else 0
-        return self.reference + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
+        reference = 0 if self.is_offloaded else self.reference
+        return reference + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
 
     @property
     def peak(self) -> int:
         t = self.training
         cache = 0 if self.keeps_kv_cache else self.kv_cache
-        sampling = t.static - t.gradients + cache + self.sampler_logits
-        return max(t.peak, sampling) + self.resident
+        sampling = self.unsharded + cache + self.sampler_logits - (0 if self.is_offloaded else t.gradients)
+        return self.static + max(t.computing, t.update, sampling) + self.resident
 
     @property
     def fits(self) -> bool:
@@ -80,37 +92,42 @@ def make_plan(
     if num_ranks < 1:
         raise ValueError(f"there must be at least 1 rank, not {num_ranks}")
     check_ranks(config, num_ranks)
+    check_lora(config.model)
     device, dtype = planned_device(config, device_type)
     check_weights(config.optimizer.kind, dtype)
     memory = int(memory_gib * GIB) or detected_memory(device)
     architecture = load_architecture(config.model)
+    if config.model.lora_rank:
+        check_targets(config.model, architecture)
     attention = choose_attention(config.model.attention, device, dtype, architecture)
     sequence_tokens = _longest_sequence(config, prompt_tokens)
     sampler, sampler_reason = choose_sampler(config.sampler, device)
     is_vllm, budget = sampler == "vllm", config.batch.micro_batch_tokens
-    with storageless_model(
-        architecture, dtype, attention, gradient_checkpointing=config.model.gradient_checkpointing
-    ) as model:
+    is_sharded = num_ranks > 1 or config.optimizer.offload
+    is_offloaded = config.optimizer.offload and device.type != "cpu"
+    with storageless_model(architecture, dtype, attention, config.model) as model:
         training = footprint(model, budget, sequence_tokens, device.type, config.optimizer, num_ranks)
         larger = footprint(model, 2 * budget, sequence_tokens, device.type, config.optimizer, num_ranks)
         wish = _kv_cache_bytes(config, model, sequence_tokens, is_vllm=is_vllm)
         vocab = model.get_output_embeddings().weight.shape[0]
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    kept = training.weights if num_ranks > 1 else whole  # a reference model is sharded as the policy is
-    reference = kept if config.algorithm.kl_coef else 0
-    is_served_apart = is_vllm and (num_ranks > 1 or config.sampler.weights == "copy")
-    sampler_weights = whole if is_served_apart else 0
+        exported = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        served = served_bytes(config.sampler.weights, model, dtype, is_sharded=is_sharded) if is_vllm else 0
+    has_reference = config.algorithm.kl_coef and not config.model.lora_rank  # the base is the reference of its adapters
     kv_cache = wish
     if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
-        kv_cache = min(wish, max(0, memory - training.static - (sampler_weights if num_ranks > 1 else 0)) // 2)
+        static = 0 if is_offloaded else training.static
+        kv_cache = min(wish, available_bytes(device, memory, memory - static - served))
     keeps_kv_cache = is_vllm and not config.sampler.release_kv_cache
+    masters = training.weights if is_sharded else training.masters
     plan = Plan(
         training,
-        reference,
-        sampler_weights,
+        training.weights if has_reference else 0,  # sharded as the policy is
+        served,
+        whole if is_sharded and not is_vllm else 0,
         kv_cache,
         0 if is_vllm else LOGITS_COPIES * vocab * config.sampler.batch_size,
-        training.weights + training.masters + training.optimizer,
+        exported + masters + training.optimizer,
         memory,
         budget,
         sequence_tokens,
@@ -118,9 +135,10 @@ def make_plan(
         _paths(attention, f"{sampler} ({sampler_reason})", device, dtype),
         keeps_kv_cache,
         device.type == "cpu",
+        is_offloaded,
         num_ranks,
     )
-    spare = memory - training.static - plan.resident
+    spare = memory - plan.static - plan.resident
     fitting = int(budget + (spare - training.computing) * budget / (larger.computing - training.computing))
     return replace(plan, fitting_tokens=fitting if fitting >= sequence_tokens and training.update <= spare else 0)
 
@@ -177,24 +195,27 @@ def _paths(attention: AttentionChoice, sampler: str, device: torch.device, dtype
 def plan_text(plan: Plan) -> str:
     """A table for people."""
     t = plan.training
+    beside = "of CPU memory, not counted below"
+    place = beside if plan.is_offloaded else ""
     cache = "stays" if plan.keeps_kv_cache else "while sampling"
     parts = [
-        ("weights", t.weights, ""),
+        ("weights", t.weights, place),
         ("fp32 masters", t.masters, "" if t.masters else "none: the weights are updated themselves"),
-        ("optimizer states", t.optimizer, ""),
-        ("gradients", t.gradients, "while training"),
-        ("reference model", plan.reference, "" if plan.reference else "none: algorithm.kl_coef = 0"),
+        ("optimizer states", t.optimizer, place),
+        ("gradients", t.gradients, place or "while training"),
+        ("reference model", plan.reference, place if plan.reference else "none: algorithm.kl_coef = 0, or the base"),
         ("activations", t.activations, f"while training, {plan.token_budget} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
         ("working memory of the backward", t.working, "while training"),
         ("unsharded blocks and root", t.gathered, "while training"),
         ("optimizer step", t.update, "between micro-batches"),
         ("sampler's weights", plan.sampler_weights, "" if plan.sampler_weights else "none: shared"),
+        ("unsharded weights to sample from", plan.unsharded, "while sampling"),
         ("KV cache", plan.kv_cache, cache),
         ("sampler's logits", plan.sampler_logits, "while sampling"),
-        ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else "of CPU memory, not counted below"),
+        ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else beside),
     ]
-    unneeded = {"unsharded blocks and root", "optimizer step"}
+    unneeded = {"unsharded blocks and root", "optimizer step", "unsharded weights to sample from"}
     parts = [part for part in parts if part[1] or part[0] not in unneeded]
     lines = [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in parts]
     if plan.num_ranks > 1:

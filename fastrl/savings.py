@@ -20,7 +20,7 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
     _, dtype = planned_device(config, device_type)
     rounded = {} if dtype == torch.bfloat16 else {"model.dtype": "bfloat16"}
     settings: dict[str, object] = {}
-    is_sharded = machine.get("num_ranks", 1) > 1  # float32 shards: no kind without masters
+    is_sharded = machine.get("num_ranks", 1) > 1 or config.optimizer.offload  # float32 shards: no kind without masters
     for more in ({}, CHECKPOINTING, *(() if is_sharded else (rounded | NO_MASTERS, EIGHT_BITS))):
         settings |= more
         plan = make_plan(changed(config, settings), device_type=device_type, **machine)

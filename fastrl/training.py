@@ -132,7 +132,7 @@ class Run:
             self.policy,
             self.tokenizer,
             max_sequence_tokens=self.max_sequence_tokens,
-            training_bytes=training_bytes(self.model, config.optimizer) // self.ranks.world_size,
+            training_bytes=training_bytes(self.model, config.optimizer, self.ranks.world_size),
             trust_remote_code=config.model.trust_remote_code,
             say=self.progress.message,
         )

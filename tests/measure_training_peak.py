@@ -1,6 +1,7 @@
 """Run as a script: peak resident bytes of a few updates of a random model on CPU, beyond what imports took. Linux only.
 
-python tests/measure_training_peak.py CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS IS_CHECKPOINTED KIND GRAD_DTYPE
+python tests/measure_training_peak.py \\
+    CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS IS_CHECKPOINTED KIND GRAD_DTYPE LORA_RANK
 """
 
 import ctypes
@@ -12,8 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from fastrl.config import OptimizerConfig
+from fastrl.config import ModelConfig, OptimizerConfig
 from fastrl.policy.attention import choose_attention
+from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy, pack
 from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.packing import build_micro_batch, cut_micro_batches
@@ -34,6 +36,7 @@ def update_twice(
     length: int,
     is_checkpointed: bool,
     settings: OptimizerConfig,
+    lora_rank: int,
 ) -> None:
     """Two optimizer steps of two full micro-batches each."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
@@ -41,6 +44,8 @@ def update_twice(
     assert pack(model, choice).is_packed
     if is_checkpointed:
         recompute_blocks(model)
+    if lora_rank:
+        attach(model, ModelConfig(lora_rank=lora_rank), None, seed=0)
     policy = Policy(model)
     optimizer = build_optimizer(policy, settings, 2)
     vocab = config.vocab_size
@@ -54,18 +59,20 @@ def update_twice(
 
 
 def main() -> None:
-    path, dtype, budget, length, is_checkpointed, kind, grad_dtype = sys.argv[1:]
+    path, dtype, budget, length, is_checkpointed, kind, grad_dtype, lora_rank = sys.argv[1:]
     values = json.loads(Path(path).read_text())
-    dtype, is_checkpointed = getattr(torch, dtype), is_checkpointed == "True"
+    dtype, is_checkpointed, lora_rank = getattr(torch, dtype), is_checkpointed == "True", int(lora_rank)
     settings = OptimizerConfig(kind=kind, grad_dtype=grad_dtype)
     # libraries load, pools start, and the kinds that compile their step do so for the shapes to come
     small = values | ({"intermediate_size": 64, "vocab_size": 64} if kind == "adamw" else {"num_hidden_layers": 1})
-    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, is_checkpointed, settings)
+    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, is_checkpointed, settings, lora_rank)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-    update_twice(AutoConfig.for_model(**values), dtype, int(budget), int(length), is_checkpointed, settings)
+    update_twice(
+        AutoConfig.for_model(**values), dtype, int(budget), int(length), is_checkpointed, settings, int(lora_rank)
+    )
     print(resident_bytes("VmHWM") - before)
 
 

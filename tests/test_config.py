@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fastrl.config import BatchConfig, EvalConfig, ModelConfig, TrainConfig, WarmupConfig
-from fastrl.config_checks import check_eval, check_train, check_warmup
+from fastrl.config_checks import check_eval, check_ranks, check_train, check_warmup
 from fastrl.config_files import from_dict, load_config, to_toml
 
 MODEL = {"model": {"path": "some/model"}}
@@ -100,6 +100,15 @@ def test_evaluation_and_warmup_are_checked_too():
         check_eval(from_dict(EvalConfig, MODEL | {"evaluation": {"repetition_penalty": 0.0}}))
     with pytest.raises(ValueError, match=r"data\.batch_size must be at least 1, got 0"):
         check_warmup(from_dict(WarmupConfig, {"data": {"batch_size": 0}}))
+    with pytest.raises(ValueError, match=r"optimizer\.offload must be false, got true"):
+        check_warmup(from_dict(WarmupConfig, {"optimizer": {"offload": True}}))
+
+
+def test_several_ranks_score_together():
+    unscored = checked({"run": {"scored_rollouts": 0}})
+    check_ranks(unscored, 1)
+    with pytest.raises(ValueError, match=r"2 ranks: .* run\.scored_rollouts must be at least 1, not 0"):
+        check_ranks(unscored, 2)
 
 
 def test_replacing_a_section_keeps_the_rest():

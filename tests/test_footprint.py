@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from fastrl.config import OptimizerConfig
+from fastrl.config import ModelConfig, OptimizerConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.footprint import Footprint, LiveBytes, footprint, storageless_model
 
@@ -40,9 +40,11 @@ def predicted(
     is_checkpointed: bool,
     optimizer: OptimizerConfig | None = None,
     num_ranks: int = 1,
+    lora_rank: int = 0,
 ) -> Footprint:
+    settings = ModelConfig(gradient_checkpointing=is_checkpointed, lora_rank=lora_rank)
     choice = choose_attention("auto", torch.device("cpu"), dtype, config)
-    with storageless_model(config, dtype, choice, gradient_checkpointing=is_checkpointed) as model:
+    with storageless_model(config, dtype, choice, settings) as model:
         return footprint(model, budget, length, "cpu", optimizer or OptimizerConfig(), num_ranks)
 
 
@@ -133,7 +135,7 @@ def test_prediction_is_within_15_percent_of_the_resident_peak(name, is_checkpoin
     config = CONFIGS[name]
     config.to_json_file(tmp_path / "config.json", use_diff=False)
     expected = predicted(config, torch.float32, 1024, 256, is_checkpointed).peak
-    measured = measure(tmp_path / "config.json", "float32", 1024, 256, is_checkpointed, "adamw", "float32")
+    measured = measure(tmp_path / "config.json", "float32", 1024, 256, is_checkpointed, "adamw", "float32", 0)
     print(f"{name}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)
 
@@ -173,8 +175,21 @@ def test_prediction_for_each_kind_of_optimizer(kind, grad_dtype, tmp_path):
     config.to_json_file(tmp_path / "config.json", use_diff=False)
     optimizer = OptimizerConfig(kind=kind, grad_dtype=grad_dtype)
     expected = predicted(config, torch.bfloat16, 64, 32, True, optimizer).peak
-    measured = measure(tmp_path / "config.json", "bfloat16", 64, 32, True, kind, grad_dtype)
+    measured = measure(tmp_path / "config.json", "bfloat16", 64, 32, True, kind, grad_dtype, 0)
     print(f"{kind}, {grad_dtype}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.slow
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_prediction_for_adapters(is_checkpointed, tmp_path):
+    """On every linear layer of a frozen model: the weights and, where they are kept, the activations are most of it."""
+    config = LlamaConfig(**SHAPE | {"hidden_size": 768, "intermediate_size": 2048}, vocab_size=16000)
+    config.to_json_file(tmp_path / "config.json", use_diff=False)
+    expected = predicted(config, torch.float32, 512, 128, is_checkpointed, lora_rank=8).peak
+    measured = measure(tmp_path / "config.json", "float32", 512, 128, is_checkpointed, "adamw", "float32", 8)
+    print(f"adapters: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import plan_table
 import pytest
+import torch
 from test_footprint import SHAPE
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fastrl.cli import main
 from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.plan import GIB, make_plan, plan_text
+from fastrl.policy.model import Policy, load_architecture
+from fastrl.policy.optimizer_bytes import training_bytes
+from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
@@ -123,6 +127,89 @@ def test_float32_weights_are_not_planned_for_a_kind_that_rounds(larger):
     eight = replace(larger, optimizer=OptimizerConfig(kind="adamw-8bit"))
     with pytest.raises(ValueError, match=r"'adamw-8bit' rounds bfloat16 weights"):
         make_plan(eight, device_type="cpu", memory_gib=1.0, prompt_tokens=64)
+
+
+def test_offload_keeps_nothing_of_training_on_the_device():
+    layer, masters = torch.nn.Linear(10, 7).bfloat16(), OptimizerConfig()
+    assert training_bytes(layer, masters) == 77 * (4 + 4 + 8) and training_bytes(layer, masters, 2) == 77 * 8
+    assert training_bytes(layer, replace(masters, offload=True)) == 0
+
+
+def test_the_first_rank_also_stages_the_export(larger):
+    machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
+    one, two = (make_plan(larger, num_ranks=n, **machine) for n in (1, 2))
+    whole = one.training.weights
+    assert two.checkpoint == whole + two.training.weights + two.training.optimizer  # float32 shards are the masters
+    assert two.unsharded == whole and one.unsharded == 0
+    on_cpu = [make_plan(larger, num_ranks=n, **machine | {"device_type": "cpu"}) for n in (1, 2)]
+    assert [plan.checkpoint - plan.training.optimizer for plan in on_cpu] == [2 * whole, 4 * whole - whole]
+
+
+def with_adapters(config: TrainConfig, rank: int, **settings: object) -> TrainConfig:
+    return replace(
+        config, model=replace(config.model, lora_rank=rank, lora_targets=("q_proj", "down_proj")), **settings
+    )
+
+
+def test_adapters_by_hand(larger):
+    """Six blocks, each with A and B on a projection of 384 → 384 and one of 1024 → 384."""
+    machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
+    full = make_plan(larger, **machine)
+    ours = make_plan(with_adapters(larger, 4, algorithm=AlgorithmConfig(kl_coef=0.1)), **machine)
+    count = 6 * 4 * (384 + 384 + 1024 + 384)
+    assert ours.training.weights == full.training.weights + 2 * count
+    t = ours.training
+    assert (t.gradients, t.masters, t.optimizer) == (4 * count, 4 * count, 8 * count)
+    assert t.logits == full.training.logits - 2 * 4000 * 384  # no gradient of the head
+    assert ours.reference == ours.sampler_weights == ours.unsharded == 0
+    assert ours.checkpoint == (2 + 4 + 8) * count
+    with pytest.raises(ValueError, match=r"model\.lora_targets: 'q_prj' is no linear layer"):
+        make_plan(replace(larger, model=replace(larger.model, lora_rank=4, lora_targets=("q_prj",))), **machine)
+
+
+@pytest.mark.vllm
+def test_vllms_buffers_for_adapters(larger):
+    """Of the next rank that vLLM knows, 8."""
+    config = with_adapters(larger, 4, sampler=replace(larger.sampler, kind="vllm"))
+    machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
+    assert make_plan(config, **machine).sampler_weights == 2 * 6 * 8 * (384 + 384 + 1024 + 384)
+    with pytest.raises(ValueError, match=r"model\.lora_rank = 513: vLLM serves ranks up to 512"):
+        make_plan(with_adapters(config, 513), **machine)
+
+
+def test_offload_needs_the_gpu_for_blocks_only(larger):
+    machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
+    reference = replace(larger, algorithm=AlgorithmConfig(kl_coef=0.1))
+    plain = make_plan(reference, **machine)
+    ours = make_plan(replace(reference, optimizer=OptimizerConfig(offload=True)), **machine)
+    t, count = ours.training, plain.training.weights // 2
+    assert (t.weights, t.gradients, t.masters, t.optimizer) == (4 * count, 4 * count, 0, 8 * count)
+    assert ours.reference == 4 * count and ours.resident == ours.static == 0
+    assert t.gathered > 0 and ours.unsharded == 2 * count
+    assert ours.peak == max(t.computing, t.update, ours.unsharded + ours.kv_cache + ours.sampler_logits) < plain.peak
+    assert plan_text(ours).count("of CPU memory, not counted below") == 5
+    with pytest.raises(ValueError, match=r"optimizer\.offload = true: .* not 'adamw-8bit'"):
+        make_plan(replace(larger, optimizer=OptimizerConfig(kind="adamw-8bit", offload=True)), **machine)
+
+
+def test_savings_of_an_offloaded_run_keep_its_masters(larger):
+    offloaded = replace(larger, optimizer=OptimizerConfig(offload=True))
+    assert fitting_settings(offloaded, memory_gib=0.001, device_type="cuda", prompt_tokens=64) == {}
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("weights", ["alias", "copy"])
+def test_the_kv_cache_is_cut_as_the_run_cuts_it(larger, weights, monkeypatch):
+    """Beside what training keeps and the copy that vLLM serves, if any."""
+    sampler = replace(larger.sampler, kind="vllm", weights=weights, batch_size=4096)
+    config = replace(larger, sampler=sampler)
+    plan = make_plan(config, device_type="cuda", memory_gib=1.0, prompt_tokens=64)
+    whole = plan.training.weights
+    assert plan.kv_cache == (GIB - plan.training.static - (whole if weights == "copy" else 0)) // 2
+    policy = Policy(AutoModelForCausalLM.from_config(load_architecture(config.model), dtype=torch.bfloat16))
+    policy.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB - whole, GIB))
+    assert plan.kv_cache == kv_cache_bytes(policy, sampler, 256, training_bytes(policy, config.optimizer))
 
 
 @pytest.mark.vllm

@@ -8,6 +8,7 @@ import os
 import random
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastrl.sampling.engine import TESTED_VERSIONS, Engine, EngineSettings, Request
+from fastrl.sampling.kv_budget import SERVED_RANKS
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 
 pytestmark = pytest.mark.vllm
@@ -163,6 +165,12 @@ def test_layers_that_take_adapters_keep_their_weights_under_base_layer(adapted, 
     assert {name for rows in slots.values() for name in rows} == set(dict(model.named_parameters()))
     assert not [s.name for s in adapted.slots() if s.parameter.is_inference()]
     assert sum(".base_layer." in name for name in slots) == 4  # qkv_proj and o_proj of two blocks
+
+
+def test_adapters_have_the_ranks_that_a_plan_knows():
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == SERVED_RANKS
 
 
 def test_an_adapter_from_memory_is_added_to_what_its_layers_compute(adapted, model):

@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from fastrl.config import OptimizerConfig
+from fastrl.config import ModelConfig, OptimizerConfig
 from fastrl.kernels import chunks
 from fastrl.policy.attention import AttentionChoice, use_packed_attention
+from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import gradient_dtype
 from fastrl.policy.optimizer_bytes import optimizer_bytes
@@ -98,18 +99,32 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def storageless_model(
-    architecture: PreTrainedConfig, dtype: torch.dtype, attention: AttentionChoice, *, gradient_checkpointing: bool
+    architecture: PreTrainedConfig, dtype: torch.dtype, attention: AttentionChoice, settings: ModelConfig
 ) -> Iterator[PreTrainedModel]:
-    """A model whose tensors have shapes and no storage; use it inside the block."""
+    """A model whose tensors have shapes and no storage, with the blocks recomputed and the adapters that `settings` ask
+    for; use it inside the block.
+    """
     with FakeTensorMode():
         implementation = None if attention.is_packed else attention.path
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation).eval()
         if attention.is_packed:
             path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
             use_packed_attention(model, path)
-        if gradient_checkpointing:
+        if settings.gradient_checkpointing:
             recompute_blocks(model)
+        if settings.lora_rank:
+            _attach_storageless(model, settings)
         yield model
+
+
+def _attach_storageless(model: PreTrainedModel, settings: ModelConfig) -> None:
+    """peft moves new adapters to their layer, which tensors without storage refuse; those made on meta it leaves."""
+    with torch.device("meta"):
+        attach(model, settings, None, seed=0)
+    for module in model.modules():
+        for name, made in list(module.named_parameters(recurse=False)):
+            if made.device.type == "meta":
+                setattr(module, name, nn.Parameter(torch.empty(made.shape, dtype=model.dtype)))
 
 
 def footprint(
@@ -122,10 +137,11 @@ def footprint(
 ) -> Footprint:
     """Of training the `storageless_model` on micro-batches as full as sequences of `sequence_tokens` make them.
 
-    num_ranks > 1: every parameter sharded by FSDP2, in float32 where the optimizer keeps masters (they are the shards).
+    num_ranks > 1 or offload: every parameter sharded by FSDP2, in float32 where the optimizer keeps masters (they are
+    the shards); offload: weights, gradients, masters and optimizer are bytes of CPU memory.
     """
-    parameters = list(model.parameters())
-    for parameter in parameters:
+    parameters, is_sharded = list(model.parameters()), num_ranks > 1 or optimizer.offload
+    for parameter in (p for p in parameters if p.requires_grad):
         parameter.grad_dtype = gradient_dtype(parameter, optimizer)
     policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
     with LiveBytes([*parameters, *model.buffers()]) as live:
@@ -134,9 +150,9 @@ def footprint(
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
     working = live.peak - gradients - activations - logits
     model.zero_grad()
-    stored = parameters if num_ranks == 1 else _shards(parameters, optimizer, num_ranks)
+    stored = _shards(parameters, optimizer, num_ranks) if is_sharded else parameters
     kept = optimizer_bytes(stored, optimizer)
-    gathered, reduced = (0, 0) if num_ranks == 1 else _unsharded_bytes(model, num_ranks)
+    gathered, reduced = _unsharded_bytes(model, num_ranks, optimizer.offload) if is_sharded else (0, 0)
     update = max(kept.step, reduced)
     return Footprint(
         _num_bytes(stored), kept.gradients, kept.masters, kept.states, activations, logits, working, gathered, update
@@ -160,17 +176,18 @@ def _shards(parameters: list[Tensor], optimizer: OptimizerConfig, num_ranks: int
     ]
 
 
-def _unsharded_bytes(model: PreTrainedModel, num_ranks: int) -> tuple[int, int]:
+def _unsharded_bytes(model: PreTrainedModel, num_ranks: int, is_offloaded: bool) -> tuple[int, int]:
     """(in the backward, at its end), in the model's dtype but for what is being reduced, which is float32.
 
     In the backward: weights of the root (embedding, head) and of two blocks, one of them prefetched; gradients of the
-    root and a block; the block's to be reduced. At the end: the root's weights, gradients, these to be reduced, and
-    this rank's part of their sum.
+    root and a block; the block's to be reduced; a float32 shard on its way from CPU memory. At the end: the root's
+    weights, gradients, these to be reduced, and this rank's part of their sum.
     """
     blocks = [_num_bytes(block.parameters()) for block in blocks_of(model)]
     root, block = _num_bytes(model.parameters()) - sum(blocks), max(blocks, default=0)
     widening = 4 // model.dtype.itemsize
-    return 2 * root + 3 * block + widening * block, 2 * root + widening * root + widening * root // num_ranks
+    coming = widening * block // num_ranks if is_offloaded else 0
+    return 2 * root + 3 * block + widening * block + coming, 2 * root + widening * root + widening * root // num_ranks
 
 
 def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> list[Rollout]:
@@ -187,7 +204,8 @@ def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> lis
 
 def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str) -> int:
     """`chunks.chunk_rows` for a head that will live on `device_type`; a storageless one lives on the CPU."""
-    spare = 4 * weight_VH.numel() if weight_VH.dtype != torch.float32 else 0
+    spare = 4 * weight_VH.numel() if weight_VH.requires_grad and weight_VH.dtype != torch.float32 else 0
+    weight_VH = weight_VH.detach()
     if device_type == "cpu":
         return chunks.chunk_rows(num_rows, weight_VH, spare)
     row_bytes = weight_VH.shape[0] * weight_VH.element_size()
@@ -202,15 +220,17 @@ def _forward_backward(policy: Policy, rollouts: list[Rollout], device_type: str,
     activations = live.live - before
     weight_VH = policy.head().weight
     num_rows, itemsize = hidden_NH.shape[0], weight_VH.element_size()
-    size = _chunk_rows(num_rows, weight_VH.detach(), device_type)
-    grad_hidden = torch.empty_like(hidden_NH)
+    size = _chunk_rows(num_rows, weight_VH, device_type)
+    grad_hidden, grad_weight = torch.empty_like(hidden_NH), None
     columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)
     logits = hidden_NH.new_empty(size, weight_VH.shape[0])
-    is_single = size >= num_rows
-    grad_weight = torch.empty_like(weight_VH, dtype=weight_VH.dtype if is_single else torch.float32).detach()
-    num_bytes = logits.numel() * itemsize + grad_weight.numel() * grad_weight.element_size()
+    num_bytes = logits.numel() * itemsize
+    if weight_VH.requires_grad:
+        dtype = weight_VH.dtype if size >= num_rows else torch.float32
+        grad_weight = torch.empty_like(weight_VH, dtype=dtype).detach()
+        num_bytes += grad_weight.numel() * grad_weight.element_size()
     del logits
-    gradients = [grad_hidden, grad_weight.to(weight_VH.dtype)]
+    gradients = [grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype)]
     del grad_weight, grad_hidden, columns
     _HandOut.apply(gradients, hidden_NH, weight_VH).backward()
     return activations, num_bytes
@@ -220,12 +240,12 @@ class _HandOut(torch.autograd.Function):
     """Holds the loss's gradients until the backward takes them, and no longer."""
 
     @staticmethod
-    def forward(ctx, gradients: list[Tensor], hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+    def forward(ctx, gradients: list[Tensor | None], hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
         ctx.gradients = gradients
         return hidden_NH.new_empty(())
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx, upstream: Tensor) -> tuple[None, Tensor, Tensor | None]:
         hidden, weight = ctx.gradients
         ctx.gradients.clear()
         return None, hidden, weight

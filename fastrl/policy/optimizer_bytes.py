@@ -37,10 +37,12 @@ def optimizer_bytes(weights: Iterable[Tensor], config: OptimizerConfig) -> Optim
     return OptimizerBytes(gradients, 0, states, step)
 
 
-def training_bytes(module: nn.Module, config: OptimizerConfig) -> int:
-    """What training `module` keeps besides its weights: gradients, masters, moments."""
+def training_bytes(module: nn.Module, config: OptimizerConfig, num_ranks: int = 1) -> int:
+    """What training `module` keeps on each rank's device besides its weights: gradients, masters, moments."""
+    if config.offload:  # they are in CPU memory
+        return 0
     found = optimizer_bytes(module.parameters(), config)
-    return found.gradients + found.masters + found.states
+    return (found.gradients + found.masters + found.states) // num_ranks
 
 
 def _moment_bytes(count: int) -> int:

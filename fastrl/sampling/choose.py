@@ -75,8 +75,7 @@ def build_sampler(
         dtype=policy.dtype,
         max_sequence_tokens=max_sequence_tokens,
         max_num_sequences=config.batch_size,
-        kv_cache_bytes=config.kv_cache_bytes
-        or kv_cache_bytes(policy, max_sequence_tokens, config.batch_size, training_bytes),
+        kv_cache_bytes=kv_cache_bytes(policy, config, max_sequence_tokens, training_bytes),
         trust_remote_code=trust_remote_code,
         lora_rank=max((len(a.A) for a in added.values()), default=0),
         lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),

@@ -4,12 +4,17 @@ import math
 import os
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from fastrl.config import SamplerConfig
+from fastrl.policy.lora import adapters
 from fastrl.policy.model import Policy
+from fastrl.policy.sharding import is_sharded
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters in vLLM
 
 
 def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
@@ -20,25 +25,55 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) ->
     return 2 * config.num_hidden_layers * heads * head_dim * (dtype or model.dtype).itemsize
 
 
-def available_bytes(device: torch.device, training_bytes: int) -> int:
-    """Memory a KV cache may take: on CUDA half of what training leaves, on CPU an eighth of the machine's.
+def served_bytes(weights: str, model: nn.Module, dtype: torch.dtype, *, is_sharded: bool) -> int:
+    """Of the weights in `dtype` that vLLM keeps beside the trained ones: the whole model unless both share tensors, or
+    buffers for adapters.
 
-    training_bytes: what training will keep besides the weights.
+    weights: sampler.weights. An `auto` that finds sharing impossible is not foreseen. ValueError for a LoRA rank that
+    vLLM does not serve.
     """
-    if device.type != "cuda":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(0, free - training_bytes) // 2
+    if added := adapters(model):
+        values = sum(served_rank(len(a.A)) * (a.A.shape[1] + a.B.shape[0]) for a in added.values())
+        return dtype.itemsize * values
+    is_apart = is_sharded or weights == "copy"
+    return dtype.itemsize * sum(p.numel() for p in model.parameters()) if is_apart else 0
 
 
-def kv_cache_bytes(policy: Policy, max_sequence_tokens: int, max_num_sequences: int, training_bytes: int = 0) -> int:
-    """Bytes for all sequences at their longest, cut to what is available. ValueError when not even one fits."""
+def served_rank(rank: int) -> int:
+    """The rank that vLLM's buffers for an adapter of `rank` have."""
+    if rank > max(SERVED_RANKS):
+        raise ValueError(f"model.lora_rank = {rank}: vLLM serves ranks up to {max(SERVED_RANKS)}")
+    return min(served for served in SERVED_RANKS if served >= rank)
+
+
+def available_bytes(device: torch.device, total: int, spare: int) -> int:
+    """Memory a KV cache may take: on CUDA half of what is spare, on CPU an eighth of the machine's `total`."""
+    return max(0, spare) // 2 if device.type == "cuda" else total // 8
+
+
+def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: int, training_bytes: int = 0) -> int:
+    """What config says, or bytes for batch_size sequences at their longest, cut to what is available.
+
+    training_bytes: what training will keep besides the weights. ValueError when not even one sequence fits.
+    """
+    if config.kv_cache_bytes:
+        return config.kv_cache_bytes
     blocks = math.ceil(max_sequence_tokens / BLOCK_TOKENS) + SLACK_BLOCKS
     one = blocks * BLOCK_TOKENS * bytes_per_token(policy.model, policy.dtype)
-    available = available_bytes(policy.device, training_bytes)
+    served = served_bytes(config.weights, policy.model, policy.dtype, is_sharded=is_sharded(policy))
+    free, total = _device_memory(policy.device)
+    available = available_bytes(policy.device, total, free - training_bytes - served)
     if one > available:
         raise ValueError(
             f"one sequence of {max_sequence_tokens} tokens needs {one} bytes of KV cache, {available} are available: "
             "shorten sampler.max_new_tokens, or set sampler.kv_cache_bytes yourself"
         )
-    return min(one * max_num_sequences, available)
+    return min(one * config.batch_size, available)
+
+
+def _device_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a GPU; on CPU all of the machine's memory twice."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, total
