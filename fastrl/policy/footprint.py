@@ -146,7 +146,7 @@ def footprint(
     policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
     with LiveBytes([*parameters, *model.buffers()]) as live:
         for _ in range(2):  # the second finds the gradients of the first
-            activations, logits = _forward_backward(policy, rollouts, device_type, live)
+            activations, logits = _forward_backward(policy, rollouts, device_type, live, is_sharded=is_sharded)
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
     working = live.peak - gradients - activations - logits
     model.zero_grad()
@@ -202,30 +202,39 @@ def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> lis
     return [Rollout([0], [0] * (n - 1), [0.0] * (n - 1), "length", 0, advantage=1.0) for n in lengths]
 
 
-def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str) -> int:
+def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str, *, has_buffer: bool) -> int:
     """`chunks.chunk_rows` for a head that will live on `device_type`; a storageless one lives on the CPU."""
-    spare = 4 * weight_VH.numel() if weight_VH.requires_grad and weight_VH.dtype != torch.float32 else 0
+    has_spare = weight_VH.requires_grad and weight_VH.dtype != torch.float32 and not has_buffer
+    spare = 4 * weight_VH.numel() if has_spare else 0
     weight_VH = weight_VH.detach()
     if device_type == "cpu":
-        return chunks.chunk_rows(num_rows, weight_VH, spare)
+        return chunks.chunk_rows(num_rows, weight_VH, spare, has_buffer=has_buffer)
     row_bytes = weight_VH.shape[0] * weight_VH.element_size()
     budget = max(chunks.CUDA_LOGIT_BYTES, chunks.CUDA_MIN_ROWS * row_bytes)
     return num_rows if num_rows * row_bytes <= budget + spare else budget // row_bytes
 
 
-def _forward_backward(policy: Policy, rollouts: list[Rollout], device_type: str, live: LiveBytes) -> tuple[int, int]:
-    """Makes the tensors of one micro-batch; returns bytes: its activations; its logits and the head's gradient."""
+def _forward_backward(
+    policy: Policy, rollouts: list[Rollout], device_type: str, live: LiveBytes, *, is_sharded: bool
+) -> tuple[int, int]:
+    """Makes the tensors of one micro-batch; returns bytes: its activations; its logits and the head's gradient.
+
+    The latter is none where the head's float32 `.grad` takes it directly (`Updater`).
+    """
     before = live.live
     hidden_NH = policy.hidden_states(build_micro_batch(rollouts))
     activations = live.live - before
     weight_VH = policy.head().weight
     num_rows, itemsize = hidden_NH.shape[0], weight_VH.element_size()
-    size = _chunk_rows(num_rows, weight_VH, device_type)
+    has_buffer = weight_VH.requires_grad and weight_VH.grad_dtype == torch.float32 and not is_sharded
+    if has_buffer and weight_VH.grad is None:
+        weight_VH.grad = torch.empty_like(weight_VH, dtype=torch.float32).detach()
+    size = _chunk_rows(num_rows, weight_VH, device_type, has_buffer=has_buffer)
     grad_hidden, grad_weight = torch.empty_like(hidden_NH), None
     columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)
     logits = hidden_NH.new_empty(size, weight_VH.shape[0])
     num_bytes = logits.numel() * itemsize
-    if weight_VH.requires_grad:
+    if weight_VH.requires_grad and not has_buffer:
         dtype = weight_VH.dtype if size >= num_rows else torch.float32
         grad_weight = torch.empty_like(weight_VH, dtype=dtype).detach()
         num_bytes += grad_weight.numel() * grad_weight.element_size()
