@@ -42,7 +42,7 @@ def test_added_seeds_are_the_same_cells():
         run.choose_cells(run.Study(1, only=("tier2",)))
 
 
-def test_selection_never_sees_a_followed_problem_order_or_seed():
+def test_selection_has_a_seed_and_a_draw_of_problems_of_its_own():
     selection = cells.train_config(cells.cells_of(0)[0], cells.ROOT)
     study = [cells.train_config(c, cells.ROOT, lr=1e-5) for tier in (1, 2, 3) for c in cells.cells_of(tier)]
     assert selection.run.seed not in {c.run.seed for c in study}
