@@ -14,6 +14,11 @@ def fail(ranks: Ranks, name: str, numbers: tuple[int, ...], message: str) -> int
     return 10 * ranks.rank
 
 
+def tell(line: str) -> None:
+    """In one write: three processes share the pipe."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def main(name: str) -> None:
     try:
         with joined(torch.device("cpu")) as ranks:
@@ -21,12 +26,12 @@ def main(name: str) -> None:
             try:
                 ranks.agree(lambda: fail(ranks, name, (1,), "broken"))
             except Exception as error:
-                print(f"rank {ranks.rank} caught {type(error).__name__} {error}", flush=True)
+                tell(f"rank {ranks.rank} caught {type(error).__name__} {error}")
             mine = thread_ranks.agree(lambda: fail(ranks, name, (1, 2), "broken again"))
             text = ranks.on_main(lambda: "x")
-            print(f"agreed on {ranks.gather(mine)}, main's {text!r}", flush=True)
+            tell(f"agreed on {ranks.gather(mine)}, main's {text!r}")
     except Exception as error:
-        print(error, flush=True)
+        tell(str(error))
         sys.exit(2)
 
 
