@@ -9,6 +9,7 @@ from pathlib import Path
 import results
 import tyro
 from bands import band, difference_at_equal_pass_at_1, verdict
+from cells import TIERS, cells_of
 from claims import CLAIMS, between, points
 from figures import draw_curves, draw_paths
 
@@ -36,6 +37,19 @@ def table(rows: list[list[str]]) -> str:
 
 def percent(value) -> str:
     return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def progress() -> str:
+    """How much of the study the tables rest on, and what that means for the verdicts."""
+    done = {tier: sum(len(c.seeds) for c in results.cells(tier).values()) for tier in TIERS[1:]}
+    parts = ", ".join(f"tier {tier}: {number} of {len(cells_of(tier))} runs" for tier, number in done.items())
+    single = [name for tier in TIERS[1:] for name, cell in results.cells(tier).items() if len(cell.seeds) == 1]
+    if not single:
+        return f"**So far** {parts}."
+    return (
+        f"**So far** {parts}. Where a cell has one seed ({', '.join(single)}) bands are over problems alone; seeds move"
+        " such runs by several points, so a verdict that rests on one is a first impression."
+    )
 
 
 def curve_table(tier: int) -> str:
@@ -110,7 +124,7 @@ def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
     claims = [["who", "says", "predicts", "measured, points", "verdict"], *(claim.row() for claim in CLAIMS)]
     return {
-        "claims": table(claims),
+        "claims": f"{progress()}\n\n{table(claims)}",
         "sweeps": sweep_table(),
         "tier1": curve_table(1),
         "equal": equal_table(),
