@@ -84,7 +84,7 @@ class Evaluator:
             i: Outcome(verdict, stated_confidence(t), len(r.completion_ids), r.is_truncated, r if i in scored else None)
             for i, r, t, verdict in zip(indices, rollouts, texts, verdicts, strict=True)
         }
-        everyones = {i: outcome for one in ranks.gather(outcomes) for i, outcome in one.items()}
+        everyones = ranks.merge(outcomes)
         return [everyones[i] for i in range(num_rollouts)]
 
     def _settings(self, config: EvaluationConfig) -> SamplingSettings:
@@ -166,3 +166,16 @@ def load_evaluation(path: str | Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an evaluation written by fastrl ({error!r})") from None
     return evaluation
+
+
+def metric_value(evaluation: dict, name: str) -> float:
+    """The value of one of `best_metric_names` in an evaluation."""
+    key, _, k = name.partition("/")
+    return evaluation[key][k]["mean"] if k else evaluation[key]
+
+
+def evaluation_metrics(evaluation: dict) -> dict[str, float]:
+    """The evaluation's headline numbers under the names of the metrics log."""
+    curves = {f"eval/pass_at_{k}": v["mean"] for k, v in evaluation["pass_at_k"].items()}
+    scalars = ("mean_length", "mean_token_entropy", "distinct_answers", "truncated_share")
+    return curves | {f"eval/{name}": evaluation[name] for name in scalars}

@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-T = TypeVar("T")
-
+K, T = TypeVar("K"), TypeVar("T")
 
 TIMEOUT_S = 3600.0  # of a collective; where there is a watchdog its limit for a phase, waiting included, comes first
 
@@ -52,6 +51,10 @@ class Ranks:
         values: list[T] = [value] * self.world_size
         dist.all_gather_object(values, value, self.group)
         return values
+
+    def merge(self, values: dict[K, T]) -> dict[K, T]:
+        """Everyone's entries; no key may be on two ranks."""
+        return {key: value for one in self.gather(values) for key, value in one.items()}
 
     def sum(self, counts: Counter[str]) -> Counter[str]:
         """Everyone's counts added, in the order of the ranks, so that all have the same sum."""

@@ -123,7 +123,7 @@ class Trainer:
         size = self.settings.num_samples
         groups = {i: rollouts[n * size : (n + 1) * size] for n, i in enumerate(mine)}
         with self.timed("exchange"):
-            everyones = {i: group for one in self.ranks.gather(groups) for i, group in one.items()}
+            everyones = self.ranks.merge(groups)
         return [everyones[i] for i in range(num_prompts)]
 
     def _verify(self, problems: list[Problem], rollouts: list[Rollout]) -> None:

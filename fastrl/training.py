@@ -8,19 +8,17 @@ from pathlib import Path
 
 import torch
 
-from fastrl.config import ModelConfig, TrainConfig
+from fastrl.config import TrainConfig
 from fastrl.divergence import DivergedError, Divergence
-from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
+from fastrl.evaluation import Evaluator, evaluation_metrics, load_evaluation, metric_value, save_evaluation
 from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
-from fastrl.kernels import TokenLoss
 from fastrl.ledger.ledger import open_ledger
 from fastrl.objectives import SIGN_OBJECTIVES
-from fastrl.policy.lora import attach
-from fastrl.policy.model import Policy, load_model, resolve_device
+from fastrl.policy.model import resolve_device
 from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.optimizer_bytes import training_bytes
-from fastrl.policy.sharding import shard
+from fastrl.policy.roles import reference_policy, trained_policy
 from fastrl.preflight import Preflight, check_everything
 from fastrl.prompts import PromptStream
 from fastrl.ranks import ALONE, Ranks, joined
@@ -124,8 +122,8 @@ class Run:
         The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
         """
         config = self.config
-        loss, temperature = token_loss(config.algorithm), config.sampler.temperature
-        self.policy = self._trained_policy(checkpoint, loss, temperature)
+        loss, say = token_loss(config.algorithm), self.progress.message
+        self.policy = trained_policy(config, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
         self.sampler = build_sampler(
             config.sampler,
@@ -134,17 +132,17 @@ class Run:
             max_sequence_tokens=self.max_sequence_tokens,
             training_bytes=training_bytes(self.model, config.optimizer, self.ranks.world_size),
             trust_remote_code=config.model.trust_remote_code,
-            say=self.progress.message,
+            say=say,
         )
         self.stack.callback(self.sampler.close)
         if ignored := ignored_settings(self.model):
-            self.progress.message(f"the model's own generation settings are not used: {ignored}")
+            say(f"the model's own generation settings are not used: {ignored}")
         self.optimizer = build_optimizer(self.policy, config.optimizer, config.run.num_steps)
         self.updater = Updater(
             self.policy,
             self.optimizer,
             config,
-            reference=self._reference() if loss.kl_coef else None,
+            reference=reference_policy(config, self.policy, say) if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
@@ -169,34 +167,6 @@ class Run:
             max_new_tokens=config.sampler.max_new_tokens,
             correct_threshold=config.algorithm.correct_threshold,
         )
-
-    def _trained_policy(self, checkpoint: Path | None, loss: TokenLoss, temperature: float) -> Policy:
-        """The config's model or the checkpoint's; LoRA: the config's, with new adapters or the checkpoint's."""
-        config = self.config.model
-        if not config.lora_rank:
-            source = dataclasses.replace(config, path=str(checkpoint)) if checkpoint else config
-            return self._policy(source, loss, temperature)
-        policy = self._policy(config, loss, temperature)
-        self.progress.message(attach(policy.model, config, checkpoint, seed=seed_of(self.config.run.seed, "lora")))
-        return policy
-
-    def _reference(self) -> Policy:
-        """What the KL penalty pulls back to: a second model, or the very policy, to be scored with its adapters off."""
-        if self.config.model.lora_rank:
-            return self.policy
-        return self._policy(self.config.model, self.policy.loss, self.policy.temperature)
-
-    def _policy(self, source: ModelConfig, loss: TokenLoss, temperature: float) -> Policy:
-        """Loaded, and sharded where there are several ranks or the shards are to live in CPU memory."""
-        policy = Policy(load_model(source, self.progress.message), loss, temperature)
-        offload = self.config.optimizer.offload
-        if self.ranks.world_size > 1 or offload:
-            shard(policy, self.ranks, offload=offload)
-            place = ", in CPU memory" if offload else ""
-            self.progress.message(
-                f"FSDP2: float32 shards on {self.ranks.world_size} ranks{place}, {policy.dtype} compute"
-            )
-        return policy
 
     def __enter__(self) -> "Run":
         return self
@@ -280,9 +250,11 @@ class Run:
         self._validate()
         if self.best_step == step or step % self.config.run.checkpoint_every == 0:
             self._save_checkpoint()
-        if any(
-            self.ranks.gather(self.interrupts.is_pending)
-        ):  # several ranks: a signal reaches them at different moments
+        self._stop_together()
+
+    def _stop_together(self) -> None:
+        """Several ranks: a signal reaches them at different moments; all stop after the same step."""
+        if any(self.ranks.gather(self.interrupts.is_pending)):
             raise KeyboardInterrupt
 
     def _validation_file(self) -> Path:
@@ -348,16 +320,3 @@ class Run:
             state |= {"best": self.best, "best_step": self.best_step}
         is_best = self.best_step == self.completed_step
         self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
-
-
-def metric_value(evaluation: dict, name: str) -> float:
-    """The value of one of `best_metric_names` in an evaluation."""
-    key, _, k = name.partition("/")
-    return evaluation[key][k]["mean"] if k else evaluation[key]
-
-
-def evaluation_metrics(evaluation: dict) -> dict[str, float]:
-    """The evaluation's headline numbers under the names of the metrics log."""
-    curves = {f"eval/pass_at_{k}": v["mean"] for k, v in evaluation["pass_at_k"].items()}
-    scalars = ("mean_length", "mean_token_entropy", "distinct_answers", "truncated_share")
-    return curves | {f"eval/{name}": evaluation[name] for name in scalars}

@@ -1,6 +1,6 @@
 """One of two processes of tests/test_checkpoint_ranks.py: FSDP2 shards and AdamW, gloo.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/checkpoint_ranks.py CHECKPOINT FOLDER
+torchrun --nproc-per-node 2 tests/checkpoint_ranks.py CHECKPOINT FOLDER
 CHECKPOINT was written by one process; FOLDER gets one of two, and `expected.safetensors`, what it must hold.
 """
 
@@ -150,7 +150,7 @@ def main(checkpoint: str, folder: str) -> None:
     fail_on_one_rank(trained, writer)
     latest(Path(folder))
     writer.close()
-    print(f"rank {RANKS.rank}: all good", flush=True)
+    print(f"rank {RANKS.rank}: all good\n", end="", flush=True)
     dist.destroy_process_group()
 
 

@@ -1,6 +1,6 @@
 """One of two processes of tests/test_gathered_weights.py: FSDP2 shards, one vLLM engine a process, gloo.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python tests/gather_ranks.py MODEL_FOLDER
+torchrun --nproc-per-node 2 tests/gather_ranks.py MODEL_FOLDER
 """
 
 import sys
@@ -89,7 +89,7 @@ def main(folder: str) -> None:
         sampler.prove_fresh(1)
     dist.barrier()
     sampler.close()
-    print(f"rank {rank}: all good, tokens {[r.completion_ids for r in rollouts][:1]}")
+    print(f"rank {rank}: all good, tokens {[r.completion_ids for r in rollouts][:1]}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
 """Checkpoints of one process and of two (gloo, FSDP2 shards) into each other, written while training goes on."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchrun import torchrun
 from transformers import AutoModelForCausalLM
 
 from fastrl.config import OptimizerConfig
@@ -18,12 +15,6 @@ from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport
 
 pytestmark = pytest.mark.distributed
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def save_alone(model_folder: Path, folder: Path) -> Path:
@@ -42,21 +33,9 @@ def save_alone(model_folder: Path, folder: Path) -> Path:
 def test_one_and_two_processes_read_each_others_checkpoints(family_folder, tmp_path):
     """qwen3 has an untied head of 517 rows, which two ranks share unevenly."""
     alone, folder = save_alone(family_folder("qwen3"), tmp_path / "alone"), tmp_path / "ranks"
-    script = Path(__file__).parent / "checkpoint_ranks.py"
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(alone), str(folder)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONSAFEPATH": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
-    for rank, output in enumerate(outputs):
-        assert f"rank {rank}: all good" in output, output
+    process = torchrun(2, [str(Path(__file__).parent / "checkpoint_ranks.py"), str(alone), str(folder)])
+    output = process.stdout + process.stderr
+    assert process.returncode == 0 and all(f"rank {rank}: all good" in output for rank in range(2)), output
 
     expected = load_file(folder / "expected.safetensors")
     for name in ("step-000001", "best"):

@@ -71,10 +71,7 @@ def test_spread_balances_and_keeps_everything():
     sizes = [9, 1, 1, 1, 5, 4, 3]
     parts = spread(sizes, 3)
     assert sorted(i for part in parts for i in part) == list(range(7))
-    assert (
-        sorted(sum(sizes[i] for i in part) for part in parts) == [8, 8, 9]
-        or max(sum(sizes[i] for i in part) for part in parts) <= 9
-    )
+    assert max(sum(sizes[i] for i in part) for part in parts) <= 9
     assert spread([], 2) == [[], []] and spread([4], 2) in ([[0], []], [[], [0]])
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastrl.config import OptimizerConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.packing import build_micro_batch
-from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
@@ -51,14 +51,6 @@ def share(family_folder):
             engine.close()
 
     return make
-
-
-def mean_gap(model: PreTrainedModel, rollouts: list[Rollout]) -> float:
-    """Mean |Δlogp| between the trainer's module and the sampler."""
-    scores = score(Policy(model), rollouts, 2000)
-    pairs = [zip(ours, r.sampler_logprobs, strict=True) for r, (ours, _) in zip(rollouts, scores, strict=True)]
-    values = [abs(a - b) for pair in pairs for a, b in pair]
-    return sum(values) / len(values)
 
 
 def update(model: PreTrainedModel, rollouts: list[Rollout], lr: float = 1e-2) -> None:

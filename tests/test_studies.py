@@ -123,12 +123,12 @@ def collected(tmp_path, monkeypatch):
     ids = [f"p{i}" for i in range(120)]
     scalars = {"mean_token_entropy": 0.5, "distinct_correct_answers": 3.0, "mean_length": 9.0, "truncated_share": 0.0}
 
-    def test_row(chances_P: np.ndarray) -> dict:
+    def tested_row(chances_P: np.ndarray) -> dict:
         return scalars | {"num_samples": 256, "ids": ids, "num_correct": rng.binomial(256, chances_P).tolist()}
 
     chances_P = np.where(np.arange(120) < 40, 0.01, 0.4)
     followed = {"num_samples": 64, "num_correct": rng.binomial(64, chances_P).tolist()}
-    base = {"test": test_row(chances_P), "followed": followed}
+    base = {"test": tested_row(chances_P), "followed": followed}
     rows = []
     for seed in (1, 2, 3):
         for name, hard, easy in (("psr", 0.0, 0.7), ("nsr", 0.01, 0.6)):
@@ -145,7 +145,7 @@ def collected(tmp_path, monkeypatch):
             }
             metrics = {"clip/positive": 0.01, "clip/negative": 0.02}
             ledger = [{"step": 30, "moved": {"left_penalised": 0.1}, "mass": {"rest": 0.2}}]
-            rows.append(row | {"test": test_row(final_P), "metrics": metrics, "ledger": ledger})
+            rows.append(row | {"test": tested_row(final_P), "metrics": metrics, "ledger": ledger})
     for name, content in (("base", base), ("tier1", rows)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(results, "RESULTS", tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastrl.cli import main
@@ -28,7 +29,6 @@ from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.packing import build_micro_batch
-from fastrl.policy.scoring import score
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollout
@@ -74,14 +74,6 @@ def serve(family_folder):
             engine.close()
 
     return make
-
-
-def mean_gap(model: PreTrainedModel, rollouts: list[Rollout]) -> float:
-    """Mean |Δlogp| between the trainer's module and the sampler."""
-    scores = score(Policy(model), rollouts, 2000)
-    pairs = [zip(ours, r.sampler_logprobs, strict=True) for r, (ours, _) in zip(rollouts, scores, strict=True)]
-    values = [abs(a - b) for pair in pairs for a, b in pair]
-    return sum(values) / len(values)
 
 
 def update(model: PreTrainedModel, rollouts: list[Rollout]) -> None:

@@ -28,5 +28,5 @@ def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> lis
             pairs = zip(indices, logprobs_N.split(sizes), entropy_N.split(sizes), strict=True)
             scored |= {i: (logprobs_T.tolist(), entropy_T.tolist()) for i, logprobs_T, entropy_T in pairs}
     release(policy)
-    everyones = {i: result for one in policy.ranks.gather(scored) for i, result in one.items()}
+    everyones = policy.ranks.merge(scored)
     return [everyones[i] for i in range(len(rollouts))]
