@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from fastrl.kernels import TokenLoss
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy, pack
-from fastrl.policy.packing import build_micro_batch, computed_tokens, cut_micro_batches
+from fastrl.policy.packing import computed_tokens, num_inputs
 from fastrl.rollouts import Rollout
 
 SHAPES = {
@@ -53,14 +53,13 @@ def update(policy: Policy, rollouts: list[Rollout], budget: int) -> dict[str, fl
     """Gradients of one update into .grad; its seconds, micro-batches and tokens computed."""
     policy.zero_grad()
     start = time.perf_counter()
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    parts = cut_micro_batches(lengths, budget, is_packed=policy.is_packed)
+    parts = [[rollouts[i] for i in part] for part in policy.cut(rollouts, budget)]
+    total = sum(map(num_inputs, rollouts))
     for part in parts:
-        batch = build_micro_batch([rollouts[i] for i in part], [1.0 / sum(lengths)] * len(part))
-        policy(batch).loss.backward()
+        policy(policy.micro_batch(part, [1.0 / total] * len(part))).loss.backward()
     seconds = time.perf_counter() - start
-    computed = sum(computed_tokens([lengths[i] for i in part], is_packed=policy.is_packed) for part in parts)
-    return {"seconds": seconds, "micro_batches": len(parts), "efficiency": sum(lengths) / computed}
+    computed = sum(computed_tokens(part, is_packed=policy.is_packed) for part in parts)
+    return {"seconds": seconds, "micro_batches": len(parts), "efficiency": total / computed}
 
 
 def compare(width_name: str, model: PreTrainedModel, rounds: int, longest: int, budget: int) -> dict:

@@ -26,7 +26,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from fastrl.config import OptimizerConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
@@ -69,13 +68,11 @@ def scored(model: PreTrainedModel, rollouts: list[Rollout]) -> list[Rollout]:
 
 def update(policy: Policy, optimizer: MasterOptimizer, rollouts: list[Rollout]) -> None:
     """One optimizer step: even completions up, odd ones down."""
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
     weight = 1 / sum(len(r.completion_ids) for r in rollouts)
     for index, rollout in enumerate(rollouts):
         rollout.advantage = 1.0 if index % 2 else -1.0
-    for indices in cut_micro_batches(lengths, TOKEN_BUDGET, is_packed=policy.is_packed):
-        batch = build_micro_batch([rollouts[i] for i in indices], [weight] * len(indices)).to(policy.device)
-        policy(batch).loss.backward()
+    for indices in policy.cut(rollouts, TOKEN_BUDGET):
+        policy(policy.micro_batch([rollouts[i] for i in indices], [weight] * len(indices))).loss.backward()
     optimizer.step()
 
 

@@ -17,7 +17,7 @@ from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss, choose
 from fastrl.policy.lora import adapters_off
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer
-from fastrl.policy.packing import MicroBatch, build_micro_batch, computed_tokens, cut_micro_batches
+from fastrl.policy.packing import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.scoring import score
 from fastrl.policy.sharding import is_sharded
 from fastrl.reductions import REDUCTIONS, UpdateShape
@@ -133,17 +133,16 @@ class Updater:
         kept = [i for i, r in enumerate(mini_batch) if self._is_kept(r)]
         if not kept:
             return Counter({"num_empty_updates": 1})
-        lengths = [len(mini_batch[i].prompt_ids) + len(mini_batch[i].completion_ids) for i in kept]
-        is_packed = self.policy.is_packed
         ranks = self.policy.ranks
         num_ranks = 1 if self.algorithm.reduction == "micro-batch-mean" else ranks.world_size  # that one sees the cut
-        parts = cut_micro_batches(lengths, self.token_budget, is_packed=is_packed, num_ranks=num_ranks)
+        parts = self.policy.cut([mini_batch[i] for i in kept], self.token_budget, num_ranks=num_ranks)
         micro_batches = [[kept[i] for i in members] for members in parts]
         weights = self._token_weights(mini_batch, micro_batches)
         totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
-        for members in parts:
-            computed = computed_tokens([lengths[i] for i in members], is_packed=is_packed)
-            totals.update(real_tokens=sum(lengths[i] for i in members), computed_tokens=computed)
+        for indices in micro_batches:
+            members = [mini_batch[i] for i in indices]
+            computed = computed_tokens(members, is_packed=self.policy.is_packed)
+            totals.update(sequence_tokens=sum(map(num_inputs, members)), computed_tokens=computed)
         mine: Counter[str] = Counter()
         for indices in ranks.share(micro_batches, filler=[]):
             alive()
@@ -157,10 +156,10 @@ class Updater:
     def _backward(self, members: list[Rollout], token_weights: list[float]) -> Counter[str]:
         """Forward and backward of one micro-batch; without members, of a loss of zero (ranks run equally many)."""
         if not members:
-            self.policy(build_micro_batch([FILLER]).to(self.policy.device)).loss.backward()
+            self.policy(self.policy.micro_batch([FILLER])).loss.backward()
             return Counter()
         in_kernel = self.importance == "token" and members[0].importance is None
-        batch = build_micro_batch(members, token_weights, has_importance=in_kernel).to(self.policy.device)
+        batch = self.policy.micro_batch(members, token_weights, has_importance=in_kernel)
         result = self.policy(batch, grad_weight=self._head_gradient())
         result.loss.backward()
         return _token_totals(batch, result)
@@ -199,7 +198,9 @@ def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
 
 
 def _summarise(totals: Counter[str], num_rollouts: int, token_budget: int) -> dict[str, float]:
-    """packing/efficiency: real over computed tokens (1: no padding); packing/fill: real tokens over the budget."""
+    """packing/efficiency: tokens of the sequences over those computed, below 1 for padding and above it where prompts
+    are computed once for several completions; packing/fill: computed tokens over the budget.
+    """
     num_updates = max(totals["num_updates"], 1)
     metrics = {
         "update/num_updates": totals["num_updates"],
@@ -209,8 +210,8 @@ def _summarise(totals: Counter[str], num_rollouts: int, token_budget: int) -> di
         "update/num_kept": totals["num_kept"],
         "update/kept_share": totals["num_kept"] / max(num_rollouts, 1),
         "update/tokens": totals["tokens"],
-        "packing/efficiency": totals["real_tokens"] / max(totals["computed_tokens"], 1),
-        "packing/fill": totals["real_tokens"] / max(totals["num_micro_batches"] * token_budget, 1),
+        "packing/efficiency": totals["sequence_tokens"] / max(totals["computed_tokens"], 1),
+        "packing/fill": totals["computed_tokens"] / max(totals["num_micro_batches"] * token_budget, 1),
         "loss": totals["loss"] / num_updates,
         "grad_norm": totals["grad_norm"] / num_updates,
         "clip/positive": totals["clipped_positive"] / max(totals["tokens_positive"], 1),

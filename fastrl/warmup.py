@@ -12,7 +12,6 @@ from fastrl.config_checks import check_warmup
 from fastrl.config_files import to_toml
 from fastrl.policy.model import Policy, load_model, load_tokenizer, resolve_device, resolve_dtype
 from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.progress import Progress
 from fastrl.rollouts import Rollout
@@ -88,10 +87,8 @@ def _supervised_step(policy: Policy, optimizer: Optimizer, rollouts: list[Rollou
     """One optimizer step on the token mean; returns the loss in nats per token."""
     weight = 1.0 / sum(r.num_tokens for r in rollouts)
     total = 0.0
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    for members in cut_micro_batches(lengths, config.micro_batch_tokens, is_packed=policy.is_packed):
-        batch = build_micro_batch([rollouts[i] for i in members], [weight] * len(members)).to(policy.device)
-        loss = policy(batch).loss
+    for members in policy.cut(rollouts, config.micro_batch_tokens):
+        loss = policy(policy.micro_batch([rollouts[i] for i in members], [weight] * len(members))).loss
         loss.backward()
         total += loss.item()
     optimizer.step()

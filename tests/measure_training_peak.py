@@ -18,7 +18,6 @@ from fastrl.policy.attention import choose_attention
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy, pack
 from fastrl.policy.optimizer import build_optimizer
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.rollouts import Rollout
 
@@ -49,12 +48,11 @@ def update_twice(
     policy = Policy(model)
     optimizer = build_optimizer(policy, settings, 2)
     vocab = config.vocab_size
-    lengths = 2 * [length] * (budget // length)
+    rows = [[(7 * i + 13 * t) % vocab for t in range(length + 1)] for i in range(2 * (budget // length))]
+    rollouts = [Rollout(r[:1], r[1:], [0.0] * length, "stop", 0, advantage=1.0) for r in rows]
     for _ in range(2):
-        for part in cut_micro_batches(lengths, budget, is_packed=True):
-            rows = [[(7 * i + 13 * t) % vocab for t in range(lengths[i])] for i in part]
-            batch = [Rollout(r[:1], r[1:], [0.0] * (len(r) - 1), "stop", 0, advantage=1.0) for r in rows]
-            policy(build_micro_batch(batch, [1e-3] * len(batch))).loss.backward()
+        for part in policy.cut(rollouts, budget):
+            policy(policy.micro_batch([rollouts[i] for i in part], [1e-3] * len(part))).loss.backward()
         optimizer.step()
 
 

@@ -71,7 +71,7 @@ def test_parts_that_can_be_counted_by_hand():
     assert (fp32.weights, fp32.gradients, fp32.masters, fp32.optimizer) == (4 * count, 4 * count, 0, 8 * count)
     bf16 = predicted(config, torch.bfloat16, 256, 64, False)
     assert (bf16.weights, bf16.gradients, bf16.masters) == (2 * count, 4 * count, 4 * count)
-    assert fp32.logits == 4 * 252 * 1000  # the head's gradient goes into its `.grad`
+    assert fp32.logits == 4 * 256 * 1000  # the head's gradient goes into its `.grad`
     doubled = predicted(config, torch.float32, 512, 64, False)
     assert doubled.activations == pytest.approx(2 * fp32.activations, rel=0.01)
     checkpointed = predicted(config, torch.float32, 512, 64, True)

@@ -26,6 +26,7 @@ from fastrl.config import (
     TrainConfig,
 )
 from fastrl.config_files import to_toml
+from fastrl.policy import roles
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy, load_model
 from fastrl.policy.optimizer import MasterOptimizer
@@ -232,7 +233,7 @@ def test_other_architectures_train_save_and_load(family_folder, tmp_path, family
 
 def test_a_kl_penalty_loads_no_second_model(countdown_folder, tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(fastrl.training, "load_model", lambda *a: loaded.append(a) or load_model(*a))
+    monkeypatch.setattr(roles, "load_model", lambda *a: loaded.append(a) or load_model(*a))
     config = config_of(tmp_path / "run", countdown_folder)
     train(replace(config, run=replace(config.run, num_steps=1)))
     assert len(loaded) == 1
@@ -295,7 +296,7 @@ def error_of(capsys, *arguments: str) -> str:
 
 
 def test_bad_input_is_one_message_before_a_model_is_loaded(finished, countdown_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fastrl.training, "load_model", None)
+    monkeypatch.setattr(roles, "load_model", None)
     run = ["train", "--run.folder", str(tmp_path / "run"), "--model.path"]
     model = [*run, str(countdown_folder)]
     rank = [*model, "--model.lora-rank", "4"]

@@ -26,8 +26,9 @@ from transformers import (
 
 from fastrl.kernels import TokenLoss
 from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, use_packed_attention
+from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE
 from fastrl.policy.model import Policy, pack
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.policy.packing import build_micro_batch, computed_tokens, cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
@@ -78,52 +79,103 @@ def packed_model(name: str, dtype=torch.float32) -> PreTrainedModel:
 
 
 def rollouts_of(lengths: list[int], seed: int = 0) -> list[Rollout]:
+    """Sequences of so many inputs, with a prompt of one token each, no two the same."""
     generator = random.Random(seed)
     rows = [[generator.randrange(2, 123) for _ in range(length)] for length in lengths]
-    return [Rollout(r[:1], r[1:], [0.0] * (len(r) - 1), "stop", 0, advantage=0.5 - i % 2) for i, r in enumerate(rows)]
+    prompts = generator.sample(range(2, 122), len(lengths))
+    pairs = enumerate(zip(prompts, rows, strict=True))
+    return [Rollout([p], r, [0.0] * len(r), "stop", 0, advantage=0.5 - i % 2) for i, (p, r) in pairs]
+
+
+def group_of(prompt_length: int, completions: list[int], seed: int) -> list[Rollout]:
+    """Rollouts of one prompt."""
+    generator = random.Random(seed)
+    prompt = [generator.randrange(2, 123) for _ in range(prompt_length)]
+    rows = [[generator.randrange(2, 123) for _ in range(length)] for length in completions]
+    return [Rollout(list(prompt), r, [0.0] * len(r), "stop", 0, advantage=0.5 - i % 2) for i, r in enumerate(rows)]
+
+
+def mixed_pack() -> list[Rollout]:
+    """Single sequences around two groups whose prompts lie on the row once, one of them longer than the window."""
+    singles = rollouts_of(LENGTHS)
+    return singles[:3] + group_of(11, [6, 6, 13, 1], 7) + singles[3:] + group_of(5, [9, 4, 6], 8)
 
 
 def hidden(model: PreTrainedModel, rollouts: list[Rollout]) -> torch.Tensor:
-    """(T,H) hidden states of every token of the pack."""
-    return Policy(model)._row(build_micro_batch(rollouts))
+    """(N,H) hidden states that predict the completion tokens, in the order of the rollouts."""
+    policy = Policy(model)
+    return policy.hidden_states(policy.micro_batch(rollouts))
 
 
 def gradients(model: PreTrainedModel, batches: list[list[Rollout]]) -> list[torch.Tensor]:
     weights = list(model.parameters())
     sums = [torch.zeros_like(w) for w in weights]
     for batch in batches:
-        loss = Policy(model, TokenLoss())(build_micro_batch(batch, [0.1] * len(batch))).loss
+        policy = Policy(model, TokenLoss())
+        loss = policy(policy.micro_batch(batch, [0.1] * len(batch))).loss
         for total, part in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
             total += 0 if part is None else part
     return sums
 
 
+def renewed(ids: list[int]) -> list[int]:
+    """Every token another one."""
+    return [2 + (i - 2 + 1 + 7 * t % 120) % 121 for t, i in enumerate(ids)]
+
+
+def change_sequence(rollouts: list[Rollout], which: int) -> set[int]:
+    """Prompt and completion of one that shares its prompt with nobody."""
+    rollouts[which].prompt_ids, rollouts[which].completion_ids = [122], renewed(rollouts[which].completion_ids)
+    return {which}
+
+
+def change_completion(rollouts: list[Rollout], which: int) -> set[int]:
+    rollouts[which].completion_ids = renewed(rollouts[which].completion_ids)
+    return {which}
+
+
+def change_group(rollouts: list[Rollout], which: int) -> set[int]:
+    """The prompt and all completions of a group."""
+    members = {i for i, r in enumerate(rollouts) if r.prompt_ids == rollouts[which].prompt_ids}
+    for i in members:
+        rollouts[i].prompt_ids = renewed(rollouts[i].prompt_ids)
+        rollouts[i].completion_ids = renewed(rollouts[i].completion_ids)
+    return members
+
+
 @every_family
-@pytest.mark.parametrize("changed", [0, 3, 5])
-def test_changing_every_token_of_one_sequence_changes_no_bit_of_the_others(name, changed):
-    """Hidden states, log-probs, all weight gradients (the changed one has advantage 0), gradients of other inputs."""
+@pytest.mark.parametrize(
+    ("change", "which"),
+    [(change_sequence, 0), (change_sequence, 7), (change_completion, 4), (change_completion, 13), (change_group, 3)],
+)
+def test_changing_every_token_of_one_sequence_changes_no_bit_of_the_others(name, change, which):
+    """Hidden states, log-probs, all weight gradients (the changed have advantage 0), gradients of the inputs."""
     model = packed_model(name)
-    packs = [rollouts_of(LENGTHS), rollouts_of(LENGTHS)]
-    ids = packs[1][changed].prompt_ids + packs[1][changed].completion_ids
-    new = [2 + (i - 2 + 1 + 7 * t) % 121 for t, i in enumerate(ids)]
-    new = [n if n != i else 2 + (n - 1) % 121 for n, i in zip(new, ids, strict=True)]
-    assert all(a != b for a, b in zip(new, ids, strict=True))
-    packs[1][changed].prompt_ids, packs[1][changed].completion_ids = new[:1], new[1:]
-    is_other = torch.tensor([i != changed for i, length in enumerate(LENGTHS) for _ in range(length)])
+    packs = [mixed_pack(), mixed_pack()]
+    changed = change(packs[1], which)
+    assert changed != set(range(len(packs[0])))
+    sizes = [len(r.completion_ids) for r in packs[0]]
+    is_other = torch.tensor([i not in changed for i, size in enumerate(sizes) for _ in range(size)])
     results = []
     for rollouts in packs:
         inputs: list[torch.Tensor] = []
         hook = model.get_input_embeddings().register_forward_hook(lambda m, a, out, inputs=inputs: inputs.append(out))
-        row = hidden(model, rollouts)
-        own = torch.autograd.grad((row * torch.linspace(-1, 1, row.shape[1])).square().sum(), inputs[0])[0][0]
+        rows = hidden(model, rollouts)
+        loss = (rows[is_other] * torch.linspace(-1, 1, rows.shape[1])).square().sum()
+        own = torch.autograd.grad(loss, inputs[0])[0][0]
         hook.remove()
-        scores = [s for i, s in enumerate(score(Policy(model), rollouts, 1000)) if i != changed]
-        for rollout in rollouts[changed : changed + 1]:
-            rollout.advantage = 0.0
-        results.append((row.detach(), own, scores, gradients(model, [rollouts])))
-    (row_a, own_a, scores_a, weights_a), (row_b, own_b, scores_b, weights_b) = results
-    assert torch.equal(row_a[is_other], row_b[is_other]) and not torch.equal(row_a[~is_other], row_b[~is_other])
-    assert torch.equal(own_a[is_other], own_b[is_other]) and not torch.equal(own_a[~is_other], own_b[~is_other])
+        scores = [s for i, s in enumerate(score(Policy(model), rollouts, 1000)) if i not in changed]
+        for i in changed:
+            rollouts[i].advantage = 0.0
+        results.append((rows.detach(), own, scores, gradients(model, [rollouts])))
+    (rows_a, own_a, scores_a, weights_a), (rows_b, own_b, scores_b, weights_b) = results
+    assert torch.equal(rows_a[is_other], rows_b[is_other])
+    first = [sum(sizes[:i]) for i in changed if change is change_completion]  # a shared prompt's own prediction
+    assert (rows_a[~is_other] != rows_b[~is_other]).any(-1).sum() == (~is_other).sum() - len(first)
+    assert torch.equal(own_a, own_b)
+    num_changed = sum(sizes[i] for i in changed) - len(first) if change is not change_group else None
+    if num_changed is not None:  # inputs that only the changed sequence has get no gradient from the others
+        assert (own_a == 0).all(-1).sum() == num_changed
     assert scores_a == scores_b
     assert any(g.abs().max() > 0 for g in weights_a)
     assert all(torch.equal(a, b) for a, b in zip(weights_a, weights_b, strict=True))
@@ -137,7 +189,7 @@ def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_pack_is_as_exact_as_one_sequence_at_a_time(name, dtype):
     """err(pack, fp64) ≤ 2·err(alone, fp64) + constant; alone and fp64 by transformers' eager attention."""
-    rollouts = rollouts_of(LENGTHS)
+    rollouts = mixed_pack()
     packed, alone = packed_model(name, dtype), random_model(FAMILIES[name], dtype)
     exact = random_model(FAMILIES[name], dtype).double()
     exact.set_attn_implementation("eager")
@@ -146,27 +198,30 @@ def test_a_pack_is_as_exact_as_one_sequence_at_a_time(name, dtype):
     with torch.no_grad():
         reference, plain = (torch.cat([hidden(m, [r]) for r in rollouts]) for m in (exact, alone))
         assert relative(hidden(packed, rollouts), reference) <= 2 * relative(plain, reference) + small
-    references, plains = (gradients(m, [[r] for r in rollouts[:-1]]) for m in (exact, alone))
+    references, plains = (gradients(m, [[r] for r in rollouts]) for m in (exact, alone))
     for ours, plain, reference in zip(gradients(packed, [rollouts]), plains, references, strict=True):
         if reference.norm() > 1e-6:
             assert relative(ours, reference) <= 2 * relative(plain, reference) + 5 * small
 
 
-def test_positions_restart_with_every_sequence():
-    """GPT-2 adds a learned vector per position: the same sequence thrice in a pack must get the same vectors."""
-    model = packed_model("gpt2")
-    first, other = rollouts_of([11, 5])
-    batch = build_micro_batch([first, other, first])
-    assert batch.positions_T.tolist() == [*range(11), *range(5), *range(11)]
-    row = hidden(model, [first, other, first]).detach()
-    assert (row[:11] - row[16:]).abs().max() < 1e-5 * row.abs().max()
-    object.__setattr__(batch, "positions_T", torch.arange(27))
-    running = Policy(model)._row(batch).detach()
-    assert (running[:11] - running[16:]).abs().max() > 1e-2 * row.abs().max()
+def test_positions_restart_with_every_sequence_and_go_on_behind_a_prompt():
+    """GPT-2 adds a learned vector per position: the same completion of the same prompt must get the same vectors."""
+    model, (first, other) = packed_model("gpt2"), rollouts_of([11, 5])
+    group = group_of(4, [3, 3], 1)
+    batch = build_micro_batch([first, group[0], other, group[1]])
+    assert batch.positions_T.tolist() == [*range(4), *range(5), *range(11), 4, 5, 4, 5]
+    assert batch.layout.lengths == (4, 5, 11, 2, 2) and batch.layout.prefixes == (None, None, None, 0, 0)
+    assert batch.rows_N.tolist() == [*range(9, 20), 3, 20, 21, *range(4, 9), 3, 22, 23]
+    own = hidden(model, [group[1]]).detach()
+    rows = Policy(model).hidden_states(batch).detach()
+    assert (rows[-3:] - own).abs().max() < 1e-5 * own.abs().max()
+    object.__setattr__(batch, "positions_T", torch.arange(24))
+    running = Policy(model).hidden_states(batch).detach()
+    assert (running[-3:] - own).abs().max() > 1e-2 * own.abs().max()
 
 
 def test_a_window_of_eight_sees_eight_tokens():
-    """One layer: the token at t sees t − 7 … t of its own sequence, no more and no less."""
+    """One layer: the token at t sees t − 7 … t of its own sequence, no more and no less, across a shared prompt too."""
     model = random_model(MistralConfig(**SHAPE | {"num_hidden_layers": 1}, sliding_window=8))
     assert pack(model, choose_attention("auto", CPU, torch.float32, model.config)).is_packed
     pair = rollouts_of([20, 20])
@@ -174,6 +229,12 @@ def test_a_window_of_eight_sees_eight_tokens():
     pair[1].prompt_ids = [pair[1].prompt_ids[0] + 1 if pair[1].prompt_ids[0] < 122 else 2]
     changed = (hidden(model, pair) != before).any(-1)
     assert changed.tolist() == [False] * 20 + [True] * 8 + [False] * 12
+    group = pair + group_of(6, [9, 7], 3)
+    before = hidden(model, group)
+    for rollout in group[2:]:  # position 4: rows of positions 5 to 11 see it, those from 12 on do not
+        rollout.prompt_ids[4] = 2 if rollout.prompt_ids[4] != 2 else 3
+    changed = (hidden(model, group) != before).any(-1)
+    assert changed.tolist() == [False] * 40 + [True] * 7 + [False] * 2 + [True] * 7
 
 
 @every_family
@@ -181,9 +242,10 @@ def test_a_pack_of_one_and_one_token_sequences(name):
     model = packed_model(name)
     one, single, same = rollouts_of([13, 1, 1])
     same.prompt_ids = single.prompt_ids
-    row = hidden(model, [single, one, same])
-    assert (row[0] - row[-1]).abs().max() < 1e-5 * row.abs().max()
-    assert (row[1:14] - hidden(model, [one])).abs().max() < 1e-5 * row.abs().max()
+    rows = hidden(model, [single, one, same])
+    assert torch.equal(rows[0], rows[-1])
+    assert (rows[1:14] - hidden(model, [one])).abs().max() < 1e-5 * rows.abs().max()
+    assert (rows[:1] - hidden(model, [single])).abs().max() < 1e-5 * rows.abs().max()
 
 
 class SdpaCost(TorchDispatchMode):
@@ -200,12 +262,19 @@ class SdpaCost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_attention_costs_the_sum_of_squares_and_one_call_a_length():
+def test_attention_costs_about_the_sum_of_squares():
+    """Each sequence pays for itself and its prompt; a bucket's padding is a share of it, or too little to count."""
     model = packed_model("llama")
-    rollouts = rollouts_of(sorted(LENGTHS, reverse=True))
+    singles = [300, 300, 180, 90, 40, 40, 8, 7, 3]
+    group = group_of(120, [200, 190, 60], 0)
+    exact = sum(length**2 for length in singles) + 120**2 + sum((n - 1) * (n - 1 + 120) for n in (200, 190, 60))
     with torch.no_grad(), SdpaCost() as cost:
-        hidden(model, rollouts)
-    assert cost.pairs == model.config.num_hidden_layers * sum(length**2 for length in LENGTHS)
+        hidden(model, rollouts_of(singles) + group)
+    layers = model.config.num_hidden_layers
+    assert layers * exact < cost.pairs <= layers * (exact / (1 - PADDED_SHARE) + 2 * PADDED_SCORES)
+    with torch.no_grad(), SdpaCost() as cost:
+        hidden(model, rollouts_of([100] * 5 + [900] * 3))
+    assert cost.pairs == layers * (5 * 100**2 + 3 * 900**2)
 
 
 class ForgetfulModel(LlamaModel):
@@ -290,21 +359,44 @@ def test_the_choice_says_what_runs_and_refuses_what_cannot():
 
 
 def test_micro_batches_are_few_full_and_even():
-    assert cut_micro_batches([], 10, is_packed=True) == []
-    assert cut_micro_batches([5, 5, 4, 3, 3], 10, is_packed=True) == [[0, 1], [2, 3, 4]]  # balancing alone needs three
-    assert cut_micro_batches([6, 4, 4, 4], 12, is_packed=True) == [[0, 3], [1, 2]]  # first fit: 10 + 8 as well
+    def cut(lengths: list[int], budget: int) -> list[list[int]]:
+        return cut_micro_batches(
+            [Rollout([i], [0] * n, [], "stop", 0) for i, n in enumerate(lengths)], budget, is_packed=True
+        )
+
+    assert cut([], 10) == []
+    assert cut([5, 5, 4, 3, 3], 10) == [[0, 1], [2, 3, 4]]  # balancing alone needs three
+    assert cut([6, 4, 4, 4], 12) == [[0, 3], [1, 2]]  # first fit: 10 + 8 as well
     with pytest.raises(ValueError, match=r"11 tokens does not fit batch\.micro_batch_tokens=10"):
-        cut_micro_batches([3, 11], 10, is_packed=True)
+        cut([3, 11], 10)
     generator = random.Random(0)
     for _ in range(200):
         budget = generator.randrange(20, 200)
         lengths = [generator.randrange(1, budget + 1) for _ in range(generator.randrange(1, 60))]
-        parts = cut_micro_batches(lengths, budget, is_packed=True)
+        parts = cut(lengths, budget)
         totals = [sum(lengths[i] for i in part) for part in parts]
         assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
         assert max(totals) <= budget
         assert len(parts) <= 11 / 9 * 1.5 * sum(lengths) / budget + 1
         assert all([lengths[i] for i in part] == sorted((lengths[i] for i in part), reverse=True) for part in parts)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_a_prompt_is_computed_once_a_micro_batch_and_the_budget_holds(num_ranks):
+    """Groups of 8 with prompts of 20 tokens and short completions: sharing is most of what there is to save."""
+    generator = random.Random(1)
+    groups = [group_of(20, [generator.randrange(1, 12) for _ in range(8)], seed) for seed in range(30)]
+    rollouts = [r for group in groups for r in group]
+    generator.shuffle(rollouts)
+    parts = cut_micro_batches(rollouts, 900, is_packed=True, num_ranks=num_ranks)
+    assert sorted(i for part in parts for i in part) == list(range(240)) and len(parts) % num_ranks == 0
+    computed = [computed_tokens([rollouts[i] for i in part], is_packed=True) for part in parts]
+    assert computed == [len(build_micro_batch([rollouts[i] for i in part]).input_ids_T) for part in parts]
+    assert max(computed) <= 900
+    once = sum(20 + sum(len(r.completion_ids) - 1 for r in group) for group in groups)
+    assert sum(computed) == once and len(parts) == -(-once // (900 * num_ranks)) * num_ranks
+    (long,) = cut_micro_batches(group_of(20, [300, 300], 0), 700, is_packed=True)  # two units that meet again
+    assert sorted(long) == [0, 1]
 
 
 @pytest.mark.gpu
@@ -322,8 +414,9 @@ def test_flash_paths_are_as_exact_as_sdpa(name, path):
     exact = random_model(config, torch.bfloat16).float().to(device)
     for model, chosen in ((flash, path), (plain, "eager"), (exact, "eager")):
         assert use_packed_attention(model, chosen)
-    batch = build_micro_batch(rollouts_of(LENGTHS), [0.1] * len(LENGTHS)).to(device)
-    rows = [Policy(m)._row(batch).detach() for m in (exact, plain, flash)]
+    rollouts = mixed_pack()
+    batch = build_micro_batch(rollouts, [0.1] * len(rollouts)).to(device)
+    rows = [Policy(m).hidden_states(batch).detach() for m in (exact, plain, flash)]
     assert relative(rows[2], rows[0].double()) <= 2 * relative(rows[1], rows[0].double()) + 2e-3
     losses = [Policy(m, TokenLoss())(batch).loss for m in (exact, plain, flash)]
     sums = [

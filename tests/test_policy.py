@@ -44,12 +44,13 @@ def randomise(model):
 
 def test_micro_batches_respect_the_budget_and_hold_everything_once():
     lengths = [5, 9, 1, 7, 7, 2, 9, 3]
-    parts = cut_micro_batches(lengths, 18, is_packed=False)
+    rollouts = [rollout([20], [30] * length) for length in lengths]  # as many inputs: the last token is a target only
+    parts = cut_micro_batches(rollouts, 18, is_packed=False)
     assert sorted(i for part in parts for i in part) == list(range(8))
     assert all(len(part) * max(lengths[i] for i in part) <= 18 for part in parts)
     assert cut_micro_batches([], 10, is_packed=False) == []
     with pytest.raises(ValueError, match=r"9 tokens does not fit batch\.micro_batch_tokens=8"):
-        cut_micro_batches(lengths, 8, is_packed=False)
+        cut_micro_batches(rollouts, 8, is_packed=False)
 
 
 def test_scores_are_the_models_own_log_probs(tiny_model):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
+from fastrl.sampling import embedded
 from fastrl.sampling.embedded import EmbeddedSampler, InverseCdfDraw
+from fastrl.sampling.growing_cache import growing_cache
 from fastrl.sampling.protocol import SamplingSettings
 
 STOPS = [3, 4, 5, 6, 7, 8, 9, 10]
@@ -125,3 +127,39 @@ def test_drawing_in_chunks_changes_no_bit():
         assert alone.logprobs[0].equal(together.logprobs[0][row : row + 1])
     expected = torch.log_softmax(scores / 0.7, -1).gather(1, one_hot.argmax(1, keepdim=True)).squeeze(1)
     assert together.logprobs[0].equal(expected)
+
+
+@pytest.mark.parametrize("model_name", ["tiny_model", "sliding_model"])
+def test_finished_rows_leave_the_batch_and_nothing_changes(model_name, request, monkeypatch):
+    """A stop token in seven: the same completions as with all rows kept to the end, in fewer and fewer rows."""
+    model = request.getfixturevalue(model_name)
+    prompts, settings = prompts_of([1, 4, 12, 20]), SamplingSettings(num_samples=24, max_new_tokens=70)
+    results, rows = [], []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    for least in (16, 1000):
+        rows.clear()
+        monkeypatch.setattr(embedded, "MIN_FINISHED", least)
+        results.append(sampler(model, 96, stops=list(range(200))).generate(prompts, settings, [0, 1, 2, 3]))
+        assert len(set(rows[1:])) >= 3 if least == 16 else set(rows[1:]) == {96}
+    hook.remove()
+    assert len({len(r.completion_ids) for r in results[0]}) > 20
+    for ours, plain in zip(*results, strict=True):
+        assert (ours.completion_ids, ours.finish_reason) == (plain.completion_ids, plain.finish_reason)
+        assert ours.sampler_logprobs == pytest.approx(plain.sampler_logprobs, abs=1e-5)
+
+
+def test_a_cache_with_room_is_a_cache_that_concatenates(tiny_model):
+    """Tokens one by one past the room, then chosen rows, then more: the same keys and values, few copies."""
+    plain, ours = DynamicCache(config=tiny_model.config), growing_cache(tiny_model.config)
+    generator = torch.Generator().manual_seed(0)
+    places = set()
+    for step in range(80):
+        if step == 50:
+            for cache in (plain, ours):
+                cache.batch_select_indices(torch.tensor([0, 2]))
+        states = torch.randn(3 if step < 50 else 2, 2, 5 if step == 0 else 1, 4, generator=generator)
+        pairs = [cache.update(states, -states, 0) for cache in (plain, ours)]
+        assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+        assert plain.get_seq_length() == ours.get_seq_length()
+        places.add(ours.layers[0].keys.data_ptr())
+    assert len(places) <= 5

@@ -166,11 +166,13 @@ def test_mini_batches_are_as_many_as_asked_for(tiny_model):
     assert run(tiny_model, config_of(updates_per_batch=3), [-1.0] * 12)[1]["update/num_updates"] == 3
 
 
-def test_packing_metrics_count_real_computed_and_allowed_tokens(tiny_model):
-    """Twelve sequences in 1000 tokens: packed nothing is computed in vain, padded all are as long as the longest."""
+def test_packing_metrics_count_the_tokens_of_sequences_and_those_computed(tiny_model):
+    """Twelve sequences of three prompts in 1000 tokens: packed a prompt is computed once, padded all are as long."""
     _, packed, _, rollouts = run(tiny_model, config_of(1000), [-1.0] * 12)
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    assert packed["packing/efficiency"] == 1 and packed["packing/fill"] == pytest.approx(sum(lengths) / 1000)
+    lengths = [len(r.prompt_ids) + len(r.completion_ids) - 1 for r in rollouts]
+    computed = sum(lengths) - sum((GROUP - 1) * len(rollouts[i].prompt_ids) for i in range(0, 12, GROUP))
+    assert packed["packing/fill"] == pytest.approx(computed / 1000)
+    assert packed["packing/efficiency"] == pytest.approx(sum(lengths) / computed) and computed < 0.9 * sum(lengths)
     tiny_model.set_attn_implementation("sdpa")
     _, padded, _, _ = run(tiny_model, config_of(1000), [-1.0] * 12)
     assert len(set(lengths)) > 1

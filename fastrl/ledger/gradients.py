@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastrl.ledger.probe_set import ProbeSet
 from fastrl.policy.model import Policy
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.rollouts import Rollout
 
 
@@ -48,9 +47,8 @@ def _ascent(policy: Policy, rollouts: list[Rollout], weights: list[float], token
     """−∇ of Σ_i w_i Σ_t ℓ_t over all trained parameters, accumulated in float32."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    for members in cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed):
-        batch = build_micro_batch([rollouts[i] for i in members], [weights[i] for i in members]).to(policy.device)
+    for members in policy.cut(rollouts, token_budget):
+        batch = policy.micro_batch([rollouts[i] for i in members], [weights[i] for i in members])
         found = torch.autograd.grad(policy(batch).loss, parameters, allow_unused=True)
         for total, gradient in zip(totals, found, strict=True):
             if gradient is not None:

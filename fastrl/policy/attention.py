@@ -1,21 +1,23 @@
 """Packed attention: many sequences on one row, each attending to itself alone, through transformers' interface.
 
-A forward that is given `sequence_lengths` is packed; one without (generation, with its cache and masks) is computed
-as transformers would. Lengths travel as keyword arguments of the forward, so that a recomputation in the backward sees
-them too. Cost on CPU: Σ len², not (Σ len)². Legend: T packed tokens, H heads, D head size, L length, C count.
+A forward that is given a `layout` is packed; one without (generation, with its cache and masks) is computed as
+transformers would. The layout travels as a keyword argument of the forward, so that a recomputation in the backward
+sees it too. Cost on CPU: about Σ len², not (Σ len)². Legend: T packed tokens, K keys, H heads, D head size, L length,
+C count.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from fastrl.policy.layout import Layout
 
 PREFIX = "fastrl_"
 PACKED_PATHS = ("flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager")
@@ -40,8 +42,7 @@ class AttentionChoice:
 class Pattern:
     """What a layer asks for. window: a token sees itself and window − 1 before it; softcap: c·tanh(score/c)."""
 
-    lengths: tuple[int, ...]
-    cu_seqlens: Tensor
+    layout: Layout
     scale: float
     window: int | None
     softcap: float | None
@@ -66,7 +67,7 @@ def choose_attention(
     path = next(p for p in PACKED_PATHS if not obstacles[p])
     refused = [f"{p}: {obstacles[p]}" for p in PACKED_PATHS[: PACKED_PATHS.index(path)]]
     if device.type == "cpu" and path == "sdpa":
-        refused = ["one SDPA call per sequence length on CPU"]
+        refused = ["one SDPA call for sequences of similar lengths on CPU"]
     return AttentionChoice(path, True, "; ".join(refused) or "the fastest there is")
 
 
@@ -110,18 +111,13 @@ def use_packed_attention(model: PreTrainedModel, path: str) -> bool:
     return model.config._attn_implementation == name
 
 
-def packed_arguments(lengths: tuple[int, ...], cu_seqlens: Tensor) -> dict[str, object]:
+def packed_arguments(layout: Layout) -> dict[str, object]:
     """Keyword arguments that make a forward packed. A four-dimensional mask stops transformers from building one of T².
 
-    cu_seqlens (S+1,) int32 on the model's device: where each sequence starts, and where the last ends.
+    layout: on the model's device.
     """
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=cu_seqlens.device)
-    return {"sequence_lengths": lengths, "sequence_starts": cu_seqlens, "attention_mask": mask}
-
-
-def cumulative(lengths: tuple[int, ...]) -> Tensor:
-    """(S+1,) int32 starts of the sequences, and the end of the last."""
-    return pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=layout.device)
+    return {"layout": layout, "attention_mask": mask}
 
 
 def _attention(attend: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor], *, is_eager: bool) -> Callable:
@@ -137,8 +133,7 @@ def _attention(attend: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor], *, i
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        sequence_lengths: tuple[int, ...] | None = None,
-        sequence_starts: Tensor | None = None,
+        layout: Layout | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
         """query (B,Hq,L,D), key and value (B,Hkv,L,D) → (B,L,Hq,D). ValueError for what it would have to ignore."""
@@ -146,13 +141,13 @@ def _attention(attend: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor], *, i
         if unknown or kwargs.get("dropout"):
             raise ValueError(f"{type(module).__name__} asks for {', '.join(unknown) or 'dropout'} in its attention")
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        if sequence_lengths is None:
+        if layout is None:
             if softcap or is_eager:
                 is_causal = attention_mask is None and query.shape[2] > 1
                 out = eager(query, key, value, attention_mask, scale, softcap, is_causal=is_causal)
                 return out.transpose(1, 2).contiguous(), None
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        pattern = Pattern(sequence_lengths, sequence_starts, scale, sliding_window, softcap)
+        pattern = Pattern(layout, scale, sliding_window, softcap)
         return attend(*(t.squeeze(0).transpose(0, 1) for t in (query, key, value)), pattern).unsqueeze(0), None
 
     return forward
@@ -174,63 +169,73 @@ def eager(
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     if is_causal:
-        mask = _window_mask(query.shape[2], None, query.device)
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ value
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """(L,L) bool: row t sees columns t − window + 1 … t."""
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return mask if window is None else mask.triu(1 - window)
-
-
-def _by_length(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, attend: Callable) -> Tensor:
-    """`attend` on each run of equal lengths at once, as (C,H,L,D); in and out (T,H,D)."""
-    runs = [(length, len(list(group))) for length, group in groupby(pattern.lengths)]
-    sizes = [length * count for length, count in runs]
+def _by_bucket(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, attend: Callable) -> Tensor:
+    """`attend` on each bucket of the layout as (C,H,L,D), with its mask (None: causal); in and out (T,H,D)."""
+    layout = pattern.layout
+    prefixes = [_prefixes(t, layout) for t in (key, value)]
     outputs = []
-    for (length, count), *parts in zip(runs, *(t.split(sizes) for t in (query, key, value)), strict=True):
-        q, k, v = (t.reshape(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
-        outputs.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
+    sizes = [bucket.num_tokens for bucket in layout.buckets]
+    for bucket, *parts in zip(layout.buckets, *(t.split(sizes) for t in (query, key, value)), strict=True):
+        q, k, v = (bucket.padded(t) for t in parts)
+        if bucket.prefixes_C:
+            heads = (t[:, : bucket.prefix_length].index_select(0, bucket.prefix_index_C) for t in prefixes)
+            k, v = (torch.cat(pair, dim=1) for pair in zip(heads, (k, v), strict=True))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        outputs.append(bucket.unpadded(attend(q, k, v, bucket.mask(pattern.window)).transpose(1, 2)))
     return torch.cat(outputs)
+
+
+def _prefixes(x: Tensor, layout: Layout) -> Tensor | None:
+    """(T,H,D) → (prefixes, their longest, H, D)."""
+    bucket = layout.prefix_bucket
+    return None if bucket is None else bucket.padded(x[: bucket.num_tokens])
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
     if pattern.softcap:
         raise ValueError("SDPA cannot cap attention scores: set model.attention = 'eager'")
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if pattern.window is None or pattern.window >= q.shape[2]:
-            return scaled_dot_product_attention(q, k, v, is_causal=True, scale=pattern.scale, enable_gqa=True)
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        mask = _window_mask(q.shape[2], pattern.window, q.device)
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=pattern.scale)
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        is_causal = mask is None
+        return scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=pattern.scale, enable_gqa=True)
 
-    return _by_length(query, key, value, pattern, attend)
+    return _by_bucket(query, key, value, pattern, attend)
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = _window_mask(q.shape[2], pattern.window, q.device)
-        return eager(q, k, v, mask, pattern.scale, pattern.softcap, is_causal=False)
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return eager(q, k, v, mask, pattern.scale, pattern.softcap, is_causal=mask is None)
 
-    return _by_length(query, key, value, pattern, attend)
+    return _by_bucket(query, key, value, pattern, attend)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
-    """PyTorch's own flash attention over cu_seqlens. A window of (left, 0) is causal."""
+    """PyTorch's own flash attention over segments. A window of (left, 0) is causal, aligned at the ends."""
     from torch.nn.attention.varlen import varlen_attn
 
     if pattern.softcap:
         raise ValueError("torch's varlen_attn cannot cap attention scores: set model.attention = 'eager'")
-    starts, longest = pattern.cu_seqlens, max(pattern.lengths)
     left = -1 if pattern.window is None else pattern.window - 1
-    tensors = (t.contiguous() for t in (query, key, value))
-    return varlen_attn(
-        *tensors, starts, starts, longest, longest, scale=pattern.scale, window_size=(left, 0), enable_gqa=True
-    )
+    tensors = (t.contiguous() for t in (query, *_seen(key, value, pattern.layout)))
+    spans = _spans(pattern.layout)
+    return varlen_attn(*tensors, *spans, scale=pattern.scale, window_size=(left, 0), enable_gqa=True)
+
+
+def _seen(key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """(T,H,D) → (K,H,D): keys and values segment after segment, each behind its prefix."""
+    places_K = layout.key_places_K
+    return (key, value) if places_K is None else (key.index_select(0, places_K), value.index_select(0, places_K))
+
+
+def _spans(layout: Layout) -> tuple[Tensor, Tensor, int, int]:
+    """Starts of queries and keys, (S+1,) int32, and their longest: as every flash kernel wants them."""
+    return layout.query_starts, layout.key_starts, *layout.longest
 
 
 def _flash(version: int) -> Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]:
@@ -239,9 +244,10 @@ def _flash(version: int) -> Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]:
             from flash_attn_interface import flash_attn_varlen_func
         else:
             from flash_attn import flash_attn_varlen_func
-        starts, longest = pattern.cu_seqlens, max(pattern.lengths)
         output = flash_attn_varlen_func(
-            *(query, key, value, starts, starts, longest, longest),
+            query,
+            *_seen(key, value, pattern.layout),
+            *_spans(pattern.layout),
             softmax_scale=pattern.scale,
             causal=True,
             window_size=(-1, -1) if pattern.window is None else (pattern.window - 1, 0),

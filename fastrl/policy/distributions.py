@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastrl.kernels.reference import head_logits
 from fastrl.policy.model import Policy
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.rollouts import Rollout
 
 Position = tuple[int, int]  # index of the rollout, index of the completion token
@@ -25,10 +24,9 @@ def token_distributions(
     for index, (rollout, _) in enumerate(positions):
         wanted.setdefault(rollout, []).append(index)
     members = list(wanted)
-    lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].completion_ids) for i in members]
-    for part in cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed):
+    for part in policy.cut([rollouts[i] for i in members], token_budget):
         batch = [members[j] for j in part]
-        hidden_NH = policy.hidden_states(build_micro_batch([rollouts[i] for i in batch]).to(policy.device))
+        hidden_NH = policy.hidden_states(policy.micro_batch([rollouts[i] for i in batch]))
         indices, rows, first = [], [], 0
         for i in batch:
             indices += wanted[i]

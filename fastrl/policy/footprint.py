@@ -25,7 +25,7 @@ from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import gradient_dtype
 from fastrl.policy.optimizer_bytes import optimizer_bytes
-from fastrl.policy.packing import build_micro_batch, computed_tokens, cut_micro_batches
+from fastrl.policy.packing import computed_tokens, cut_micro_batches
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
 
@@ -191,15 +191,16 @@ def _unsharded_bytes(model: PreTrainedModel, num_ranks: int, is_offloaded: bool)
 
 
 def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> list[Rollout]:
-    """Sequences of one length, the last cut to fill the budget when packed."""
+    """Sequences of one length, each with a prompt of its own; the last cut to fill the budget when packed."""
     sequence_tokens = min(sequence_tokens, token_budget)
     lengths = [sequence_tokens] * (token_budget // sequence_tokens)
     rest = token_budget - sum(lengths)
     if is_packed and rest > 1:
         lengths.append(rest)
-    parts = cut_micro_batches(lengths, token_budget, is_packed=is_packed)
-    assert len(parts) == 1 and computed_tokens(lengths, is_packed=is_packed) <= token_budget
-    return [Rollout([0], [0] * (n - 1), [0.0] * (n - 1), "length", 0, advantage=1.0) for n in lengths]
+    rollouts = [Rollout([i], [0] * n, [0.0] * n, "length", 0, advantage=1.0) for i, n in enumerate(lengths)]
+    assert len(cut_micro_batches(rollouts, token_budget, is_packed=is_packed)) == 1
+    assert computed_tokens(rollouts, is_packed=is_packed) <= token_budget
+    return rollouts
 
 
 def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str, *, has_buffer: bool) -> int:
@@ -222,7 +223,7 @@ def _forward_backward(
     The latter is none where the head's float32 `.grad` takes it directly (`Updater`).
     """
     before = live.live
-    hidden_NH = policy.hidden_states(build_micro_batch(rollouts))
+    hidden_NH = policy.hidden_states(policy.micro_batch(rollouts))
     activations = live.live - before
     weight_VH = policy.head().weight
     num_rows, itemsize = hidden_NH.shape[0], weight_VH.element_size()

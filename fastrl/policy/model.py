@@ -7,7 +7,7 @@ packed runs padded, and says so).
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -36,12 +36,12 @@ from fastrl.policy.attention import (
     use_packed_attention,
 )
 from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
-from fastrl.policy.packing import MicroBatch, build_micro_batch
+from fastrl.policy.packing import MicroBatch, build_micro_batch, cut_micro_batches
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.ranks import ALONE
 from fastrl.rollouts import Rollout
 
-CHECKED_LENGTHS = (9, 9, 1, 14, 6)
+CHECKED = ((1, 9), (5, 4), (5, 4), (5, 1), (1, 14), (6, 7), (2, 0), (6, 9))  # prompt and completion; 5 and 6 are shared
 CHECKED_WINDOW = 4
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -76,9 +76,20 @@ class Policy(nn.Module):
         """Whether micro-batches run without padding."""
         return is_packed(self.model)
 
+    def cut(self, rollouts: Sequence[Rollout], token_budget: int, *, num_ranks: int = 1) -> list[list[int]]:
+        """Indices of the rollouts of each micro-batch; see `cut_micro_batches`."""
+        return cut_micro_batches(rollouts, token_budget, is_packed=self.is_packed, num_ranks=num_ranks)
+
+    def micro_batch(
+        self, rollouts: Sequence[Rollout], token_weights: Sequence[float] | None = None, *, has_importance: bool = False
+    ) -> MicroBatch:
+        """Their tensors on the policy's device; see `build_micro_batch`."""
+        batch = build_micro_batch(rollouts, token_weights, has_importance=has_importance, is_packed=self.is_packed)
+        return batch.to(self.device)
+
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """(N,H) hidden states that predict the completion tokens."""
-        return self._row(batch)[batch.rows_N]
+        return self._row(batch).index_select(0, batch.rows_N)
 
     def _row(self, batch: MicroBatch) -> Tensor:
         """(T,H) hidden states of all tokens."""
@@ -88,13 +99,14 @@ class Policy(nn.Module):
             input_ids=batch.input_ids_T.unsqueeze(0),
             position_ids=batch.positions_T.unsqueeze(0),
             use_cache=False,
-            **packed_arguments(batch.lengths, batch.cu_seqlens),
+            **packed_arguments(batch.layout),
         ).last_hidden_state.squeeze(0)
 
     def _padded(self, batch: MicroBatch) -> Tensor:
         """Padded on the right: a causal model never looks at what comes later, so no mask is needed."""
-        num, width = len(batch.lengths), max(batch.lengths)
-        rows_T = torch.repeat_interleave(torch.arange(num), torch.tensor(batch.lengths)).to(self.device)
+        lengths = batch.layout.lengths
+        num, width = len(lengths), max(lengths)
+        rows_T = torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)).to(self.device)
         places_T = rows_T * width + batch.positions_T
         ids_BL = batch.input_ids_T.new_zeros(num * width).index_copy(0, places_T, batch.input_ids_T).view(num, width)
         return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state.flatten(0, 1)[places_T]
@@ -239,11 +251,12 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)})
 
 
-def random_rollout(model: PreTrainedModel, length: int, seed: int) -> Rollout:
-    """A prompt of one token and a completion of the rest."""
+def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length: int = 1) -> Rollout:
+    """A completion of `length` tokens; prompts of one length are the same."""
     vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
-    ids = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Rollout(ids[:1], ids[1:], [0.0] * (length - 1), "length", 0)
+    sizes = ((prompt_length, -prompt_length - 1), (length, seed))
+    draws = (torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(s)).tolist() for size, s in sizes)
+    return Rollout(*draws, [0.0] * length, "length", 0)
 
 
 @torch.no_grad()
@@ -253,18 +266,17 @@ def packing_problem(model: PreTrainedModel) -> str:
     The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act.
     """
     policy = Policy(model)
-    rollouts = [random_rollout(model, length, seed) for seed, length in enumerate(CHECKED_LENGTHS)]
+    rollouts = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
     packed = model.config._attn_implementation
     with _short_windows(model):
         try:
-            ours_TH = policy._row(build_micro_batch(rollouts).to(model.device)).float()
+            ours_NH = policy.hidden_states(policy.micro_batch(rollouts)).float()
         except (TypeError, ValueError, RuntimeError) as error:
             return f"cannot be packed: {error}"
         model.set_attn_implementation("eager")
-        alone = [policy._row(build_micro_batch([r]).to(model.device)).float() for r in rollouts]
+        own_NH = torch.cat([policy.hidden_states(policy.micro_batch([r])).float() for r in rollouts])
         model.set_attn_implementation(packed)
-    own_TH = torch.cat(alone)
-    worst = ((ours_TH - own_TH).norm(dim=-1) / own_TH.norm(dim=-1)).mean().item()
+    worst = ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).mean().item()
     tolerance = TOLERANCE[model.dtype]
     if worst <= tolerance:
         return ""
@@ -288,8 +300,8 @@ def _short_windows(model: PreTrainedModel) -> Iterator[None]:
 @torch.no_grad()
 def check_head(model: PreTrainedModel, num_tokens: int = 16) -> None:
     """ValueError, naming the architecture, when log-probs through `Head` differ from the model's own."""
-    rollout = random_rollout(model, num_tokens + 1, seed=0)
-    ours, _ = Policy(model)(build_micro_batch([rollout]).to(model.device), mode="score")
+    policy, rollout = Policy(model), random_rollout(model, num_tokens, seed=0)
+    ours, _ = policy(policy.micro_batch([rollout]), mode="score")
     ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None]).squeeze(-1)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastrl.policy.model import Policy
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
 from fastrl.policy.sharding import release
 from fastrl.rollouts import FILLER, Rollout
 from fastrl.watchdog import alive
@@ -15,14 +14,12 @@ def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> lis
 
     Several ranks share the work: all of them call this with the same rollouts, and all have the results.
     """
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    parts = cut_micro_batches(lengths, token_budget, is_packed=policy.is_packed, num_ranks=policy.ranks.world_size)
+    parts = policy.cut(rollouts, token_budget, num_ranks=policy.ranks.world_size)
     scored: dict[int, tuple[list[float], list[float]]] = {}
     for indices in policy.ranks.share(parts, filler=[]):
         alive()
         plain = [replace(rollouts[i], old_logprobs=None, ref_logprobs=None) for i in indices]
-        batch = build_micro_batch(plain or [FILLER]).to(policy.device)
-        logprobs_N, entropy_N = policy(batch, mode="score")
+        logprobs_N, entropy_N = policy(policy.micro_batch(plain or [FILLER]), mode="score")
         sizes = [len(rollouts[i].completion_ids) for i in indices]
         if indices:
             pairs = zip(indices, logprobs_N.split(sizes), entropy_N.split(sizes), strict=True)

@@ -15,7 +15,6 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from fastrl.policy.model import TOLERANCE, Policy, random_rollout
-from fastrl.policy.packing import build_micro_batch
 from fastrl.policy.recompute import blocks_of
 from fastrl.ranks import Ranks
 
@@ -53,8 +52,7 @@ def shard(policy: Policy, ranks: Ranks, *, offload: bool = False) -> None:
 
 def _checked_logprobs(policy: Policy) -> Tensor:
     """Of a few random tokens. The first forward after sharding also tells FSDP2 which module is the root."""
-    batch = build_micro_batch([random_rollout(policy.model, 12, seed=0)]).to(policy.device)
-    logprobs_N, _ = policy(batch, mode="score")
+    logprobs_N, _ = policy(policy.micro_batch([random_rollout(policy.model, 12, seed=0)]), mode="score")
     release(policy)
     return logprobs_N
 

@@ -2,16 +2,19 @@
 
 `generate` runs greedily over logits that a processor has already turned into a draw: every other token gets −inf. So
 the token and its log-prob come from one softmax, each row draws from its own stream of uniforms (the batch around it
-changes nothing but rounding), and a vocabulary of 150k costs one cumulative sum, not 150k random numbers.
+changes nothing but rounding), and a vocabulary of 150k costs one cumulative sum, not 150k random numbers. When a third
+of the rows are finished `generate` is stopped, and goes on with the others.
 The model's own generation_config (pretrained ones carry temperature, top-p, penalties) is ignored.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -19,14 +22,19 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from fastrl.rollouts import Rollout
+from fastrl.sampling.growing_cache import growing_cache
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.watchdog import alive
+
+FINISHED_SHARE, MIN_FINISHED = 1 / 3, 16  # of the rows, that are worth taking out of a batch
 
 
 class InverseCdfDraw(LogitsProcessor):
@@ -68,6 +76,18 @@ def _chunk_rows(scores_BV: Tensor) -> int:
     """Rows whose float64 CDF takes 4 MiB on CPU, where it then stays in cache, and 256 MiB on CUDA."""
     budget = (4 if scores_BV.device.type == "cpu" else 256) << 20
     return max(1, budget // (8 * scores_BV.shape[1]))
+
+
+class ManyFinished(StoppingCriteria):
+    """Stops all rows once enough of them have drawn a stop token to go on without these."""
+
+    def __init__(self, stop_ids: Tensor, num_rows: int):
+        self.stop_ids, self.enough = stop_ids, max(MIN_FINISHED, math.ceil(FINISHED_SHARE * num_rows))
+        self.is_finished_B = torch.zeros(num_rows, dtype=torch.bool, device=stop_ids.device)
+
+    def __call__(self, input_ids_BL: Tensor, scores: object, **kwargs: object) -> Tensor:
+        self.is_finished_B |= torch.isin(input_ids_BL[:, -1], self.stop_ids)
+        return torch.full_like(self.is_finished_B, self.is_finished_B.sum() >= self.enough)
 
 
 def _warpers(settings: SamplingSettings) -> LogitsProcessorList:
@@ -131,22 +151,43 @@ class EmbeddedSampler:
         row_of = {i: row for row, i in enumerate(unique)}
         rows_B = torch.tensor([row_of[i] for i, _ in batch], device=ids_PL.device)
         uniforms_TB = _uniforms([(seeds[i], j) for i, j in batch], settings.max_new_tokens).to(ids_PL.device)
-        draw = InverseCdfDraw(uniforms_TB, settings.temperature, _warpers(settings))
-        with self._neutral_generation_config():
-            output_BL = self.model.generate(
-                input_ids=ids_PL[rows_B],
-                attention_mask=mask_PL[rows_B],
-                past_key_values=self._prefill(ids_PL, mask_PL, rows_B),
-                logits_processor=LogitsProcessorList([draw]),
-                max_new_tokens=settings.max_new_tokens,
-                synced_gpus=False,  # ranks may stop at different lengths: `whole` leaves no collective in a forward
-            )
-        tokens = output_BL[:, ids_PL.shape[1] :].tolist()
-        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
-        return [
-            self._rollout(i, prompts[i], row, row_logprobs)
-            for (i, _), row, row_logprobs in zip(batch, tokens, logprobs, strict=True)
-        ]
+        cache = self._prefill(ids_PL, mask_PL, rows_B)
+        tokens, logprobs = self._complete(ids_PL[rows_B], mask_PL[rows_B], cache, uniforms_TB, settings)
+        return [self._rollout(i, prompts[i], *rows) for (i, _), *rows in zip(batch, tokens, logprobs, strict=True)]
+
+    def _complete(
+        self, ids_BL: Tensor, mask_BL: Tensor, cache: DynamicCache, uniforms_TB: Tensor, settings: SamplingSettings
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens and log-probs of each row, to its stop token at least. Calls `generate` on fewer and fewer rows."""
+        num_rows, num_tokens = len(ids_BL), settings.max_new_tokens
+        stop_ids = torch.tensor(self.stop_token_ids, device=ids_BL.device)
+        tokens: list[list[int]] = [[] for _ in range(num_rows)]
+        logprobs: list[list[float]] = [[] for _ in range(num_rows)]
+        running_R, done = torch.arange(num_rows, device=ids_BL.device), 0
+        while len(running_R) and done < num_tokens:
+            draw = InverseCdfDraw(uniforms_TB[done:, running_R], settings.temperature, _warpers(settings))
+            finished = ManyFinished(stop_ids, len(running_R))
+            old = ids_BL.shape[1]
+            with self._neutral_generation_config():
+                ids_BL = self.model.generate(
+                    input_ids=ids_BL,
+                    attention_mask=mask_BL,
+                    past_key_values=cache,
+                    logits_processor=LogitsProcessorList([draw]),
+                    stopping_criteria=StoppingCriteriaList([finished]),
+                    max_new_tokens=num_tokens - done,
+                    synced_gpus=False,  # ranks may stop at different lengths: `whole` leaves no collective in a forward
+                )
+            new = zip(running_R.tolist(), ids_BL[:, old:].tolist(), torch.stack(draw.logprobs, 1).tolist(), strict=True)
+            for row, row_tokens, row_logprobs in new:
+                tokens[row] += row_tokens
+                logprobs[row] += row_logprobs
+            done += len(draw.logprobs)
+            left = (~finished.is_finished_B).nonzero().squeeze(1)
+            running_R, ids_BL = running_R[left], ids_BL[left]
+            mask_BL = pad(mask_BL[left], (0, ids_BL.shape[1] - old), value=1)
+            cache.batch_select_indices(left)
+        return tokens, logprobs
 
     def _left_pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, prompts))
@@ -154,11 +195,14 @@ class EmbeddedSampler:
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
-    def _prefill(self, ids_PL: Tensor, mask_PL: Tensor, rows_B: Tensor) -> DynamicCache | None:
-        """Keys and values of each prompt but its last token, computed once per prompt and repeated per sample."""
+    def _prefill(self, ids_PL: Tensor, mask_PL: Tensor, rows_B: Tensor) -> DynamicCache:
+        """Keys and values of each prompt but its last token, computed once per prompt and repeated per sample.
+
+        Empty, and left to `generate`, where that saves nothing.
+        """
+        cache = growing_cache(self.model.config)
         if ids_PL.shape[1] < 2 or len(rows_B) == len(ids_PL):
-            return None
-        cache = DynamicCache(config=self.model.config)
+            return cache
         mask = mask_PL[:, :-1]
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.model.base_model(
