@@ -25,7 +25,7 @@ from fastrl.policy.packing import computed_tokens, num_inputs
 from fastrl.rollouts import Rollout
 
 SHAPES = {
-    "full": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 32000},
+    "full": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 8000},
     "dry": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 500},
 }
 LONGEST, BUDGET, NUM_ROLLOUTS, PROMPT = 1024, 4096, 32, 32

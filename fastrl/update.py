@@ -9,17 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from fastrl.config import AlgorithmConfig, TrainConfig
 from fastrl.importance import ImportanceMode, attach_weights
-from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss, choose
+from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
 from fastrl.policy.lora import adapters_off
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer
 from fastrl.policy.packing import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.scoring import score
-from fastrl.policy.sharding import is_sharded
+from fastrl.policy.vocabulary import head_gradient, sparse_embedding
 from fastrl.reductions import REDUCTIONS, UpdateShape
 from fastrl.rollouts import FILLER, Rollout
 from fastrl.watchdog import alive
@@ -160,21 +159,10 @@ class Updater:
             return Counter()
         in_kernel = self.importance == "token" and members[0].importance is None
         batch = self.policy.micro_batch(members, token_weights, has_importance=in_kernel)
-        result = self.policy(batch, grad_weight=self._head_gradient())
+        with sparse_embedding(self.policy):
+            result = self.policy(batch, grad_weight=head_gradient(self.policy))
         result.loss.backward()
         return _token_totals(batch, result)
-
-    def _head_gradient(self) -> Tensor | None:
-        """The head's float32 `.grad`, to be added to without a (V,H) tensor in between; None where it cannot be."""
-        weight = self.policy.head().weight
-        backend = choose("linear_policy_loss", weight.device, weight.dtype).backend
-        if is_sharded(self.policy) or not weight.requires_grad or weight.grad_dtype != torch.float32:
-            return None
-        if backend == "reference":  # leaves all gradients to autograd
-            return None
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight, dtype=torch.float32)
-        return weight.grad
 
 
 def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:

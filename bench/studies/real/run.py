@@ -1,0 +1,231 @@
+"""RL on a pretrained model: one-digit arithmetic, PSR beside NSR (and GRPO), pass@k before and after.
+
+    python bench/studies/real/run.py --model FOLDER                              on CPU: 2 objectives × 20 steps
+    python bench/studies/real/run.py --model FOLDER --scale gpu --minutes 8.5    again until it says "finished"
+
+FOLDER is a Hugging Face folder of a base model (the committed results: Gemma 3 270M). What is there is kept: a call
+goes on where the last one stopped, and at its time limit a training run saves a checkpoint. Every part is a `fastrl`
+command in a process of its own, its output in WORK/log.txt. Results: bench/studies/results/real_SCALE.json, a figure.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import arithmetic
+from machine import machine
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """warmup_steps: supervised steps of 32 demonstrations before RL, so that some samples are right to begin with."""
+
+    name: str
+    device: str
+    dtype: str
+    objectives: tuple[str, ...]
+    num_steps: int
+    prompts: int
+    rollouts: int
+    lr: float
+    warmup_steps: int
+    warmup_lr: float
+    num_samples: int  # of each of the 100 test problems
+
+
+SCALES = {
+    "dry": Scale("dry", "cpu", "float32", ("psr",), 2, 2, 4, 1e-5, 1, 1e-6, 4),
+    "cpu": Scale("cpu", "cpu", "float32", ("psr", "nsr"), 20, 32, 16, 1e-5, 8, 3e-6, 64),
+    "gpu": Scale("gpu", "cuda", "bfloat16", ("psr", "nsr", "grpo"), 100, 64, 16, 3e-6, 8, 3e-6, 256),
+}
+
+
+class OutOfTime(Exception):
+    """The call's minutes are over; what was done is kept."""
+
+
+class Study:
+    """The parts of the experiment in `work`, each one made once."""
+
+    def __init__(self, scale: Scale, model: Path, work: Path, minutes: float):
+        self.scale, self.source, self.work = scale, model, work
+        self.deadline = time.monotonic() + 60 * minutes
+        self.times_path = work / "seconds.json"
+
+    def run(self) -> None:
+        arithmetic.write(self.work / "data")
+        self._evaluate("base", self._model())
+        start = self._warm()
+        self._evaluate("warm", start)
+        for objective in self.scale.objectives:
+            self._train(objective, start)
+            self._evaluate(objective, self.work / objective / "checkpoints" / f"step-{self.scale.num_steps:06d}")
+        names = ("base", "warm", *self.scale.objectives)
+        if not (self.work / "comparison.html").exists():
+            self._fastrl(
+                "compare", ["compare", *map(str, map(self._tested, names)), "--output", self.work / "comparison"]
+            )
+        self._write(names)
+
+    def _model(self) -> Path:
+        """The source, with the end of a line as an end of a completion: base models do not stop after an answer."""
+        folder = self.work / "model"
+        if not (folder / "generation_config.json").exists():
+            from transformers import AutoTokenizer
+
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in self.source.resolve().iterdir():
+                if path.name != "generation_config.json" and not (folder / path.name).exists():
+                    (folder / path.name).symlink_to(path)
+            tokenizer = AutoTokenizer.from_pretrained(self.source)
+            (newline,) = tokenizer("\n", add_special_tokens=False).input_ids
+            stops = {"eos_token_id": [tokenizer.eos_token_id, newline]}
+            (folder / "generation_config.json").write_text(json.dumps(stops) + "\n")
+        return folder
+
+    def _warm(self) -> Path:
+        folder, scale = self.work / "warm", self.scale
+        if not (folder / "generation_config.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            arguments = [
+                "warmup",
+                *self._model_arguments(self._model()),
+                "--output",
+                folder,
+                "--micro-batch-tokens",
+                4096,
+            ]
+            arguments += [
+                "--data.file",
+                self.work / "data" / "demonstrations.jsonl",
+                "--data.num-steps",
+                scale.warmup_steps,
+            ]
+            arguments += [
+                "--data.batch-size",
+                32,
+                "--optimizer.lr",
+                scale.warmup_lr,
+                "--optimizer.schedule",
+                "constant",
+            ]
+            self._fastrl("warm", arguments)
+        return folder
+
+    def _train(self, objective: str, start: Path) -> None:
+        run, scale = self.work / objective, self.scale
+        if (run / "checkpoints" / f"step-{scale.num_steps:06d}" / "config.json").exists():
+            return
+        arguments = ["train", *self._common(start), "--algorithm.objective", objective, "--run.folder", run]
+        arguments += [
+            "--run.num-steps",
+            scale.num_steps,
+            "--run.checkpoint-every",
+            scale.num_steps,
+            "--run.keep-last",
+            1,
+        ]
+        arguments += ["--batch.prompts-per-step", scale.prompts, "--batch.rollouts-per-prompt", scale.rollouts]
+        arguments += ["--batch.micro-batch-tokens", 4096, "--optimizer.lr", scale.lr, "--evaluation.at-end", "False"]
+        arguments += ["--task.train", self.work / "data" / "train.jsonl", "--task.num-train", 0]
+        arguments += ["--run.sinks"]
+        self._fastrl(objective, arguments + (["--resume"] if (run / "config.toml").exists() else []))
+
+    def _evaluate(self, name: str, model: Path) -> None:
+        if self._tested(name).exists():
+            return
+        arguments = ["eval", *self._common(model), "--output", self._tested(name), "--task.num-test", 0]
+        arguments += ["--evaluation.num-samples", self.scale.num_samples, "--evaluation.seed", 1]
+        self._fastrl(f"{name} evaluation", arguments)
+
+    def _tested(self, name: str) -> Path:
+        return self.work / f"{name}.json"
+
+    def _model_arguments(self, model: Path) -> list[object]:
+        return ["--model.path", model, "--model.device", self.scale.device, "--model.dtype", self.scale.dtype]
+
+    def _common(self, model: Path) -> list[object]:
+        arguments = [*self._model_arguments(model), "--task.name", "arithmetic:reward", "--sampler.max-new-tokens", 5]
+        return [*arguments, "--task.test", self.work / "data" / "test.jsonl", "--sampler.batch-size", 512]
+
+    def _fastrl(self, part: str, arguments: list[object]) -> None:
+        """Runs one command until it ends or the time is over. RuntimeError when it fails."""
+        left = self.deadline - time.monotonic()
+        if left < 20:
+            raise OutOfTime
+        print(f"{part} …", flush=True)
+        start = time.perf_counter()
+        with (self.work / "log.txt").open("a") as log:
+            command = [sys.executable, "-m", "fastrl.cli", *map(str, arguments)]
+            environment = os.environ | {"PYTHONSAFEPATH": "1"}
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=HERE)
+        try:
+            status = process.wait(left)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.send_signal(signal.SIGTERM)  # training saves a checkpoint; an evaluation is started anew next time
+            process.wait()
+            raise OutOfTime from None
+        finally:
+            self._add_time(part, time.perf_counter() - start)
+        if status:
+            raise RuntimeError(f"{part} ended with status {status}; see {self.work / 'log.txt'}")
+
+    def _times(self) -> dict[str, float]:
+        return json.loads(self.times_path.read_text()) if self.times_path.exists() else {}
+
+    def _add_time(self, part: str, seconds: float) -> None:
+        times = self._times()
+        times[part] = round(times.get(part, 0.0) + seconds, 1)
+        self.times_path.write_text(json.dumps(times))
+
+    def _write(self, names: tuple[str, ...]) -> None:
+        """The numbers that are committed: curves, counts by problem, and what each step of training saw."""
+        evaluations = {name: json.loads(self._tested(name).read_text()) for name in names}
+        kept = ("num_samples", "pass_at_k", "mean_token_entropy", "distinct_answers", "truncated_share")
+        rows = {name: {key: e[key] for key in kept} for name, e in evaluations.items()}
+        for name, evaluation in evaluations.items():
+            rows[name]["num_correct"] = [p["num_correct"] for p in evaluation["problems"]]
+        for objective in self.scale.objectives:
+            lines = [json.loads(line) for line in (self.work / objective / "metrics.jsonl").read_text().splitlines()]
+            rows[objective]["reward_by_step"] = [round(r["reward/mean"], 4) for r in lines if "reward/mean" in r]
+        result = {"machine": machine(), "command": f"python bench/studies/real/run.py --scale {self.scale.name}"}
+        result |= {"model": self.source.name, "settings": asdict(self.scale), "seconds": self._times(), "rows": rows}
+        if self.scale.name != "dry":
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"real_{self.scale.name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
+            shutil.copy(self.work / "comparison.png", HERE / f"pass_at_k_{self.scale.name}.png")
+        for name, row in rows.items():
+            curve = "  ".join(f"@{k} {100 * v['mean']:.1f}" for k, v in row["pass_at_k"].items())
+            print(f"{name:>6}  {curve}  entropy {row['mean_token_entropy']:.2f}")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--work", type=Path, help="default: runs/real-SCALE in the repository")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    options = parser.parse_args()
+    work = (options.work or HERE.parents[2] / "runs" / f"real-{options.scale}").resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        Study(SCALES[options.scale], options.model, work, options.minutes).run()
+    except OutOfTime:
+        sys.exit("the time is over; the same command goes on")
+    print("finished")
+
+
+if __name__ == "__main__":
+    main()
