@@ -17,7 +17,7 @@ from .losses import Head, TokenLoss
 from .rows import HeadTail, RowResults, TokenRows, check_coefficients
 
 CPU_LOGIT_BYTES = 256 << 20
-CPU_GIVEN_LOGIT_BYTES = 128 << 20  # dW summed into a buffer that is there anyway: more chunks cost next to nothing
+CPU_GIVEN_LOGIT_BYTES = 64 << 20  # dW summed into a buffer that is there anyway: more chunks cost little
 CPU_CACHE_BYTES = 4 << 20
 CUDA_LOGIT_BYTES = 1 << 30
 CUDA_MIN_ROWS = 4096

@@ -223,7 +223,7 @@ def test_chunk_sizes() -> None:
     assert chunks.chunk_rows(1024, weight, spare) == 1024  # 311 MB of logits < 256 MB + the fp32 dW it saves
     assert chunks.chunk_rows(4096, weight, spare) == 820  # five even chunks below 256 MB
     assert chunks.chunk_rows(1024, weight) == 512
-    assert chunks.chunk_rows(1024, weight, has_buffer=True) == 342  # three even chunks below 128 MB
+    assert chunks.chunk_rows(1024, weight, has_buffer=True) == 205  # five even chunks below 64 MB
     assert chunks.chunk_rows(0, weight) == 1
     assert chunks.chunk_rows(10_000, torch.empty(1000, 128, device="meta")) == 1000  # 4 MB: logits stay in cache
 
