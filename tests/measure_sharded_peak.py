@@ -15,8 +15,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from fastrl.policy.attention import choose_attention
+from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, pack
-from fastrl.policy.packing import build_micro_batch
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
 

@@ -27,8 +27,9 @@ from transformers import (
 from fastrl.kernels import TokenLoss
 from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, use_packed_attention
 from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE
+from fastrl.policy.micro_batch import build_micro_batch, computed_tokens
 from fastrl.policy.model import Policy, pack
-from fastrl.policy.packing import build_micro_batch, computed_tokens, cut_micro_batches
+from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler

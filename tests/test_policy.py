@@ -15,8 +15,9 @@ from transformers import (
 
 from fastrl.config import ModelConfig
 from fastrl.kernels import TokenLoss
+from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, check_head, load_model, load_tokenizer
-from fastrl.policy.packing import build_micro_batch, cut_micro_batches
+from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 

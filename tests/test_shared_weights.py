@@ -10,9 +10,9 @@ from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastrl.config import OptimizerConfig
+from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.policy.packing import build_micro_batch
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError

@@ -26,9 +26,9 @@ from fastrl.config import (
     TrainConfig,
 )
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
+from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.policy.packing import build_micro_batch
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollout

@@ -22,10 +22,11 @@ from fastrl.config import ModelConfig, OptimizerConfig
 from fastrl.kernels import chunks
 from fastrl.policy.attention import AttentionChoice, use_packed_attention
 from fastrl.policy.lora import attach
+from fastrl.policy.micro_batch import computed_tokens
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import gradient_dtype
 from fastrl.policy.optimizer_bytes import optimizer_bytes
-from fastrl.policy.packing import computed_tokens, cut_micro_batches
+from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
 

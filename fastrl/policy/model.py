@@ -36,7 +36,8 @@ from fastrl.policy.attention import (
     use_packed_attention,
 )
 from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
-from fastrl.policy.packing import MicroBatch, build_micro_batch, cut_micro_batches
+from fastrl.policy.micro_batch import MicroBatch, build_micro_batch
+from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.ranks import ALONE
 from fastrl.rollouts import Rollout

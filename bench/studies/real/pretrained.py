@@ -1,7 +1,7 @@
 """RL on a pretrained model: one-digit arithmetic, PSR beside NSR (and GRPO), pass@k before and after.
 
-    python bench/studies/real/run.py --model FOLDER                              on CPU: 2 objectives × 20 steps
-    python bench/studies/real/run.py --model FOLDER --scale gpu --minutes 8.5    again until it says "finished"
+    python bench/studies/real/pretrained.py --model FOLDER                              on CPU: 2 objectives × 20 steps
+    python bench/studies/real/pretrained.py --model FOLDER --scale gpu --minutes 8.5    again until it says "finished"
 
 FOLDER is a Hugging Face folder of a base model (the committed results: Gemma 3 270M). What is there is kept: a call
 goes on where the last one stopped, and at its time limit a training run saves a checkpoint. Every part is a `fastrl`
@@ -200,7 +200,7 @@ class Study:
         for objective in self.scale.objectives:
             lines = [json.loads(line) for line in (self.work / objective / "metrics.jsonl").read_text().splitlines()]
             rows[objective]["reward_by_step"] = [round(r["reward/mean"], 4) for r in lines if "reward/mean" in r]
-        result = {"machine": machine(), "command": f"python bench/studies/real/run.py --scale {self.scale.name}"}
+        result = {"machine": machine(), "command": f"python bench/studies/real/pretrained.py --scale {self.scale.name}"}
         result |= {"model": self.source.name, "settings": asdict(self.scale), "seconds": self._times(), "rows": rows}
         if self.scale.name != "dry":
             RESULTS.mkdir(exist_ok=True)
