@@ -19,6 +19,7 @@ from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy, pack
 from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.vocabulary import head_gradient, sparse_embedding
 from fastrl.rollouts import Rollout
 
 
@@ -52,7 +53,11 @@ def update_twice(
     rollouts = [Rollout(r[:1], r[1:], [0.0] * length, "stop", 0, advantage=1.0) for r in rows]
     for _ in range(2):
         for part in policy.cut(rollouts, budget):
-            policy(policy.micro_batch([rollouts[i] for i in part], [1e-3] * len(part))).loss.backward()
+            batch = policy.micro_batch([rollouts[i] for i in part], [1e-3] * len(part))
+            with sparse_embedding(policy):
+                result = policy(batch, grad_weight=head_gradient(policy))
+            result.loss.backward()
+            del result
         optimizer.step()
 
 

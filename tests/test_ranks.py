@@ -29,10 +29,10 @@ def several(tmp_path_factory, family_folder) -> dict[int, dict]:
 @pytest.mark.parametrize("num_ranks", [2, 4])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_several_ranks_make_the_update_of_one(several, name, num_ranks):
-    """Adam divides by √v: where the gradient is rounding noise a step of lr is noise, so weights get lr · 1 %."""
+    """Weights within lr · 1 %: Adam divides by √v, and what is left of rounding noise there is a step of its own."""
     alone, together = several[1][name], several[num_ranks][name]
     for key, value in alone["metrics"].items():
-        if key not in ("update/num_micro_batches", "packing/fill"):
+        if key not in ("update/num_micro_batches", "packing/fill", "packing/efficiency"):  # the cut's own
             assert together["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     worst = max((w - together["weights"][k]).abs().max().item() for k, w in alone["weights"].items())
     assert worst < 1e-5, worst

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from test_training import NUM_STEPS, config_of
-from torchrun import launch, torchrun
+from torchrun import launch, torchrun, torchrun_nodes
 
 from fastrl.config_files import to_toml
 from fastrl.records.jsonl import read_jsonl
@@ -73,6 +73,17 @@ def test_two_ranks_make_the_run_of_one_and_resume_on_either(configured):
     assert_close(weights(other, 2), halfway, 1e-30)
     train(1, other, "--resume")
     assert_close(weights(other), weights(alone), 2e-5)
+
+
+@pytest.mark.slow
+def test_two_machines_make_the_run_of_one(configured):
+    """Two torchruns with --nnodes 2 that meet at a port, as on two machines with one file system."""
+    alone, apart = configured("one-machine"), configured("two-machines")
+    train(1, alone)
+    outputs = torchrun_nodes(2, [FASTRL, "train", str(apart)])
+    assert sum(output.count(f"step {NUM_STEPS}/{NUM_STEPS}") for output in outputs) == 1, outputs
+    assert any("FSDP2: float32 shards on 2 ranks" in output for output in outputs)
+    assert_close(weights(apart), weights(alone), 2e-5)
 
 
 @pytest.mark.vllm

@@ -42,7 +42,9 @@ def config_of(algorithm: AlgorithmConfig) -> TrainConfig:
     return TrainConfig(
         algorithm=algorithm,
         batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens=80),
-        optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.5),
+        optimizer=OptimizerConfig(
+            lr=1e-3, max_grad_norm=0.5, eps=1e-6
+        ),  # gradients that are rounding noise make no step
         sampler=SamplerConfig(max_new_tokens=14),
     )
 

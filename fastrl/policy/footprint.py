@@ -7,7 +7,7 @@ libraries, and what an allocator keeps of freed blocks.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,11 +70,13 @@ class Footprint:
 class LiveBytes(TorchDispatchMode):
     """Bytes of the storages made inside the block that are still alive, and the most there ever were.
 
-    existing: tensors made before, whose storages do not count when an operation returns a view of them.
+    existing: tensors made before, whose storages do not count when an operation returns a view of them. uncounted:
+    operations whose results count for nothing.
     """
 
-    def __init__(self, existing: Iterable[Tensor] = ()):
+    def __init__(self, existing: Iterable[Tensor] = (), uncounted: Container[Callable] = ()):
         super().__init__()
+        self.uncounted = uncounted
         self.live = self.peak = 0
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in existing)
 
@@ -82,14 +84,13 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
+                self._add(tensor.untyped_storage(), 0 if func in self.uncounted else tensor.untyped_storage().nbytes())
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage, num_bytes: int) -> None:
         if storage in self._seen:
             return
         self._seen.add(storage)
-        num_bytes = storage.nbytes()
         weakref.finalize(storage, self._remove, num_bytes)
         self.live += num_bytes
         self.peak = max(self.peak, self.live)
@@ -145,7 +146,8 @@ def footprint(
     for parameter in (p for p in parameters if p.requires_grad):
         parameter.grad_dtype = gradient_dtype(parameter, optimizer)
     policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
-    with LiveBytes([*parameters, *model.buffers()]) as live:
+    sparse = () if is_sharded else (torch.ops.aten.embedding_dense_backward.default,)  # rows of it only: `vocabulary`
+    with LiveBytes([*parameters, *model.buffers()], sparse) as live:
         for _ in range(2):  # the second finds the gradients of the first
             activations, logits = _forward_backward(policy, rollouts, device_type, live, is_sharded=is_sharded)
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
@@ -221,8 +223,11 @@ def _forward_backward(
 ) -> tuple[int, int]:
     """Makes the tensors of one micro-batch; returns bytes: its activations; its logits and the head's gradient.
 
-    The latter is none where the head's float32 `.grad` takes it directly (`Updater`).
+    The latter is none where the head's float32 `.grad` takes it directly (`vocabulary`), as the embedding's does.
     """
+    embedding = policy.model.get_input_embeddings().weight
+    if embedding.requires_grad and embedding.grad is None and not is_sharded:
+        embedding.grad = torch.empty_like(embedding, dtype=embedding.grad_dtype).detach()
     before = live.live
     hidden_NH = policy.hidden_states(policy.micro_batch(rollouts))
     activations = live.live - before
