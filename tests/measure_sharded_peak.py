@@ -15,7 +15,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, pack
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
@@ -45,7 +44,7 @@ def update_twice(config: PreTrainedConfig, budget: int, length: int) -> None:
     rollouts = [Rollout([0], [0] * (length - 1), [0.0] * (length - 1), "stop", 0, advantage=1.0)] * (budget // length)
     for _ in range(2):
         for _ in range(2):
-            policy(build_micro_batch(rollouts, [1e-3] * len(rollouts))).loss.backward()
+            policy(policy.micro_batch(rollouts, [1e-3] * len(rollouts))).loss.backward()
         adamw.step()
         adamw.zero_grad()
 

@@ -28,7 +28,6 @@ from fastrl.config import (
 from fastrl.config_files import to_toml
 from fastrl.policy import roles
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
-from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, load_model
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.recompute import recompute_blocks
@@ -185,7 +184,7 @@ def test_an_update_is_the_hand_made_one(tiny_model, countdown_folder):
     policy = Policy(model)
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=lr, eps=eps, max_grad_norm=0.0), 1)
     for part in (rollouts[:1], rollouts[1:]):
-        policy(build_micro_batch(part, [0.25] * len(part))).loss.backward()
+        policy(policy.micro_batch(part, [0.25] * len(part))).loss.backward()
     assert optimizer.step()[1]
     for name, adapter in adapters(model).items():
         for ours, theirs, old in zip((adapter.A, adapter.B), expected[name], before[name], strict=True):
@@ -205,7 +204,7 @@ def test_switched_off_the_policy_is_a_separately_loaded_base(countdown_folder, d
         assert score(policy, rollouts, 100) == expected
         assert all(p.requires_grad for p in optimizer.weights.values())
     assert score(policy, rollouts, 100) == moved != expected
-    policy(build_micro_batch(rollouts, [1.0] * len(rollouts))).loss.backward()
+    policy(policy.micro_batch(rollouts, [1.0] * len(rollouts))).loss.backward()
     assert {p.grad.dtype for p in optimizer.weights.values()} == {torch.float32}
     assert len(optimizer.weights) == 2 * len(adapters(policy.model)) == 28
     with adapters_off(reference.model):
@@ -219,7 +218,7 @@ def test_other_architectures_train_save_and_load(family_folder, tmp_path, family
     policy, reference, rollouts = Policy(adapted(load_model(source))), Policy(load_model(source)), rollouts_of()
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=1e-2), 1)
     before = {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
-    policy(build_micro_batch(rollouts, [0.25] * len(rollouts))).loss.backward()
+    policy(policy.micro_batch(rollouts, [0.25] * len(rollouts))).loss.backward()
     assert optimizer.step()[1]
     assert before and not [name for name, weight in optimizer.weights.items() if weight.equal(before[name])]
     original, base = dict(reference.model.named_parameters()), base_parameters(policy.model)
@@ -247,7 +246,8 @@ def test_a_kl_penalty_loads_no_second_model(countdown_folder, tmp_path, monkeypa
 
 
 def test_recomputed_blocks_give_the_same_gradients(tiny_model):
-    policy, batch = Policy(adapted(tiny_model)), build_micro_batch(rollouts_of(), [0.25] * 4)
+    policy = Policy(adapted(tiny_model))
+    batch = policy.micro_batch(rollouts_of(), [0.25] * 4)
     trained = [p for p in policy.parameters() if p.requires_grad]
     kept = torch.autograd.grad(policy(batch).loss, trained)
     assert recompute_blocks(policy.model) == 2

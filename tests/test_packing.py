@@ -209,7 +209,7 @@ def test_positions_restart_with_every_sequence_and_go_on_behind_a_prompt():
     """GPT-2 adds a learned vector per position: the same completion of the same prompt must get the same vectors."""
     model, (first, other) = packed_model("gpt2"), rollouts_of([11, 5])
     group = group_of(4, [3, 3], 1)
-    batch = build_micro_batch([first, group[0], other, group[1]])
+    batch = build_micro_batch([first, group[0], other, group[1]], is_packed=True)
     assert batch.positions_T.tolist() == [*range(4), *range(5), *range(11), 4, 5, 4, 5]
     assert batch.layout.lengths == (4, 5, 11, 2, 2) and batch.layout.prefixes == (None, None, None, 0, 0)
     assert batch.rows_N.tolist() == [*range(9, 20), 3, 20, 21, *range(4, 9), 3, 22, 23]
@@ -392,7 +392,9 @@ def test_a_prompt_is_computed_once_a_micro_batch_and_the_budget_holds(num_ranks)
     parts = cut_micro_batches(rollouts, 900, is_packed=True, num_ranks=num_ranks)
     assert sorted(i for part in parts for i in part) == list(range(240)) and len(parts) % num_ranks == 0
     computed = [computed_tokens([rollouts[i] for i in part], is_packed=True) for part in parts]
-    assert computed == [len(build_micro_batch([rollouts[i] for i in part]).input_ids_T) for part in parts]
+    assert computed == [
+        len(build_micro_batch([rollouts[i] for i in part], is_packed=True).input_ids_T) for part in parts
+    ]
     assert max(computed) <= 900
     once = sum(20 + sum(len(r.completion_ids) - 1 for r in group) for group in groups)
     assert sum(computed) == once and len(parts) == -(-once // (900 * num_ranks)) * num_ranks
@@ -416,7 +418,7 @@ def test_flash_paths_are_as_exact_as_sdpa(name, path):
     for model, chosen in ((flash, path), (plain, "eager"), (exact, "eager")):
         assert use_packed_attention(model, chosen)
     rollouts = mixed_pack()
-    batch = build_micro_batch(rollouts, [0.1] * len(rollouts)).to(device)
+    batch = build_micro_batch(rollouts, [0.1] * len(rollouts), is_packed=True).to(device)
     rows = [Policy(m).hidden_states(batch).detach() for m in (exact, plain, flash)]
     assert relative(rows[2], rows[0].double()) <= 2 * relative(rows[1], rows[0].double()) + 2e-3
     losses = [Policy(m, TokenLoss())(batch).loss for m in (exact, plain, flash)]

@@ -15,7 +15,6 @@ from transformers import (
 
 from fastrl.config import ModelConfig
 from fastrl.kernels import TokenLoss
-from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, check_head, load_model, load_tokenizer
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.scoring import score
@@ -71,7 +70,7 @@ def test_loss_and_gradient_are_those_of_the_formula(tiny_model):
     """Two rollouts of opposite sign, one masked token, temperature ≠ 1, against plain autograd in fp64."""
     rollouts = [rollout([20, 21], [30, 31, 32], -1.0, loss_mask=[1, 0, 1]), rollout([22], [33], 0.5)]
     policy = Policy(tiny_model, TokenLoss(), temperature=0.8)
-    result = policy(build_micro_batch(rollouts, [0.25, 2.0]))
+    result = policy(policy.micro_batch(rollouts, [0.25, 2.0]))
     weights = [p for p in tiny_model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(result.loss, weights)
     model = tiny_model.double()

@@ -16,10 +16,10 @@ from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
 
 
-def batch():
+def batch(is_packed: bool):
     rows = [[20 + (3 * i + t) % 90 for t in range(length)] for i, length in enumerate((40, 23, 9))]
     rollouts = [Rollout(r[:2], r[2:], [0.0] * (len(r) - 2), "stop", 0, advantage=1.0) for r in rows]
-    return build_micro_batch(rollouts, [0.1] * 3)
+    return build_micro_batch(rollouts, [0.1] * 3, is_packed=is_packed)
 
 
 def gradients_and_kept_bytes(model) -> tuple[list[torch.Tensor], int]:
@@ -34,7 +34,7 @@ def gradients_and_kept_bytes(model) -> tuple[list[torch.Tensor], int]:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        row_TH = Policy(model)._row(batch())
+        row_TH = Policy(model)._row(batch(Policy(model).is_packed))
     num_bytes = sum(kept.values())
     loss = (row_TH * torch.linspace(-1, 1, row_TH.shape[1])).square().sum()
     weights = [p for p in model.parameters() if p is not model.get_output_embeddings().weight]

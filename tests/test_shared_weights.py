@@ -10,7 +10,6 @@ from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastrl.config import OptimizerConfig
-from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.rollouts import Rollout
@@ -61,7 +60,7 @@ def update(model: PreTrainedModel, rollouts: list[Rollout], lr: float = 1e-2) ->
         rollout.advantage = 1.0
     for step in (1, 2, 3):
         optimizer.start_step(step)
-        policy(build_micro_batch(rollouts, [0.01] * len(rollouts))).loss.backward()
+        policy(policy.micro_batch(rollouts, [0.01] * len(rollouts))).loss.backward()
         _, has_moved = optimizer.step()
         assert has_moved
 
@@ -101,7 +100,7 @@ def test_bfloat16_weights_are_the_rounded_masters_in_shared_memory(share):
         rollouts = shared.sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
         for rollout in rollouts:
             rollout.advantage = 1.0
-        policy(build_micro_batch(rollouts, [1.0] * len(rollouts))).loss.backward()
+        policy(policy.micro_batch(rollouts, [1.0] * len(rollouts))).loss.backward()
         optimizer.step()
         shared.sampler.prove_fresh(1)
         served = {n: s.parameter[a:b] for s in shared.sampler.engine.slots() for n, (a, b) in s.rows.items()}

@@ -26,7 +26,6 @@ from fastrl.config import (
     TrainConfig,
 )
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
-from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
@@ -84,7 +83,7 @@ def update(model: PreTrainedModel, rollouts: list[Rollout]) -> None:
         rollout.advantage = 1.0
     for step in (1, 2, 3):
         optimizer.start_step(step)
-        policy(build_micro_batch(rollouts, [0.01] * len(rollouts))).loss.backward()
+        policy(policy.micro_batch(rollouts, [0.01] * len(rollouts))).loss.backward()
         assert optimizer.step()[1]
 
 

@@ -60,8 +60,8 @@ def build_micro_batch(
     rollouts: Sequence[Rollout],
     token_weights: Sequence[float] | None = None,
     *,
+    is_packed: bool,
     has_importance: bool = False,
-    is_packed: bool = True,
 ) -> MicroBatch:
     """Tensors of one forward. token_weights: one per rollout, for each of its tokens that the loss mask keeps.
 

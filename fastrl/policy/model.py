@@ -105,6 +105,7 @@ class Policy(nn.Module):
 
     def _padded(self, batch: MicroBatch) -> Tensor:
         """Padded on the right: a causal model never looks at what comes later, so no mask is needed."""
+        assert not batch.layout.num_prefixes, "this batch was built for a packed model"
         lengths = batch.layout.lengths
         num, width = len(lengths), max(lengths)
         rows_T = torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)).to(self.device)
