@@ -66,7 +66,8 @@ class Study:
         self.times_path = work / "seconds.json"
 
     def run(self) -> None:
-        arithmetic.write(self.work / "data")
+        if not (self.work / "data" / "demonstrations.jsonl").exists():
+            arithmetic.write(self.work / "data")
         self._evaluate("base", self._model())
         start = self._warm()
         self._evaluate("warm", start)
