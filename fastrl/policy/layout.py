@@ -5,7 +5,7 @@ completion's prefix is its prompt, which lies on the row once however many compl
 depend on what follows. Flash kernels take that as queries and keys of different lengths, aligned at their ends;
 scaled_dot_product_attention takes buckets of similar segments, padded to the longest and masked.
 
-Legend: T tokens of the row, K keys, C segments of a bucket, L their longest, P their longest prefix, U prefixes.
+Legend: T tokens of the row, K keys, C segments of a bucket, L their longest, P their longest prefix.
 """
 
 from collections.abc import Iterator

@@ -42,7 +42,16 @@ from fastrl.policy.recompute import recompute_blocks
 from fastrl.ranks import ALONE
 from fastrl.rollouts import Rollout
 
-CHECKED = ((1, 9), (5, 4), (5, 4), (5, 1), (1, 14), (6, 7), (2, 0), (6, 9))  # prompt and completion; 5 and 6 are shared
+CHECKED = (
+    (1, 9),
+    (5, 4),
+    (5, 4),
+    (5, 1),
+    (1, 14),
+    (6, 7),
+    (2, 0),
+    (6, 9),
+)  # prompt, completion; as long is the same prompt
 CHECKED_WINDOW = 4
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 

@@ -1,6 +1,7 @@
 """A key-value cache with room to grow: a new token is written behind the others, which are not copied for it.
 
-transformers' own cache concatenates at every token; on CPU that was 40 % of the time of sampling from a small model.
+transformers' own cache concatenates at every token, which for long completions is most of what moves. For completions
+of a dozen tokens the difference is small (bench/LOG.md).
 """
 
 from torch import Tensor

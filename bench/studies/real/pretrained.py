@@ -3,9 +3,10 @@
     python bench/studies/real/pretrained.py --model FOLDER                              on CPU: 2 objectives × 20 steps
     python bench/studies/real/pretrained.py --model FOLDER --scale gpu --minutes 8.5    again until it says "finished"
 
-FOLDER is a Hugging Face folder of a base model (the committed results: Gemma 3 270M). What is there is kept: a call
-goes on where the last one stopped, and at its time limit a training run saves a checkpoint. Every part is a `fastrl`
-command in a process of its own, its output in WORK/log.txt. Results: bench/studies/results/real_SCALE.json, a figure.
+FOLDER is a Hugging Face folder of a base model; the settings were made with Gemma 3 270M in mind, and nobody has run
+them yet. What is there is kept: a call goes on where the last one stopped, and at its time limit a training run saves
+a checkpoint. Every part is a `fastrl` command in a process of its own, its output in WORK/log.txt. Results go to
+bench/studies/results/real_SCALE.json, with a figure.
 """
 
 import json
