@@ -5,6 +5,7 @@ import json
 import bands
 import cells
 import claims
+import measures
 import numpy as np
 import pytest
 import report
@@ -29,7 +30,7 @@ def test_every_cell_is_a_valid_run_with_a_folder_of_its_own(tmp_path):
         assert config.run.num_steps % cells.FOLLOW_EVERY == 0
         assert config.optimizer.lr == cell.settings.get("optimizer.lr", 1e-5)
     counts = [len(cells.cells_of(tier)) for tier in cells.TIERS]
-    assert counts == [12, 27, 36, 18]
+    assert counts == [12, 27, 36, 22]
     with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3"):
         cells.cells_of(7)
 
@@ -157,7 +158,7 @@ def collected(tmp_path, monkeypatch):
 def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collected, tmp_path):
     one_more = [row | {"seed": 4} for row in results.read("tier1") if row["name"] == "tier1.nsr"][:1]
     results.read("tier1").extend(one_more)  # a fourth seed of NSR alone: pairs use the other three
-    assert claims.between("nsr", "psr", 256)().mean > 0 and results.cells(1)["nsr"].seeds == [1, 2, 3, 4]
+    assert measures.between("tier1.nsr", "tier1.psr", 256)().mean > 0 and results.cells(1)["nsr"].seeds == [1, 2, 3, 4]
     text = report.fill(report.README.read_text(), report.sections())
     rows = {cells[2].strip(): cells for line in text.splitlines() if len(cells := line.split("|")) == 7}
     assert rows["NSR is above PSR at k = 256"][5].strip() == "supported"
@@ -179,3 +180,25 @@ def test_runs_on_other_problems_are_refused(collected):
     (collected / "base.json").write_text(json.dumps(base))
     with pytest.raises(ValueError, match="tested on other problems than the base"):
         results.cells(1)
+
+
+def test_a_band_over_seeds_needs_two_of_them_and_entropy_is_compared_where_pass_at_1_is_equal(collected):
+    at_end = measures.entropy_between("tier1.nsr", "tier1.psr")()
+    assert at_end == bands.Interval(0, 0, 0)  # every row says 0.5
+    for row in results.read("tier1"):
+        row["followed"]["entropy"] = [0.45, 0.4] if row["name"] == "tier1.nsr" else [0.3, 0.1]
+    results.base()["followed"]["mean_token_entropy"] = 0.5
+    halfway = measures.entropy_at_equal_pass_at_1("tier1.nsr", "tier1.psr", 0.5)()
+    assert 0.05 < halfway.low <= halfway.mean <= halfway.high < 0.3
+    del results.read("tier1")[2:]  # both of seed 1
+    assert measures.entropy_between("tier1.nsr", "tier1.psr")() is None
+    assert measures.between("tier1.nsr", "tier1.psr", 256)() is not None
+    assert measures.between("tier1.nsr", "tier3.long.nsr", 256)() is None
+
+
+def test_growth_is_a_log_ratio_of_the_windows_that_were_collected(collected):
+    assert measures.metric_growth("tier1.nsr", "grad_norm")() is None
+    for row, factor in zip(results.read("tier1")[1::2], (2, 4, 8), strict=True):
+        row["windows"] = {"first": {"grad_norm": 1.5}, "last": {"grad_norm": 1.5 * factor}}
+    grown = measures.metric_growth("tier1.nsr", "grad_norm")()
+    assert grown.mean == pytest.approx(np.log(4)) and grown.high == pytest.approx(np.log(8))

@@ -78,12 +78,18 @@ def crossing(x_RT: np.ndarray, y_RT: np.ndarray, level: float) -> np.ndarray:
     return result_R
 
 
+def equal_level(x_T: np.ndarray, other_T: np.ndarray, progress: float) -> float:
+    """`progress` of the way from where both start to the lower of the two highest points."""
+    start, end = x_T[0], min(x_T.max(), other_T.max())
+    return float(start + progress * (end - start))
+
+
 def difference_at_equal_pass_at_1(
     a_STP: np.ndarray, b_STP: np.ndarray, num_samples: int, k: int, progress: float
 ) -> tuple[float, Interval]:
     """(level, pass@k of a − b where both first reach that pass@1), from counts along the runs, the base first.
 
-    The level lies `progress` of the way from the base's pass@1 to the lower of the two highest pass@1.
+    `progress` is how far from the base's pass@1 to what both reach: see `equal_level`.
     """
     resamples = Resamples.draw(a_STP.shape[0], a_STP.shape[2])
     paths = []
@@ -91,8 +97,7 @@ def difference_at_equal_pass_at_1(
         values = [pass_values(counts_STP, num_samples, j).transpose(0, 2, 1) for j in (1, k)]  # (S,P,T)
         paths.append([resamples.means(v) for v in values])
     (x_a, y_a), (x_b, y_b) = paths
-    start, end = x_a[0, 0], min(x_a[0].max(), x_b[0].max())
-    level = float(start + progress * (end - start))
+    level = equal_level(x_a[0], x_b[0], progress)
     return level, interval(crossing(x_a, y_a, level) - crossing(x_b, y_b, level))
 
 

@@ -144,12 +144,15 @@ def tier2() -> Iterator[Cell]:
 
 
 def tier3() -> Iterator[Cell]:
-    """Base strength, long runs, the entropy bonus, and controls whose reward says nothing, the opposite, or little."""
+    """Base strength, long runs, the entropy bonus, the rate that a sweep did not choose, and controls whose reward says
+    nothing, the opposite, or little."""
     for steps, name in product((200, 600), ("psr", "nsr", "w-reinforce-0.1")):
         yield Cell(f"tier3.base{steps}.{name}", 1, OBJECTIVES[name], sweep_of(name), warmup=steps)
     for name in ("psr", "nsr", "w-reinforce-0.1"):
         yield Cell(f"tier3.long.{name}", 1, OBJECTIVES[name], sweep_of(name), num_steps=LONG_STEPS)
         yield Cell(f"tier3.entropy.{name}", 1, OBJECTIVES[name] | {"algorithm.entropy_coef": 1e-3}, sweep_of(name))
+    for name, lr in (("psr", 1.5e-5), ("nsr", 1.5e-5), ("w-reinforce-0.1", 1.5e-5), ("grpo", 3e-5)):
+        yield Cell(f"tier3.lr{lr:g}.{name}", 1, OBJECTIVES[name] | {"optimizer.lr": lr})
     for name in ("psr", "nsr"):
         yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="coin")
         yield Cell(f"tier3.inverted.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="inverted")

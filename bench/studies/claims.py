@@ -4,35 +4,52 @@ A claim is a number that it makes a prediction about: `higher` or `lower` than 0
 there `undecided` is all that can be said for it, and the width of the band says how much that is worth.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import results
-from bands import Resamples, difference, difference_at_equal_pass_at_1, interval, pass_values, verdict
+from bands import verdict
+from measures import (
+    Measure,
+    against_base,
+    between,
+    between_at_equal_pass_at_1,
+    contrast,
+    entropy_against_base,
+    entropy_at_equal_pass_at_1,
+    entropy_between,
+    entropy_contrast,
+    late_change,
+    metric_growth,
+)
 
 from fastrl.statistics import Interval
 
 
 @dataclass(frozen=True)
 class Claim:
-    """source, what is said, what it predicts, and the measurement: None where its runs are not there yet."""
+    """source, what is said, what it predicts, and the measurement: in points of pass@k, or in another unit."""
 
     source: str
     text: str
     predicts: str
-    measure: Callable[[], Interval | None]
+    measure: Measure
+    unit: str = "points"
 
     def row(self) -> list[str]:
         value = self.measure()
         if value is None:
             return [self.source, self.text, self.predicts, "–", "not run"]
-        return [self.source, self.text, self.predicts, points(value), judge(self.predicts, verdict(value))]
+        shown = points(value) if self.unit == "points" else f"{plain(value)} {self.unit}"
+        return [self.source, self.text, self.predicts, shown, judge(self.predicts, verdict(value))]
 
 
 def points(value: Interval) -> str:
-    """A difference in points with its band."""
+    """A difference of probabilities in points with its band."""
     return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]".replace("-", "−")
+
+
+def plain(value: Interval) -> str:
+    """A difference in its own unit with its band."""
+    return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
 
 
 def judge(predicts: str, found: str) -> str:
@@ -44,160 +61,139 @@ def judge(predicts: str, found: str) -> str:
     return "supported" if predicts == found else f"contradicted: {found}"
 
 
-def against_base(name: str, k: int, tier: int = 1) -> Callable[[], Interval | None]:
-    """pass@k of a cell less that of the model it started from."""
-
-    def measure() -> Interval | None:
-        cell = results.cells(tier).get(name)
-        if cell is None or k > cell.num_samples:
-            return None
-        counts_1P = results.base_counts(cell.rows[0]["warmup"])
-        base_PK = pass_values(counts_1P, results.base()["test"]["num_samples"], k)
-        return _interval(pass_values(cell.counts_SP, cell.num_samples, k) - base_PK)
-
-    return measure
+PAPER, SLOWER, CLIP, RATE = "paper (2506.01347)", "only slower?", "issue #6", "learning rate"
+PSR, NSR, GRPO, WEIGHTED = "tier1.psr", "tier1.nsr", "tier1.grpo", "tier1.w-reinforce-0.1"
 
 
-def between(a: str, b: str, k: int, tier: int = 1) -> Callable[[], Interval | None]:
-    """pass@k of a − b at equal steps, paired by seed and problem."""
-
-    def measure() -> Interval | None:
-        found = results.cells(tier)
-        if not {a, b} <= found.keys():
-            return None
-        first, second = results.of_common_seeds([found[a], found[b]])
-        return difference(first.counts_SP, second.counts_SP, first.num_samples, k)
-
-    return measure
+def _pair(setting: str) -> tuple[str, str]:
+    """NSR and PSR under one of tier 2's settings."""
+    return f"tier2.nsr.{setting}", f"tier2.psr.{setting}"
 
 
-def between_at_equal_pass_at_1(a: str, b: str, k: int, progress: float) -> Callable[[], Interval | None]:
-    """pass@k of a − b where both first reach the same pass@1."""
-
-    def measure() -> Interval | None:
-        found = results.cells(1)
-        if not {a, b} <= found.keys() or "followed" not in results.base():
-            return None
-        first, second = results.of_common_seeds([found[a], found[b]])
-        num_samples = first.rows[0]["followed"]["num_samples"]
-        return difference_at_equal_pass_at_1(first.path_STP, second.path_STP, num_samples, k, progress)[1]
-
-    return measure
-
-
-def contrast(first: tuple[str, str], second: tuple[str, str], k: int) -> Callable[[], Interval | None]:
-    """(a − b under one setting) − (a − b under another): tier 2's interaction."""
-
-    def measure() -> Interval | None:
-        found = results.cells(2)
-        if not {*first, *second} <= found.keys():
-            return None
-        cells = results.of_common_seeds([found[n] for n in (*first, *second)])
-        a, b, c, d = (pass_values(cell.counts_SP, cell.num_samples, k) for cell in cells)
-        return _interval(a - b - (c - d))
-
-    return measure
-
-
-def late_change(name: str, k: int, start: int) -> Callable[[], Interval | None]:
-    """pass@k at the end of a long run less that at step `start`, on the followed problems."""
-
-    def measure() -> Interval | None:
-        cell = results.cells(3).get(name)
-        if cell is None:
-            return None
-        followed = [row["followed"] for row in cell.rows]
-        index = followed[0]["steps"].index(start)
-        counts_STP = np.array([f["num_correct"] for f in followed])
-        values_STP = pass_values(counts_STP, followed[0]["num_samples"], k)
-        return _interval(values_STP[:, -1] - values_STP[:, index])
-
-    return measure
-
-
-def _interval(values_SP: np.ndarray) -> Interval:
-    return interval(Resamples.draw(*values_SP.shape).means(values_SP))
-
-
-PAPER = "paper (2506.01347)"
 CLAIMS = [
-    Claim(PAPER, "NSR alone improves pass@1 over the base", "higher", against_base("nsr", 1)),
-    Claim(PAPER, "NSR keeps the base's pass@256", "same", against_base("nsr", 256)),
-    Claim(PAPER, "PSR improves pass@1 over the base", "higher", against_base("psr", 1)),
-    Claim(PAPER, "PSR falls below the base at k = 256", "lower", against_base("psr", 256)),
-    Claim(PAPER, "NSR is above PSR at k = 256", "higher", between("nsr", "psr", 256)),
-    Claim(PAPER, "W-REINFORCE 0.1 is above PSR at k = 256", "higher", between("w-reinforce-0.1", "psr", 256)),
-    Claim(PAPER, "W-REINFORCE 0.1 is above NSR at k = 1", "higher", between("w-reinforce-0.1", "nsr", 1)),
+    Claim(PAPER, "NSR alone improves pass@1 over the base", "higher", against_base(NSR, 1)),
+    Claim(PAPER, "NSR keeps the base's pass@256", "same", against_base(NSR, 256)),
+    Claim(PAPER, "PSR improves pass@1 over the base", "higher", against_base(PSR, 1)),
+    Claim(PAPER, "PSR falls below the base at k = 256", "lower", against_base(PSR, 256)),
+    Claim(PAPER, "NSR is above PSR at k = 256", "higher", between(NSR, PSR, 256)),
+    Claim(PAPER, "W-REINFORCE 0.1 is above PSR at k = 256", "higher", between(WEIGHTED, PSR, 256)),
+    Claim(PAPER, "W-REINFORCE 0.1 is above NSR at k = 1", "higher", between(WEIGHTED, NSR, 1)),
+    Claim(
+        PAPER, "λ = 1 loses the tail: below λ = 0.1 at k = 256", "lower", between("tier1.w-reinforce-1", WEIGHTED, 256)
+    ),
+    Claim(PAPER, "W-REINFORCE 0.1 is above GRPO at k = 256", "higher", between(WEIGHTED, GRPO, 256)),
+    Claim(PAPER, "NSR keeps the base's entropy", "same", entropy_against_base(NSR), "nats"),
+    Claim(PAPER, "NSR's entropy stays above PSR's", "higher", entropy_between(NSR, PSR), "nats"),
     Claim(
         PAPER,
-        "λ = 1 loses the tail: below λ = 0.1 at k = 256",
+        "NSR's updates stop by themselves: its gradient norm shrinks along the run (log ratio)",
         "lower",
-        between("w-reinforce-1", "w-reinforce-0.1", 256),
+        metric_growth(NSR, "grad_norm"),
+        "",
     ),
-    Claim(PAPER, "W-REINFORCE 0.1 is above GRPO at k = 256", "higher", between("w-reinforce-0.1", "grpo", 256)),
     Claim(
         PAPER,
         "NSR declines over hundreds of steps (pass@1, 405 steps against 150)",
         "lower",
-        late_change("long.nsr", 1, 150),
+        late_change("tier3.long.nsr", 1, 150),
     ),
-    Claim(PAPER, "W-REINFORCE does not", "same", late_change("long.w-reinforce-0.1", 1, 150)),
+    Claim(PAPER, "W-REINFORCE does not", "same", late_change("tier3.long.w-reinforce-0.1", 1, 150)),
     Claim(
-        "only slower?",
+        SLOWER,
         "at equal pass@1 (95 % of the way) NSR is still above PSR at k = 64",
         "higher",
-        between_at_equal_pass_at_1("nsr", "psr", 64, 0.95),
+        between_at_equal_pass_at_1(NSR, PSR, 64, 0.95),
+    ),
+    Claim(SLOWER, "the same half of the way", "higher", between_at_equal_pass_at_1(NSR, PSR, 64, 0.5)),
+    Claim(
+        SLOWER,
+        "at equal pass@1 (95 % of the way) NSR's entropy is still above PSR's",
+        "higher",
+        entropy_at_equal_pass_at_1(NSR, PSR, 0.95),
+        "nats",
     ),
     Claim(
-        "only slower?",
-        "the same half of the way",
+        SLOWER,
+        "PSR after 150 steps is below NSR after 405 at k = 256",
         "higher",
-        between_at_equal_pass_at_1("nsr", "psr", 64, 0.5),
+        between("tier3.long.nsr", PSR, 256),
+    ),
+    Claim(
+        RATE,
+        "at half the rate (1.5e-5) NSR is still above PSR at k = 256",
+        "higher",
+        between("tier3.lr1.5e-05.nsr", "tier3.lr1.5e-05.psr", 256),
+    ),
+    Claim(
+        RATE,
+        "at one rate (3e-5) W-REINFORCE 0.1 is above GRPO at k = 256",
+        "higher",
+        between(WEIGHTED, "tier3.lr3e-05.grpo", 256),
+    ),
+    Claim(
+        RATE,
+        "at one rate (1.5e-5) W-REINFORCE 0.1 is above GRPO at k = 256",
+        "higher",
+        between("tier3.lr1.5e-05.w-reinforce-0.1", GRPO, 256),
     ),
     Claim(
         "baseline identity",
         "one update a batch, sequence sum: NSR and PSR agree at k = 64",
         "same",
-        between("nsr.u1.clip.sum", "psr.u1.clip.sum", 64, tier=2),
+        between(*_pair("u1.clip.sum"), 64),
     ),
     Claim(
-        "issue #6",
+        CLIP,
         "NSR − PSR at k = 64 is larger with four clipped updates than with one",
         "higher",
-        contrast(("nsr.u4.clip.kept", "psr.u4.clip.kept"), ("nsr.u1.clip.kept", "psr.u1.clip.kept"), 64),
+        contrast(_pair("u4.clip.kept"), _pair("u1.clip.kept"), 64),
     ),
     Claim(
-        "issue #6",
+        CLIP,
         "and larger with clipping than without (four updates)",
         "higher",
-        contrast(("nsr.u4.clip.kept", "psr.u4.clip.kept"), ("nsr.u4.free.kept", "psr.u4.free.kept"), 64),
+        contrast(_pair("u4.clip.kept"), _pair("u4.free.kept"), 64),
+    ),
+    Claim(
+        CLIP,
+        "NSR's surplus of entropy is larger with four clipped updates than with one",
+        "higher",
+        entropy_contrast(_pair("u4.clip.kept"), _pair("u1.clip.kept")),
+        "nats",
+    ),
+    Claim(
+        CLIP,
+        "and larger with clipping than without (four updates)",
+        "higher",
+        entropy_contrast(_pair("u4.clip.kept"), _pair("u4.free.kept")),
+        "nats",
     ),
     Claim(
         "normalisation",
         "NSR − PSR at k = 64 is larger with the mean over kept tokens than over all",
         "higher",
-        contrast(("nsr.u4.clip.kept", "psr.u4.clip.kept"), ("nsr.u4.clip.all", "psr.u4.clip.all"), 64),
+        contrast(_pair("u4.clip.kept"), _pair("u4.clip.all"), 64),
     ),
     Claim(
         "issue #19",
         "from a weak base (200 warm-start steps) NSR does not gain at k = 1",
         "same",
-        against_base("base200.nsr", 1, 3),
+        against_base("tier3.base200.nsr", 1),
     ),
-    Claim("control", "a coin as reward teaches NSR nothing at k = 1", "same", against_base("random.nsr", 1, 3)),
-    Claim("control", "a coin as reward teaches PSR nothing at k = 1", "same", against_base("random.psr", 1, 3)),
-    Claim("control", "an inverted reward makes NSR worse at k = 1", "lower", against_base("inverted.nsr", 1, 3)),
-    Claim("control", "an inverted reward makes PSR worse at k = 1", "lower", against_base("inverted.psr", 1, 3)),
+    Claim("control", "a coin as reward teaches NSR nothing at k = 1", "same", against_base("tier3.random.nsr", 1)),
+    Claim("control", "a coin as reward teaches PSR nothing at k = 1", "same", against_base("tier3.random.psr", 1)),
+    Claim("control", "an inverted reward makes NSR worse at k = 1", "lower", against_base("tier3.inverted.nsr", 1)),
+    Claim("control", "an inverted reward makes PSR worse at k = 1", "lower", against_base("tier3.inverted.psr", 1)),
     Claim(
         "one-shot",
         "one training problem is enough for NSR to gain at k = 1",
         "higher",
-        against_base("one-problem.nsr", 1, 3),
+        against_base("tier3.one-problem.nsr", 1),
     ),
     Claim(
         "one-shot",
         "one training problem is enough for PSR to gain at k = 1",
         "higher",
-        against_base("one-problem.psr", 1, 3),
+        against_base("tier3.one-problem.psr", 1),
     ),
 ]

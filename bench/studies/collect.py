@@ -46,11 +46,17 @@ def ledger_rows(folder: CellFolder) -> list[dict]:
     return rows
 
 
-def metric_means(folder: CellFolder) -> dict[str, float]:
-    """Means over the steps of the run, missing values left out."""
-    rows = read_jsonl(folder.run / "metrics.jsonl")
+def metric_means(rows: list[dict]) -> dict[str, float]:
+    """Means over some steps of a run, missing values left out."""
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in METRICS}
     return {name: sum(v) / len(v) for name, v in values.items() if v}
+
+
+def metrics_row(folder: CellFolder) -> dict:
+    """Means over the run, and over the first and the last FOLLOW_EVERY steps of it."""
+    rows = [row for row in read_jsonl(folder.run / "metrics.jsonl") if "reward/mean" in row]
+    windows = {"first": metric_means(rows[:FOLLOW_EVERY]), "last": metric_means(rows[-FOLLOW_EVERY:])}
+    return {"metrics": metric_means(rows), "windows": windows}
 
 
 def cell_row(cell: Cell) -> dict:
@@ -58,7 +64,7 @@ def cell_row(cell: Cell) -> dict:
     folder = CellFolder(cell)
     config = load_config(TrainConfig, folder.run / "config.toml")
     row = {"name": cell.name, "seed": cell.seed, "lr": config.optimizer.lr, "warmup": cell.warmup}
-    row |= {"num_steps": cell.num_steps, "test": evaluation_row(folder.test), "metrics": metric_means(folder)}
+    row |= {"num_steps": cell.num_steps, "test": evaluation_row(folder.test)} | metrics_row(folder)
     if cell.is_followed:
         row["followed"] = followed_row(folder)
     return row | {"ledger": ledger_rows(folder)}

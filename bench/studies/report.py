@@ -10,8 +10,9 @@ import results
 import tyro
 from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
-from claims import CLAIMS, between, points
+from claims import CLAIMS, points
 from figures import draw_curves, draw_paths
+from measures import between
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -86,7 +87,7 @@ def equal_table() -> str:
         ["objective − PSR, pass@64", "equal steps", *(f"equal pass@1, {p:.0%} of the way" for p in (0.5, 0.75, 0.95))]
     ]
     for name, cell in found.items():
-        value = between(name, "psr", 64)() if name != "psr" else None
+        value = between(f"tier1.{name}", "tier1.psr", 64)() if name != "psr" else None
         if value is None:
             continue
         row = [name, f"{points(value)} {verdict(value)}"]
@@ -122,7 +123,7 @@ def sweep_table() -> str:
 
 def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
-    claims = [["who", "says", "predicts", "measured, points", "verdict"], *(claim.row() for claim in CLAIMS)]
+    claims = [["who", "says", "predicts", "measured", "verdict"], *(claim.row() for claim in CLAIMS)]
     return {
         "claims": f"{progress()}\n\n{table(claims)}",
         "sweeps": sweep_table(),

@@ -38,6 +38,17 @@ class CellResult:
         return np.array([[start, *row["followed"]["num_correct"]] for row in self.rows])
 
     @property
+    def entropy_S(self) -> np.ndarray:
+        """Mean token entropy on the test problems by seed, nats."""
+        return np.array([row["test"]["mean_token_entropy"] for row in self.rows])
+
+    @property
+    def entropy_path_ST(self) -> np.ndarray:
+        """Mean token entropy on the followed problems by seed and evaluation, the initial policy first."""
+        start = base()["followed"]["mean_token_entropy"]
+        return np.array([[start, *row["followed"]["entropy"]] for row in self.rows])
+
+    @property
     def has_path(self) -> bool:
         return all("followed" in row for row in self.rows)
 
@@ -53,10 +64,10 @@ class CellResult:
 
 
 def of_common_seeds(cells: Sequence[CellResult]) -> list[CellResult]:
-    """The same cells with the seeds that all of them have, so that they pair. ValueError where there is none."""
+    """The same cells with the seeds that all of them have, so that they pair; no cells where there is none."""
     common = set.intersection(*(set(c.seeds) for c in cells))
     if not common:
-        raise ValueError(f"{', '.join(c.name for c in cells)} have no seed in common")
+        return []
     return [CellResult(c.name, [row for row in c.rows if row["seed"] in common]) for c in cells]
 
 
@@ -95,3 +106,9 @@ def cells(tier: int) -> dict[str, CellResult]:
             raise ValueError(f"{row['name']}, seed {row['seed']}: tested on other problems than the base")
         found.setdefault(row["name"].removeprefix(f"tier{tier}."), []).append(row)
     return {name: CellResult(name, rows) for name, rows in found.items()}
+
+
+def cell(name: str) -> CellResult | None:
+    """One cell by its full name, such as tier1.nsr; None where it was not run."""
+    tier, _, rest = name.partition(".")
+    return cells(int(tier.removeprefix("tier"))).get(rest)

@@ -128,6 +128,16 @@ def write_training_problems() -> None:
     draft.replace(path)
 
 
+def prepare_warm(processes: Processes, steps: int) -> None:
+    """A weaker initial model and its evaluation."""
+    model, log = warm_model(steps), STUDY / f"warm-{steps}.txt"
+    if not (model / "warmup.toml").exists():
+        arguments = ["warmup", str(ROOT / "configs" / "countdown-warmup.toml"), "--output", str(model)]
+        processes.fastrl([*arguments, "--data.num-steps", str(steps)], log)
+    if not (tested := STUDY / f"warm-{steps}-base" / "test.json").exists():
+        evaluate(processes, model, tested, log, num_samples=BASE_SAMPLES, seed=1000)
+
+
 def prepare(processes: Processes, cells: list[Cell]) -> None:
     """What several cells share: the base's evaluation, weaker initial models, the controls' data."""
     has_base = read("base") is not None
@@ -138,14 +148,8 @@ def prepare(processes: Processes, cells: list[Cell]) -> None:
         evaluate(
             processes, warm_model(0), BASE_FOLLOWED, log, num_samples=FOLLOW_SAMPLES, seed=1000, split="validation"
         )
-    for steps in sorted({c.warmup for c in cells if c.warmup}):
-        model = warm_model(steps)
-        if not (model / "warmup.toml").exists():
-            log = STUDY / f"warm-{steps}.txt"
-            arguments = ["warmup", str(ROOT / "configs" / "countdown-warmup.toml"), "--output", str(model)]
-            processes.fastrl([*arguments, "--data.num-steps", str(steps)], log)
-        if not (tested := STUDY / f"warm-{steps}-base" / "test.json").exists():
-            evaluate(processes, model, tested, STUDY / f"warm-{steps}.txt", num_samples=BASE_SAMPLES, seed=1000)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda steps: prepare_warm(processes, steps), sorted({c.warmup for c in cells if c.warmup})))
     if any(c.rewards for c in cells):
         write_training_problems()
 
