@@ -4,21 +4,13 @@
 #   bench/gpu.sh [OUT]        OUT: where gpu.json, gpu.md and the log go (default bench/results)
 #   PYTHON=python3            the interpreter that has torch
 #   WHEELS=DIR                peers' wheels, installed from there without an index
-#
-# Nothing is built: the Python files are staged as a package of their own; the native CPU kernel is not needed here.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+source "$(dirname "$0")/stage.sh"
 out=${1:-$root/bench/results}
-python=${PYTHON:-python3}
-stage=$(mktemp -d)
-trap 'rm -rf "$stage"' EXIT
-mkdir -p "$out" "$stage/fastrl"
-cp "$root/fastrl/__init__.py" "$stage/fastrl/"
-cp -r "$root/kernels" "$stage/fastrl/kernels"
-export PYTHONPATH="$stage" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+mkdir -p "$out"
 if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --target "$stage/site" "$WHEELS"/*.whl
-    export PYTHONPATH="$stage:$stage/site"
+    export PYTHONPATH="$PYTHONPATH:$stage/site"
 fi
 "$python" -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.is_available())'
 if "$python" -c 'import pytest' 2>/dev/null; then

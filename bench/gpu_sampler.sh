@@ -5,21 +5,13 @@
 #   PYTHON=python3                 the interpreter that has torch, triton, transformers and vLLM
 #   SITE=DIR                       a folder of packages (vLLM among them) that goes on the path first
 #   DEVICE=cpu                     a dry run at a tiny shape, without a GPU
-#
-# Nothing is built: the Python files are staged as a package of their own; the native CPU kernel is not needed on CUDA.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+source "$(dirname "$0")/stage.sh"
 out=${1:-$root/bench/results}
-python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 shapes="qwen3-0.6b qwen3-1.7b"
 [ "$device" = cpu ] && shapes=tiny
-stage=$(mktemp -d)
-trap 'rm -rf "$stage"' EXIT
-mkdir -p "$out" "$stage"
-cp -r "$root/fastrl" "$stage/fastrl"
-cp -r "$root/kernels" "$stage/fastrl/kernels"
-export PYTHONPATH="$stage${SITE:+:$SITE}" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+mkdir -p "$out"
 "$python" -c 'import torch, transformers, vllm; print(torch.__version__, transformers.__version__, vllm.__version__)'
 for shape in $shapes; do
     for mode in alias copy; do

@@ -9,21 +9,12 @@
 #                                      matplotlib, jinja2, rich where the interpreter lacks them; vLLM to sample with it
 #   MAKE_MODEL=FILE                    the script that turns the package files into a folder: FILE OUT
 #   SCALE=dry                          two steps on a CPU, the same code
-#
-# Nothing is built: the Python files are staged as a package of their own; the native CPU kernel is not needed on CUDA.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+source "$(dirname "$0")/stage.sh"
 model=${1:?a model folder, or a folder of package files}
 scale=${SCALE:-gpu}
 work=${2:-$root/runs/real-$scale}
-python=${PYTHON:-python3}
-stage=$(mktemp -d)
-trap 'rm -rf "$stage"' EXIT
 mkdir -p "$work"
-cp -r "$root/fastrl" "$stage/fastrl"
-cp -r "$root/kernels" "$stage/fastrl/kernels"
-if native=$("$python" -c 'import fastrl._native as n; print(n.__file__)' 2>/dev/null); then cp "$native" "$stage/fastrl/"; fi
-export PYTHONPATH="$stage${SITE:+:$SITE}" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 "$python" -c 'import torch, transformers; print(torch.__version__, transformers.__version__, torch.cuda.is_available())'
 if [ ! -f "$model/config.json" ]; then
     if [ ! -f "$work/source/config.json" ]; then

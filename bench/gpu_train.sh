@@ -6,18 +6,10 @@
 #   PYTHON=python3                           the interpreter that has torch, triton, transformers (and TRL)
 #   SITE=DIR                                 a folder of packages that goes on the path first
 #   MINUTES=8.5                              time of this call
-#
-# Nothing is built: the Python files are staged as a package of their own; the native CPU kernel is not needed on CUDA.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+source "$(dirname "$0")/stage.sh"
 out=$root/bench/results
 [ $# -gt 0 ] && [ "$1" != --dry-run ] && out=$1 && shift
-python=${PYTHON:-python3}
-stage=$(mktemp -d)
-trap 'rm -rf "$stage"' EXIT
 mkdir -p "$out"
-cp -r "$root/fastrl" "$stage/fastrl"
-cp -r "$root/kernels" "$stage/fastrl/kernels"
-export PYTHONPATH="$stage${SITE:+:$SITE}" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 "$python" -c 'import torch, transformers; print(torch.__version__, transformers.__version__, torch.cuda.is_available())'
 "$python" "$root/bench/gpu_train.py" --out "$out" --minutes "${MINUTES:-8.5}" "$@" 2>&1 | tee -a "$out/gpu_train.log"

@@ -104,7 +104,13 @@ CLAIMS = [
         "higher",
         between_at_equal_pass_at_1(NSR, PSR, 64, 0.95),
     ),
-    Claim(SLOWER, "the same half of the way", "higher", between_at_equal_pass_at_1(NSR, PSR, 64, 0.5)),
+    Claim(
+        SLOWER,
+        "the same at k = 16, where 64 samples a problem say more",
+        "higher",
+        between_at_equal_pass_at_1(NSR, PSR, 16, 0.95),
+    ),
+    Claim(SLOWER, "at k = 64 half of the way", "higher", between_at_equal_pass_at_1(NSR, PSR, 64, 0.5)),
     Claim(
         SLOWER,
         "at equal pass@1 (95 % of the way) NSR's entropy is still above PSR's",
@@ -163,7 +169,7 @@ CLAIMS = [
     ),
     Claim(
         CLIP,
-        "and larger with clipping than without (four updates)",
+        "that surplus is larger with clipping than without (four updates)",
         "higher",
         entropy_contrast(_pair("u4.clip.kept"), _pair("u4.free.kept")),
         "nats",

@@ -1,29 +1,59 @@
-"""The study's two figures: pass@k by objective, and the path of every objective through pass@1 and pass@64."""
+"""The study's figures: pass@k by objective, and the path of every objective through pass@1 and pass@32."""
 
 from pathlib import Path
 
 import results
 from bands import Resamples, band, pass_values
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results import CellResult
 
 from fastrl.records.plot import BASE_COLOR, COLORS
 from fastrl.statistics import ks_up_to
 
-MARKERS = "osD^vPX<>"
+FAMILIES = ("psr", "nsr", "w-reinforce", "grpo", "dr-grpo", "rloo")  # a colour each; markers tell weights apart
+MARKERS = "osD^"
+SHOWN = ("psr", "nsr", "w-reinforce-0.1", "grpo")  # in the figure of the front page
+PATH_K = 32  # pass@64 of 64 samples moves by whole problems
 
 
-def _style(index: int) -> dict:
-    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+def _style(name: str) -> dict:
+    family, _, weight = name.partition("w-reinforce")
+    color = COLORS[FAMILIES.index("w-reinforce" if weight else family)]
+    marker = MARKERS[("-0.1", "-0.05", "-0.2", "-1").index(weight)] if weight else MARKERS[0]
+    return {"color": color, "marker": marker, "markersize": 4}
 
 
 def draw_curves(cells: dict[str, CellResult], path: Path) -> None:
     """pass@k of every cell with its band over problems and seeds; the base in grey."""
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
+    _curves(figure.add_subplot(), cells)
+    figure.savefig(path, dpi=120)
+
+
+def draw_paths(cells: dict[str, CellResult], path: Path) -> None:
+    """Means over seeds along the runs: to the right is more accurate, up is more diverse."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    _paths(figure.add_subplot(), cells)
+    figure.savefig(path, dpi=120)
+
+
+def draw_overview(cells: dict[str, CellResult], path: Path) -> None:
+    """Four objectives: at equal steps on the left, at equal pass@1 on the right."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = {name: cells[name] for name in SHOWN if name in cells}
+    _curves(left, shown)
+    _paths(right, shown)
+    left.set_title("after equal steps")
+    right.set_title("along the runs")
+    figure.savefig(path, dpi=120)
+
+
+def _curves(axes: Axes, cells: dict[str, CellResult]) -> None:
     start = results.base()["test"]["num_samples"]
     entries = [("base", results.base_counts(), start, {"color": BASE_COLOR, "marker": "."})]
-    entries += [(n, c.counts_SP, c.num_samples, _style(i)) for i, (n, c) in enumerate(cells.items())]
+    entries += [(n, c.counts_SP, c.num_samples, _style(n)) for n, c in cells.items()]
     for name, counts_SP, num_samples, style in entries:
         ks = ks_up_to(num_samples)
         bands = [band(counts_SP, num_samples, k) for k in ks]
@@ -33,24 +63,18 @@ def draw_curves(cells: dict[str, CellResult], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xlabel="k, samples per problem", ylabel="pass@k, % of problems")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
 
 
-def draw_paths(cells: dict[str, CellResult], path: Path) -> None:
-    """Means over seeds along the runs: to the right is more accurate, up is more diverse."""
-    if "followed" not in results.base():
-        return
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for i, (name, cell) in enumerate(cells.items()):
-        if not cell.has_path:
+def _paths(axes: Axes, cells: dict[str, CellResult]) -> None:
+    for name, cell in cells.items():
+        if "followed" not in results.base() or not cell.has_path:
             continue
         num_samples = cell.rows[0]["followed"]["num_samples"]
         counts_STP = cell.path_STP
         plain = Resamples.draw(counts_STP.shape[0], counts_STP.shape[2], num=1)
-        values = [pass_values(counts_STP, num_samples, k).transpose(0, 2, 1) for k in (1, 64)]
+        values = [pass_values(counts_STP, num_samples, k).transpose(0, 2, 1) for k in (1, PATH_K)]
         x_T, y_T = (100 * plain.means(v)[0] for v in values)
-        axes.plot(x_T, y_T, label=name, **_style(i))
-    axes.set(xlabel="pass@1, %", ylabel="pass@64, %")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+        axes.plot(x_T, y_T, label=name, **_style(name))
+    axes.set(xlabel="pass@1, %", ylabel=f"pass@{PATH_K}, %")
+    if axes.lines:
+        axes.legend(frameon=False)

@@ -11,7 +11,7 @@ import tyro
 from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
 from claims import CLAIMS, points
-from figures import draw_curves, draw_paths
+from figures import draw_curves, draw_overview, draw_paths
 from measures import between
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -151,6 +151,7 @@ def main() -> None:
     if found := results.cells(1):
         draw_curves(found, README.with_name("pass_at_k.png"))
         draw_paths(found, README.with_name("equal_pass_at_1.png"))
+        draw_overview(found, README.with_name("overview.png"))
     print(README)
 
 

@@ -41,9 +41,7 @@ def problems() -> tuple[list[dict], list[dict]]:
 
 
 def write(folder: Path) -> None:
-    """train.jsonl, test.jsonl, and demonstrations.jsonl for a supervised warm start."""
+    """train.jsonl and test.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, test = problems()
-    solved = [{"prompt": r["prompt"], "completion": r["answer"] + "\n"} for r in train]
-    for name, rows in (("train", train), ("test", test), ("demonstrations", solved)):
+    for name, rows in zip(("train", "test"), problems(), strict=True):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

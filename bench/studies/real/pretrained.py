@@ -3,10 +3,10 @@
     python bench/studies/real/pretrained.py --model FOLDER                              on CPU: 2 objectives × 20 steps
     python bench/studies/real/pretrained.py --model FOLDER --scale gpu --minutes 8.5    again until it says "finished"
 
-FOLDER is a Hugging Face folder of a base model; the settings were made with Gemma 3 270M in mind, and nobody has run
-them yet. What is there is kept: a call goes on where the last one stopped, and at its time limit a training run saves
-a checkpoint. Every part is a `fastrl` command in a process of its own, its output in WORK/log.txt. Results go to
-bench/studies/results/real_SCALE.json, with a figure.
+FOLDER is a Hugging Face folder of a base model; the settings were made for Gemma 3 270M. What is there is kept: a call
+goes on where the last one stopped, and at its time limit a training run saves a checkpoint. Every part is a `fastrl`
+command in a process of its own, its output in WORK/log.txt. Results go to bench/studies/results/real_SCALE.json, with
+a figure.
 """
 
 import json
@@ -32,7 +32,7 @@ RESULTS = HERE.parent / "results"
 
 @dataclass(frozen=True)
 class Scale:
-    """warmup_steps: supervised steps of 32 demonstrations before RL, so that some samples are right to begin with."""
+    """How much of the experiment, and where."""
 
     name: str
     device: str
@@ -42,16 +42,20 @@ class Scale:
     prompts: int
     rollouts: int
     lr: float
-    warmup_steps: int
-    warmup_lr: float
     num_samples: int  # of each of the 100 test problems
 
 
 SCALES = {
-    "dry": Scale("dry", "cpu", "float32", ("psr",), 2, 2, 4, 1e-5, 1, 1e-6, 4),
-    "cpu": Scale("cpu", "cpu", "float32", ("psr", "nsr"), 20, 32, 16, 1e-5, 8, 3e-6, 64),
-    "gpu": Scale("gpu", "cuda", "bfloat16", ("psr", "nsr", "grpo"), 100, 64, 16, 3e-6, 8, 3e-6, 256),
+    "dry": Scale("dry", "cpu", "float32", ("psr",), 2, 2, 4, 1e-6, 4),
+    "cpu": Scale("cpu", "cpu", "float32", ("psr", "nsr"), 20, 32, 16, 2e-6, 64),
+    "gpu": Scale("gpu", "cuda", "bfloat16", ("psr", "nsr", "grpo"), 100, 64, 16, 2e-6, 256),
 }
+MICRO_BATCH_TOKENS = 4096
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    """The command line's words for settings by name."""
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 class OutOfTime(Exception):
@@ -67,19 +71,17 @@ class Study:
         self.times_path = work / "seconds.json"
 
     def run(self) -> None:
-        if not (self.work / "data" / "demonstrations.jsonl").exists():
+        if not (self.work / "data" / "test.jsonl").exists():
             arithmetic.write(self.work / "data")
-        self._evaluate("base", self._model())
-        start = self._warm()
-        self._evaluate("warm", start)
+        start = self._model()
+        self._evaluate("base", start)
         for objective in self.scale.objectives:
             self._train(objective, start)
             self._evaluate(objective, self.work / objective / "checkpoints" / f"step-{self.scale.num_steps:06d}")
-        names = ("base", "warm", *self.scale.objectives)
+        names = ("base", *self.scale.objectives)
         if not (self.work / "comparison.html").exists():
-            self._fastrl(
-                "compare", ["compare", *map(str, map(self._tested, names)), "--output", self.work / "comparison"]
-            )
+            tested = [str(self._tested(name)) for name in names]
+            self._fastrl("compare", ["compare", *tested, "--output", str(self.work / "comparison")])
         self._write(names)
 
     def _model(self) -> Path:
@@ -98,72 +100,53 @@ class Study:
             (folder / "generation_config.json").write_text(json.dumps(stops) + "\n")
         return folder
 
-    def _warm(self) -> Path:
-        folder, scale = self.work / "warm", self.scale
-        if not (folder / "generation_config.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            arguments = [
-                "warmup",
-                *self._model_arguments(self._model()),
-                "--output",
-                folder,
-                "--micro-batch-tokens",
-                4096,
-            ]
-            arguments += [
-                "--data.file",
-                self.work / "data" / "demonstrations.jsonl",
-                "--data.num-steps",
-                scale.warmup_steps,
-            ]
-            arguments += [
-                "--data.batch-size",
-                32,
-                "--optimizer.lr",
-                scale.warmup_lr,
-                "--optimizer.schedule",
-                "constant",
-            ]
-            self._fastrl("warm", arguments)
-        return folder
-
     def _train(self, objective: str, start: Path) -> None:
         run, scale = self.work / objective, self.scale
         if (run / "checkpoints" / f"step-{scale.num_steps:06d}" / "config.json").exists():
             return
-        arguments = ["train", *self._common(start), "--algorithm.objective", objective, "--run.folder", run]
-        arguments += [
-            "--run.num-steps",
-            scale.num_steps,
-            "--run.checkpoint-every",
-            scale.num_steps,
-            "--run.keep-last",
-            1,
-        ]
-        arguments += ["--batch.prompts-per-step", scale.prompts, "--batch.rollouts-per-prompt", scale.rollouts]
-        arguments += ["--batch.micro-batch-tokens", 4096, "--optimizer.lr", scale.lr, "--evaluation.at-end", "False"]
-        arguments += ["--task.train", self.work / "data" / "train.jsonl", "--task.num-train", 0]
-        arguments += ["--run.sinks"]
-        self._fastrl(objective, arguments + (["--resume"] if (run / "config.toml").exists() else []))
+        settings = self._task(start) | {
+            "algorithm.objective": objective,
+            "batch.prompts_per_step": scale.prompts,
+            "batch.rollouts_per_prompt": scale.rollouts,
+            "batch.micro_batch_tokens": MICRO_BATCH_TOKENS,
+            "optimizer.lr": scale.lr,
+            "task.train": self.work / "data" / "train.jsonl",
+            "task.num_train": 0,
+            "evaluation.at_end": False,
+            "run.folder": run,
+            "run.num_steps": scale.num_steps,
+            "run.checkpoint_every": scale.num_steps,
+            "run.keep_last": 1,
+        }
+        resume = ["--resume"] if (run / "config.toml").exists() else []
+        self._fastrl(objective, ["train", *flags(settings), "--run.sinks", *resume])
 
     def _evaluate(self, name: str, model: Path) -> None:
         if self._tested(name).exists():
             return
-        arguments = ["eval", *self._common(model), "--output", self._tested(name), "--task.num-test", 0]
-        arguments += ["--evaluation.num-samples", self.scale.num_samples, "--evaluation.seed", 1]
-        self._fastrl(f"{name} evaluation", arguments)
+        settings = self._task(model) | {
+            "output": self._tested(name),
+            "task.num_test": 0,
+            "evaluation.num_samples": self.scale.num_samples,
+            "evaluation.seed": 1,
+        }
+        self._fastrl(f"{name} evaluation", ["eval", *flags(settings)])
 
     def _tested(self, name: str) -> Path:
         return self.work / f"{name}.json"
 
-    def _model_arguments(self, model: Path) -> list[object]:
-        return ["--model.path", model, "--model.device", self.scale.device, "--model.dtype", self.scale.dtype]
+    def _loaded(self, model: Path) -> dict[str, object]:
+        return {"model.path": model, "model.device": self.scale.device, "model.dtype": self.scale.dtype}
 
-    def _common(self, model: Path) -> list[object]:
-        arguments = [*self._model_arguments(model), "--task.name", "arithmetic:reward", "--sampler.max-new-tokens", 5]
-        return [*arguments, "--task.test", self.work / "data" / "test.jsonl", "--sampler.batch-size", 512]
+    def _task(self, model: Path) -> dict[str, object]:
+        return self._loaded(model) | {
+            "task.name": "arithmetic:reward",
+            "task.test": self.work / "data" / "test.jsonl",
+            "sampler.max_new_tokens": 5,
+            "sampler.batch_size": 512,
+        }
 
-    def _fastrl(self, part: str, arguments: list[object]) -> None:
+    def _fastrl(self, part: str, arguments: list[str]) -> None:
         """Runs one command until it ends or the time is over. RuntimeError when it fails."""
         left = self.deadline - time.monotonic()
         if left < 20:
@@ -171,7 +154,7 @@ class Study:
         print(f"{part} …", flush=True)
         start = time.perf_counter()
         with (self.work / "log.txt").open("a") as log:
-            command = [sys.executable, "-m", "fastrl.cli", *map(str, arguments)]
+            command = [sys.executable, "-m", "fastrl.cli", *arguments]
             environment = os.environ | {"PYTHONSAFEPATH": "1"}
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=HERE)
         try:
