@@ -29,11 +29,14 @@ def several(tmp_path_factory, family_folder) -> dict[int, dict]:
 @pytest.mark.parametrize("num_ranks", [2, 4])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_several_ranks_make_the_update_of_one(several, name, num_ranks):
-    """Weights within lr · 1 %: Adam divides by √v, and what is left of rounding noise there is a step of its own."""
+    """The gradient to rounding; weights within lr · 1 %: Adam divides by √v, where noise makes steps of its own."""
     alone, together = several[1][name], several[num_ranks][name]
     for key, value in alone["metrics"].items():
         if key not in ("update/num_micro_batches", "packing/fill", "packing/efficiency"):  # the cut's own
             assert together["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    largest = max((g.abs().max().item() for g in (alone["gradient"] or {}).values()), default=0.0)
+    for key, gradient in (alone["gradient"] or {}).items():
+        assert (gradient - together["gradient"][key]).abs().max().item() <= 1e-5 * largest, key
     worst = max((w - together["weights"][k]).abs().max().item() for k, w in alone["weights"].items())
     assert worst < 1e-5, worst
     for (ours, _), (theirs, _) in zip(alone["scores"], together["scores"], strict=True):
@@ -48,6 +51,7 @@ def test_scenarios_are_what_their_names_say(several):
     assert alone["four-updates"]["update/num_updates"] == 4
     assert alone["uneven"]["update/num_micro_batches"] % 4 != 0
     assert several[4]["uneven"]["metrics"]["update/num_micro_batches"] % 4 == 0
+    assert several[1]["none-kept"]["gradient"] is None and several[1]["uneven"]["gradient"]
     moved = (several[1]["uneven"]["weights"][k] - w for k, w in several[1]["none-kept"]["weights"].items())
     assert max(m.abs().max().item() for m in moved) > 5e-4
 

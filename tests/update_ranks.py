@@ -38,13 +38,22 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
 }
 
 
+class Recorded(MasterOptimizer):
+    """Keeps the whole gradient of the first update, clipped."""
+
+    gradient: dict[str, Tensor] | None = None
+
+    def _update(self) -> None:
+        if self.gradient is None:
+            self.gradient = {name: whole(master.grad).clone() for name, master in self.masters.items()}
+        super()._update()
+
+
 def config_of(algorithm: AlgorithmConfig) -> TrainConfig:
     return TrainConfig(
         algorithm=algorithm,
         batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens=80),
-        optimizer=OptimizerConfig(
-            lr=1e-3, max_grad_norm=0.5, eps=1e-6
-        ),  # gradients that are rounding noise make no step
+        optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.5, eps=1e-6),  # where a gradient is noise, no step of lr
         sampler=SamplerConfig(max_new_tokens=14),
     )
 
@@ -60,7 +69,7 @@ def rollouts_of(model, advantages: dict[int, float]) -> list[Rollout]:
 
 
 def update(folder: str, ranks: Ranks, name: str) -> dict:
-    """Metrics, scores and weights after one batch."""
+    """Metrics, scores and weights after one batch, and the gradient of its first update."""
     algorithm, advantages, source = SCENARIOS[name]
     config, source = config_of(algorithm), replace(source, path=folder)
     policy = Policy(load_model(source, lambda text: None), token_loss(algorithm))
@@ -72,11 +81,11 @@ def update(folder: str, ranks: Ranks, name: str) -> dict:
     for module in (policy, reference):
         if module is not None and ranks.world_size > 1:
             shard(module, ranks)
-    optimizer = MasterOptimizer(policy, config.optimizer, 10)
+    optimizer = Recorded(policy, config.optimizer, 10)
     metrics = Updater(policy, optimizer, config, reference=reference).run(rollouts)
     scores = score(policy, rollouts, 50)
     weights = {name: whole(p).clone() for name, p in optimizer.weights.items()}
-    return {"metrics": metrics, "scores": scores, "weights": weights}
+    return {"metrics": metrics, "scores": scores, "weights": weights, "gradient": optimizer.gradient}
 
 
 def whole(parameter: Tensor) -> Tensor:
