@@ -51,6 +51,7 @@ SCALES = {
     "gpu": Scale("gpu", "cuda", "bfloat16", ("psr", "nsr", "grpo"), 100, 64, 16, 2e-6, 256),
 }
 MICRO_BATCH_TOKENS = 4096
+BY_STEP = ("reward/mean", "update/kept_share", "grad_norm", "entropy/mean")
 
 
 def flags(settings: dict[str, object]) -> list[str]:
@@ -185,8 +186,13 @@ class Study:
             rows[name]["num_correct"] = [p["num_correct"] for p in evaluation["problems"]]
         for objective in self.scale.objectives:
             lines = [json.loads(line) for line in (self.work / objective / "metrics.jsonl").read_text().splitlines()]
-            rows[objective]["reward_by_step"] = [round(r["reward/mean"], 4) for r in lines if "reward/mean" in r]
-        result = {"machine": machine(), "command": f"python bench/studies/real/pretrained.py --scale {self.scale.name}"}
+            steps = [line for line in lines if "reward/mean" in line]
+            for name in BY_STEP:
+                rows[objective][f"{name} by step"] = [round(step[name], 4) for step in steps]
+        result = {
+            "machine": machine(),
+            "command": f"python bench/studies/real/pretrained.py --model FOLDER --scale {self.scale.name}",
+        }
         result |= {"model": self.source.name, "settings": asdict(self.scale), "seconds": self._times(), "rows": rows}
         if self.scale.name != "dry":
             RESULTS.mkdir(exist_ok=True)
