@@ -70,7 +70,9 @@ def test_bands_grow_with_disagreement_of_seeds():
     shifted = np.clip(same + np.array([[-4], [0], [4]]), 0, 16)
     narrow, wide = (bands.band(counts, 16, 1) for counts in (same, shifted))
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
-    assert bands.difference(shifted, shifted, 16, 4) == bands.Interval(0, 0, 0)
+    assert bands.mean_band(bands.pass_values(shifted, 16, 4) - bands.pass_values(shifted, 16, 4)) == bands.Interval(
+        0, 0, 0
+    )
 
 
 def test_crossing_interpolates_at_the_first_time():
@@ -94,7 +96,8 @@ def slower(num_seeds: int, num_problems: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_equal_pass_at_1_tells_slower_from_different():
     fast, slow = slower(3, 60)
-    at_equal_steps = bands.difference(slow[:, -1], fast[:, -1], 64, 1)
+    last_slow, last_fast = (bands.pass_values(counts[:, -1], 64, 1) for counts in (slow, fast))
+    at_equal_steps = bands.mean_band(last_slow - last_fast)
     assert bands.verdict(at_equal_steps) == "lower"
     _, value = bands.difference_at_equal_pass_at_1(slow, fast, 64, 16, 0.9)
     assert bands.verdict(value) == "undecided" and abs(value.mean) < 0.02
@@ -128,7 +131,7 @@ def collected(tmp_path, monkeypatch):
         return scalars | {"num_samples": 256, "ids": ids, "num_correct": rng.binomial(256, chances_P).tolist()}
 
     chances_P = np.where(np.arange(120) < 40, 0.01, 0.4)
-    followed = {"num_samples": 64, "num_correct": rng.binomial(64, chances_P).tolist()}
+    followed = {"num_samples": 64, "num_correct": rng.binomial(64, chances_P).tolist(), "mean_token_entropy": 0.5}
     base = {"test": tested_row(chances_P), "followed": followed}
     rows = []
     for seed in (1, 2, 3):
@@ -158,7 +161,9 @@ def collected(tmp_path, monkeypatch):
 def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collected, tmp_path):
     one_more = [row | {"seed": 4} for row in results.read("tier1") if row["name"] == "tier1.nsr"][:1]
     results.read("tier1").extend(one_more)  # a fourth seed of NSR alone: pairs use the other three
-    assert measures.between("tier1.nsr", "tier1.psr", 256)().mean > 0 and results.cells(1)["nsr"].seeds == [1, 2, 3, 4]
+    assert measures.between("tier1.nsr", "tier1.psr", measures.pass_at(256))().mean > 0 and results.cells(1)[
+        "nsr"
+    ].seeds == [1, 2, 3, 4]
     text = report.fill(report.README.read_text(), report.sections())
     rows = {cells[2].strip(): cells for line in text.splitlines() if len(cells := line.split("|")) == 7}
     assert rows["NSR is above PSR at k = 256"][5].strip() == "supported"
@@ -183,17 +188,16 @@ def test_runs_on_other_problems_are_refused(collected):
 
 
 def test_a_band_over_seeds_needs_two_of_them_and_entropy_is_compared_where_pass_at_1_is_equal(collected):
-    at_end = measures.entropy_between("tier1.nsr", "tier1.psr")()
+    at_end = measures.between("tier1.nsr", "tier1.psr", measures.entropy)()
     assert at_end == bands.Interval(0, 0, 0)  # every row says 0.5
     for row in results.read("tier1"):
         row["followed"]["entropy"] = [0.45, 0.4] if row["name"] == "tier1.nsr" else [0.3, 0.1]
-    results.base()["followed"]["mean_token_entropy"] = 0.5
     halfway = measures.entropy_at_equal_pass_at_1("tier1.nsr", "tier1.psr", 0.5)()
     assert 0.05 < halfway.low <= halfway.mean <= halfway.high < 0.3
     del results.read("tier1")[2:]  # both of seed 1
-    assert measures.entropy_between("tier1.nsr", "tier1.psr")() is None
-    assert measures.between("tier1.nsr", "tier1.psr", 256)() is not None
-    assert measures.between("tier1.nsr", "tier3.long.nsr", 256)() is None
+    assert measures.between("tier1.nsr", "tier1.psr", measures.entropy)() is None
+    assert measures.between("tier1.nsr", "tier1.psr", measures.pass_at(256))() is not None
+    assert measures.between("tier1.nsr", "tier3.long.nsr", measures.pass_at(256))() is None
 
 
 def test_growth_is_a_log_ratio_of_the_windows_that_were_collected(collected):

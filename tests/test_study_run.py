@@ -47,7 +47,7 @@ def short(name: str, **changes) -> cells.Cell:
 def test_a_cell_is_trained_killed_resumed_tested_and_collected(study, monkeypatch):
     cell = short("tier1.nsr")
     processes = run.Processes()
-    run.prepare(processes, [cell])
+    run.prepare(processes, [cell], 1)
     folder = folders.CellFolder(cell)
 
     def stop_after_the_first_validation():
@@ -82,7 +82,7 @@ def test_a_cell_is_trained_killed_resumed_tested_and_collected(study, monkeypatc
 def test_the_other_kinds_of_cell_run(study, name):
     cell = short(name)
     processes = run.Processes()
-    run.prepare(processes, [cell])
+    run.prepare(processes, [cell], 1)
     run.run_all(processes, [cell], 1)
     assert json.loads(folders.CellFolder(cell).test.read_text())["num_problems"] == 4
     rows = [json.loads(line) for line in (folders.CellFolder(cell).run / "metrics.jsonl").read_text().splitlines()]
@@ -92,3 +92,14 @@ def test_the_other_kinds_of_cell_run(study, name):
         assert min(rewards) > 0.5
     if name == "tier2.psr.u4.free.sum":
         assert all(row.get("clip/positive", 0) == row.get("clip/negative", 0) == 0 for row in rows)
+
+
+def test_weaker_initial_models_are_made_and_tested(study):
+    weaker = [short("tier3.base200.nsr", warmup=steps) for steps in (2, 3)]
+    run.prepare(run.Processes(), weaker, 2)
+    for steps in (2, 3):
+        tested = json.loads((study / f"warm-{steps}-base" / "test.json").read_text())
+        assert tested["num_problems"] == 4 and tested["num_samples"] == 8
+    run.run_all(run.Processes(), weaker[:1], 1)
+    assert folders.CellFolder(weaker[0]).is_finished
+    assert {"warm-2", "warm-3"} <= collect.base_row().keys()

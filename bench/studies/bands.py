@@ -52,16 +52,14 @@ def pass_values(num_correct_SP: np.ndarray, num_samples: int, k: int) -> np.ndar
     return pass_at_k(counts.ravel(), num_samples, k).reshape(counts.shape)
 
 
+def mean_band(values_SP: np.ndarray) -> Interval:
+    """The mean of values by seed and problem with its band over both."""
+    return interval(Resamples.draw(*values_SP.shape).means(values_SP))
+
+
 def band(num_correct_SP: np.ndarray, num_samples: int, k: int) -> Interval:
     """pass@k of a cell with its band over problems and seeds."""
-    values_SP = pass_values(num_correct_SP, num_samples, k)
-    return interval(Resamples.draw(*values_SP.shape).means(values_SP))
-
-
-def difference(a_SP: np.ndarray, b_SP: np.ndarray, num_samples: int, k: int) -> Interval:
-    """pass@k of a − b over the same problems. Runs are paired by seed; b may be one evaluation for all seeds (1,P)."""
-    values_SP = pass_values(a_SP, num_samples, k) - pass_values(b_SP, num_samples, k)
-    return interval(Resamples.draw(*values_SP.shape).means(values_SP))
+    return mean_band(pass_values(num_correct_SP, num_samples, k))
 
 
 def crossing(x_RT: np.ndarray, y_RT: np.ndarray, level: float) -> np.ndarray:

@@ -13,12 +13,11 @@ from measures import (
     between,
     between_at_equal_pass_at_1,
     contrast,
-    entropy_against_base,
+    entropy,
     entropy_at_equal_pass_at_1,
-    entropy_between,
-    entropy_contrast,
     late_change,
     metric_growth,
+    pass_at,
 )
 
 from fastrl.statistics import Interval
@@ -38,18 +37,19 @@ class Claim:
         value = self.measure()
         if value is None:
             return [self.source, self.text, self.predicts, "–", "not run"]
-        shown = points(value) if self.unit == "points" else f"{plain(value)} {self.unit}"
+        shown = points(value) if self.unit == "points" else f"{with_band(value)} {self.unit}".strip()
         return [self.source, self.text, self.predicts, shown, judge(self.predicts, verdict(value))]
 
 
 def points(value: Interval) -> str:
     """A difference of probabilities in points with its band."""
-    return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]".replace("-", "−")
+    return with_band(value, scale=100, digits=1)
 
 
-def plain(value: Interval) -> str:
-    """A difference in its own unit with its band."""
-    return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
+def with_band(value: Interval, *, scale: float = 1, digits: int = 2) -> str:
+    """A difference with its band."""
+    mean, low, high = (f"{scale * v:+.{digits}f}" for v in (value.mean, value.low, value.high))
+    return f"{mean} [{low}, {high}]".replace("-", "−")
 
 
 def judge(predicts: str, found: str) -> str:
@@ -71,19 +71,22 @@ def _pair(setting: str) -> tuple[str, str]:
 
 
 CLAIMS = [
-    Claim(PAPER, "NSR alone improves pass@1 over the base", "higher", against_base(NSR, 1)),
-    Claim(PAPER, "NSR keeps the base's pass@256", "same", against_base(NSR, 256)),
-    Claim(PAPER, "PSR improves pass@1 over the base", "higher", against_base(PSR, 1)),
-    Claim(PAPER, "PSR falls below the base at k = 256", "lower", against_base(PSR, 256)),
-    Claim(PAPER, "NSR is above PSR at k = 256", "higher", between(NSR, PSR, 256)),
-    Claim(PAPER, "W-REINFORCE 0.1 is above PSR at k = 256", "higher", between(WEIGHTED, PSR, 256)),
-    Claim(PAPER, "W-REINFORCE 0.1 is above NSR at k = 1", "higher", between(WEIGHTED, NSR, 1)),
+    Claim(PAPER, "NSR alone improves pass@1 over the base", "higher", against_base(NSR, pass_at(1))),
+    Claim(PAPER, "NSR keeps the base's pass@256", "same", against_base(NSR, pass_at(256))),
+    Claim(PAPER, "PSR improves pass@1 over the base", "higher", against_base(PSR, pass_at(1))),
+    Claim(PAPER, "PSR falls below the base at k = 256", "lower", against_base(PSR, pass_at(256))),
+    Claim(PAPER, "NSR is above PSR at k = 256", "higher", between(NSR, PSR, pass_at(256))),
+    Claim(PAPER, "W-REINFORCE 0.1 is above PSR at k = 256", "higher", between(WEIGHTED, PSR, pass_at(256))),
+    Claim(PAPER, "W-REINFORCE 0.1 is above NSR at k = 1", "higher", between(WEIGHTED, NSR, pass_at(1))),
     Claim(
-        PAPER, "λ = 1 loses the tail: below λ = 0.1 at k = 256", "lower", between("tier1.w-reinforce-1", WEIGHTED, 256)
+        PAPER,
+        "λ = 1 loses the tail: below λ = 0.1 at k = 256",
+        "lower",
+        between("tier1.w-reinforce-1", WEIGHTED, pass_at(256)),
     ),
-    Claim(PAPER, "W-REINFORCE 0.1 is above GRPO at k = 256", "higher", between(WEIGHTED, GRPO, 256)),
-    Claim(PAPER, "NSR keeps the base's entropy", "same", entropy_against_base(NSR), "nats"),
-    Claim(PAPER, "NSR's entropy stays above PSR's", "higher", entropy_between(NSR, PSR), "nats"),
+    Claim(PAPER, "W-REINFORCE 0.1 is above GRPO at k = 256", "higher", between(WEIGHTED, GRPO, pass_at(256))),
+    Claim(PAPER, "NSR keeps the base's entropy", "same", against_base(NSR, entropy), "nats"),
+    Claim(PAPER, "NSR's entropy stays above PSR's", "higher", between(NSR, PSR, entropy), "nats"),
     Claim(
         PAPER,
         "NSR's updates stop by themselves: its gradient norm shrinks along the run (log ratio)",
@@ -122,84 +125,98 @@ CLAIMS = [
         SLOWER,
         "PSR after 150 steps is below NSR after 405 at k = 256",
         "higher",
-        between("tier3.long.nsr", PSR, 256),
+        between("tier3.long.nsr", PSR, pass_at(256)),
     ),
     Claim(
         RATE,
         "at half the rate (1.5e-5) NSR is still above PSR at k = 256",
         "higher",
-        between("tier3.lr1.5e-05.nsr", "tier3.lr1.5e-05.psr", 256),
+        between("tier3.lr1.5e-05.nsr", "tier3.lr1.5e-05.psr", pass_at(256)),
     ),
     Claim(
         RATE,
         "at one rate (3e-5) W-REINFORCE 0.1 is above GRPO at k = 256",
         "higher",
-        between(WEIGHTED, "tier3.lr3e-05.grpo", 256),
+        between(WEIGHTED, "tier3.lr3e-05.grpo", pass_at(256)),
     ),
     Claim(
         RATE,
         "at one rate (1.5e-5) W-REINFORCE 0.1 is above GRPO at k = 256",
         "higher",
-        between("tier3.lr1.5e-05.w-reinforce-0.1", GRPO, 256),
+        between("tier3.lr1.5e-05.w-reinforce-0.1", GRPO, pass_at(256)),
     ),
     Claim(
         "baseline identity",
         "one update a batch, sequence sum: NSR and PSR agree at k = 64",
         "same",
-        between(*_pair("u1.clip.sum"), 64),
+        between(*_pair("u1.clip.sum"), pass_at(64)),
     ),
     Claim(
         CLIP,
         "NSR − PSR at k = 64 is larger with four clipped updates than with one",
         "higher",
-        contrast(_pair("u4.clip.kept"), _pair("u1.clip.kept"), 64),
+        contrast(_pair("u4.clip.kept"), _pair("u1.clip.kept"), pass_at(64)),
     ),
     Claim(
         CLIP,
         "and larger with clipping than without (four updates)",
         "higher",
-        contrast(_pair("u4.clip.kept"), _pair("u4.free.kept"), 64),
+        contrast(_pair("u4.clip.kept"), _pair("u4.free.kept"), pass_at(64)),
     ),
     Claim(
         CLIP,
         "NSR's surplus of entropy is larger with four clipped updates than with one",
         "higher",
-        entropy_contrast(_pair("u4.clip.kept"), _pair("u1.clip.kept")),
+        contrast(_pair("u4.clip.kept"), _pair("u1.clip.kept"), entropy),
         "nats",
     ),
     Claim(
         CLIP,
         "that surplus is larger with clipping than without (four updates)",
         "higher",
-        entropy_contrast(_pair("u4.clip.kept"), _pair("u4.free.kept")),
+        contrast(_pair("u4.clip.kept"), _pair("u4.free.kept"), entropy),
         "nats",
     ),
     Claim(
         "normalisation",
         "NSR − PSR at k = 64 is larger with the mean over kept tokens than over all",
         "higher",
-        contrast(_pair("u4.clip.kept"), _pair("u4.clip.all"), 64),
+        contrast(_pair("u4.clip.kept"), _pair("u4.clip.all"), pass_at(64)),
     ),
     Claim(
         "issue #19",
         "from a weak base (200 warm-start steps) NSR does not gain at k = 1",
         "same",
-        against_base("tier3.base200.nsr", 1),
+        against_base("tier3.base200.nsr", pass_at(1)),
     ),
-    Claim("control", "a coin as reward teaches NSR nothing at k = 1", "same", against_base("tier3.random.nsr", 1)),
-    Claim("control", "a coin as reward teaches PSR nothing at k = 1", "same", against_base("tier3.random.psr", 1)),
-    Claim("control", "an inverted reward makes NSR worse at k = 1", "lower", against_base("tier3.inverted.nsr", 1)),
-    Claim("control", "an inverted reward makes PSR worse at k = 1", "lower", against_base("tier3.inverted.psr", 1)),
+    Claim(
+        "control", "a coin as reward teaches NSR nothing at k = 1", "same", against_base("tier3.random.nsr", pass_at(1))
+    ),
+    Claim(
+        "control", "a coin as reward teaches PSR nothing at k = 1", "same", against_base("tier3.random.psr", pass_at(1))
+    ),
+    Claim(
+        "control",
+        "an inverted reward makes NSR worse at k = 1",
+        "lower",
+        against_base("tier3.inverted.nsr", pass_at(1)),
+    ),
+    Claim(
+        "control",
+        "an inverted reward makes PSR worse at k = 1",
+        "lower",
+        against_base("tier3.inverted.psr", pass_at(1)),
+    ),
     Claim(
         "one-shot",
         "one training problem is enough for NSR to gain at k = 1",
         "higher",
-        against_base("tier3.one-problem.nsr", 1),
+        against_base("tier3.one-problem.nsr", pass_at(1)),
     ),
     Claim(
         "one-shot",
         "one training problem is enough for PSR to gain at k = 1",
         "higher",
-        against_base("tier3.one-problem.psr", 1),
+        against_base("tier3.one-problem.psr", pass_at(1)),
     ),
 ]

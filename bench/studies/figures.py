@@ -11,16 +11,24 @@ from results import CellResult
 from fastrl.records.plot import BASE_COLOR, COLORS
 from fastrl.statistics import ks_up_to
 
-FAMILIES = ("psr", "nsr", "w-reinforce", "grpo", "dr-grpo", "rloo")  # a colour each; markers tell weights apart
-MARKERS = "osD^"
+BLUE, RED, GREEN, PINK, YELLOW, SKY = COLORS
+STYLES = {
+    "psr": (BLUE, "o"),
+    "nsr": (RED, "o"),
+    "w-reinforce-0.05": (GREEN, "s"),
+    "w-reinforce-0.1": (GREEN, "o"),
+    "w-reinforce-0.2": (GREEN, "D"),
+    "w-reinforce-1": (GREEN, "^"),
+    "grpo": (PINK, "o"),
+    "dr-grpo": (YELLOW, "o"),
+    "rloo": (SKY, "o"),
+}
 SHOWN = ("psr", "nsr", "w-reinforce-0.1", "grpo")  # in the figure of the front page
 PATH_K = 32  # pass@64 of 64 samples moves by whole problems
 
 
 def _style(name: str) -> dict:
-    family, _, weight = name.partition("w-reinforce")
-    color = COLORS[FAMILIES.index("w-reinforce" if weight else family)]
-    marker = MARKERS[("-0.1", "-0.05", "-0.2", "-1").index(weight)] if weight else MARKERS[0]
+    color, marker = STYLES[name]
     return {"color": color, "marker": marker, "markersize": 4}
 
 

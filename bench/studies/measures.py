@@ -1,52 +1,59 @@
-"""What a claim is measured by: differences between cells as intervals, None where a run is missing.
+"""What a claim is measured by: differences between cells with their bands, None where a run is missing.
 
-Cells go by their full names (`tier1.nsr`). pass@k is a probability, entropy is in nats per token. Differences are
-paired by seed, and by problem where problems are kept apart; where they are not (entropy, gradient norms) the band is
-over seeds alone, and two of them are the least.
+Cells go by their full names (`tier1.nsr`), a quantity is what one evaluation says: pass@k problem by problem, or one
+number such as entropy. Differences are paired by seed, and by problem where there are some. One number a run has a band
+over seeds alone: it needs two of them, and with two or three it is their range.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import results
-from bands import (
-    Resamples,
-    crossing,
-    difference,
-    difference_at_equal_pass_at_1,
-    equal_level,
-    interval,
-    pass_values,
-)
+from bands import crossing, difference_at_equal_pass_at_1, equal_level, mean_band, pass_values
 from results import CellResult
 
 from fastrl.statistics import Interval
 
 Measure = Callable[[], Interval | None]
+Quantity = Callable[[dict], np.ndarray]  # of one row of results: (P,), or (1,) where it is one number
 
 
-def against_base(name: str, k: int) -> Measure:
-    """pass@k of a cell less that of the model it started from."""
+def pass_at(k: int) -> Quantity:
+    """pass@k by problem."""
+    return lambda row: pass_values(np.array(row["num_correct"]), row["num_samples"], k)
+
+
+def entropy(row: dict) -> np.ndarray:
+    """Mean token entropy, nats."""
+    return np.array([row["mean_token_entropy"]])
+
+
+def against_base(name: str, quantity: Quantity) -> Measure:
+    """A cell at its end less the model it started from."""
 
     def measure() -> Interval | None:
         cell = results.cell(name)
-        if cell is None or k > cell.num_samples:
-            return None
-        counts_1P = results.base_counts(cell.rows[0]["warmup"])
-        base_PK = pass_values(counts_1P, results.base()["test"]["num_samples"], k)
-        return _interval(pass_values(cell.counts_SP, cell.num_samples, k) - base_PK)
+        return cell and _band(_values(cell, quantity) - quantity(results.base_test(cell.rows[0]["warmup"])))
 
     return measure
 
 
-def between(a: str, b: str, k: int) -> Measure:
-    """pass@k of a − b at equal steps."""
+def between(a: str, b: str, quantity: Quantity) -> Measure:
+    """a − b at equal steps."""
 
     def measure() -> Interval | None:
-        if not (cells := _paired(a, b)):
-            return None
-        first, second = cells
-        return difference(first.counts_SP, second.counts_SP, first.num_samples, k)
+        values = [_values(cell, quantity) for cell in _paired(a, b)]
+        return _band(values[0] - values[1]) if values else None
+
+    return measure
+
+
+def contrast(first: tuple[str, str], second: tuple[str, str], quantity: Quantity) -> Measure:
+    """(a − b under one setting) − (a − b under another): tier 2's interaction."""
+
+    def measure() -> Interval | None:
+        values = [_values(cell, quantity) for cell in _paired(*first, *second)]
+        return _band(values[0] - values[1] - (values[2] - values[3])) if values else None
 
     return measure
 
@@ -64,14 +71,17 @@ def between_at_equal_pass_at_1(a: str, b: str, k: int, progress: float) -> Measu
     return measure
 
 
-def contrast(first: tuple[str, str], second: tuple[str, str], k: int) -> Measure:
-    """pass@k of (a − b under one setting) − (a − b under another): tier 2's interaction."""
+def entropy_at_equal_pass_at_1(a: str, b: str, progress: float) -> Measure:
+    """Mean token entropy of a − b where both first reach the same pass@1, over seeds; of the followed problems."""
 
     def measure() -> Interval | None:
-        if not (cells := _paired(*first, *second)):
+        if not (cells := _paired(a, b)) or "followed" not in results.base():
             return None
-        a, b, c, d = (pass_values(cell.counts_SP, cell.num_samples, k) for cell in cells)
-        return _interval(a - b - (c - d))
+        num_samples = cells[0].rows[0]["followed"]["num_samples"]
+        x_a, x_b = (pass_values(cell.path_STP, num_samples, 1).mean(2) for cell in cells)
+        level = equal_level(x_a.mean(0), x_b.mean(0), progress)
+        first, second = (crossing(x, c.entropy_path_ST, level) for x, c in zip((x_a, x_b), cells, strict=True))
+        return _band((first - second)[:, None])
 
     return measure
 
@@ -83,58 +93,9 @@ def late_change(name: str, k: int, start: int) -> Measure:
         cell = results.cell(name)
         if cell is None:
             return None
-        followed = [row["followed"] for row in cell.rows]
-        index = followed[0]["steps"].index(start)
-        counts_STP = np.array([f["num_correct"] for f in followed])
-        values_STP = pass_values(counts_STP, followed[0]["num_samples"], k)
-        return _interval(values_STP[:, -1] - values_STP[:, index])
-
-    return measure
-
-
-def entropy_against_base(name: str) -> Measure:
-    """Mean token entropy at the end less that of the initial policy, over seeds."""
-
-    def measure() -> Interval | None:
-        cell = results.cell(name)
-        return None if cell is None else _over_seeds(cell.entropy_S - results.base()["test"]["mean_token_entropy"])
-
-    return measure
-
-
-def entropy_between(a: str, b: str) -> Measure:
-    """Mean token entropy of a − b at equal steps, over seeds."""
-
-    def measure() -> Interval | None:
-        cells = _paired(a, b)
-        return _over_seeds(cells[0].entropy_S - cells[1].entropy_S) if cells else None
-
-    return measure
-
-
-def entropy_contrast(first: tuple[str, str], second: tuple[str, str]) -> Measure:
-    """Mean token entropy of (a − b under one setting) − (a − b under another), over seeds."""
-
-    def measure() -> Interval | None:
-        if not (cells := _paired(*first, *second)):
-            return None
-        a, b, c, d = (cell.entropy_S for cell in cells)
-        return _over_seeds(a - b - (c - d))
-
-    return measure
-
-
-def entropy_at_equal_pass_at_1(a: str, b: str, progress: float) -> Measure:
-    """Mean token entropy of a − b where both first reach the same pass@1, over seeds; of the followed problems."""
-
-    def measure() -> Interval | None:
-        if not (cells := _paired(a, b)) or "mean_token_entropy" not in results.base().get("followed", {}):
-            return None
-        num_samples = cells[0].rows[0]["followed"]["num_samples"]
-        x_a, x_b = (pass_values(cell.path_STP, num_samples, 1).mean(2) for cell in cells)
-        level = equal_level(x_a.mean(0), x_b.mean(0), progress)
-        first, second = (crossing(x, c.entropy_path_ST, level) for x, c in zip((x_a, x_b), cells, strict=True))
-        return _over_seeds(first - second)
+        followed = cell.rows[0]["followed"]
+        values_STP = pass_values(cell.path_STP[:, 1:], followed["num_samples"], k)  # without the initial policy
+        return _band(values_STP[:, -1] - values_STP[:, followed["steps"].index(start)])
 
     return measure
 
@@ -144,10 +105,8 @@ def metric_growth(name: str, metric: str) -> Measure:
 
     def measure() -> Interval | None:
         cell = results.cell(name)
-        if cell is None:
-            return None
-        windows = [row["windows"] for row in cell.rows if "windows" in row]
-        return _over_seeds(np.log([w["last"][metric] / w["first"][metric] for w in windows]))
+        windows = [row["windows"] for row in cell.rows if "windows" in row] if cell else []
+        return _band(np.array([[np.log(w["last"][metric] / w["first"][metric])] for w in windows]))
 
     return measure
 
@@ -158,10 +117,11 @@ def _paired(*names: str) -> list[CellResult]:
     return [] if None in cells else results.of_common_seeds(cells)
 
 
-def _interval(values_SP: np.ndarray) -> Interval:
-    return interval(Resamples.draw(*values_SP.shape).means(values_SP))
+def _values(cell: CellResult, quantity: Quantity) -> np.ndarray:
+    """(S,P) or (S,1), by seed."""
+    return np.stack([quantity(row["test"]) for row in cell.rows])
 
 
-def _over_seeds(values_S: np.ndarray) -> Interval | None:
-    """The band of one number a seed: with two or three it is their range."""
-    return _interval(np.reshape(values_S, (-1, 1))) if len(values_S) > 1 else None
+def _band(values: np.ndarray) -> Interval | None:
+    """Of (S,P) or (S,1) values; None for fewer than two numbers."""
+    return mean_band(values) if values.size > 1 else None

@@ -12,7 +12,7 @@ from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
 from claims import CLAIMS, points
 from figures import draw_curves, draw_overview, draw_paths
-from measures import between
+from measures import between, pass_at
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -87,7 +87,7 @@ def equal_table() -> str:
         ["objective − PSR, pass@64", "equal steps", *(f"equal pass@1, {p:.0%} of the way" for p in (0.5, 0.75, 0.95))]
     ]
     for name, cell in found.items():
-        value = between(f"tier1.{name}", "tier1.psr", 64)() if name != "psr" else None
+        value = between(f"tier1.{name}", "tier1.psr", pass_at(64))() if name != "psr" else None
         if value is None:
             continue
         row = [name, f"{points(value)} {verdict(value)}"]

@@ -38,11 +38,6 @@ class CellResult:
         return np.array([[start, *row["followed"]["num_correct"]] for row in self.rows])
 
     @property
-    def entropy_S(self) -> np.ndarray:
-        """Mean token entropy on the test problems by seed, nats."""
-        return np.array([row["test"]["mean_token_entropy"] for row in self.rows])
-
-    @property
     def entropy_path_ST(self) -> np.ndarray:
         """Mean token entropy on the followed problems by seed and evaluation, the initial policy first."""
         start = base()["followed"]["mean_token_entropy"]
@@ -92,10 +87,14 @@ def base() -> dict:
     return found
 
 
-def base_counts(warmup: int = 0) -> np.ndarray:
+def base_test(warmup: int = 0) -> dict:
+    """The initial policy on the test problems: the demo's model, or the weaker one of so many supervised steps."""
+    return base()[f"warm-{warmup}" if warmup else "test"]
+
+
+def base_counts() -> np.ndarray:
     """(1,P) counts of the initial policy on the test problems."""
-    row = base()[f"warm-{warmup}"] if warmup else base()["test"]
-    return np.array([row["num_correct"]])
+    return np.array([base_test()["num_correct"]])
 
 
 def cells(tier: int) -> dict[str, CellResult]:

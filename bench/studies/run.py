@@ -138,7 +138,7 @@ def prepare_warm(processes: Processes, steps: int) -> None:
         evaluate(processes, model, tested, log, num_samples=BASE_SAMPLES, seed=1000)
 
 
-def prepare(processes: Processes, cells: list[Cell]) -> None:
+def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
     """What several cells share: the base's evaluation, weaker initial models, the controls' data."""
     has_base = read("base") is not None
     if not BASE.exists() and not has_base:
@@ -148,7 +148,7 @@ def prepare(processes: Processes, cells: list[Cell]) -> None:
         evaluate(
             processes, warm_model(0), BASE_FOLLOWED, log, num_samples=FOLLOW_SAMPLES, seed=1000, split="validation"
         )
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(num_workers) as pool:
         list(pool.map(lambda steps: prepare_warm(processes, steps), sorted({c.warmup for c in cells if c.warmup})))
     if any(c.rewards for c in cells):
         write_training_problems()
@@ -179,7 +179,7 @@ def main(study: Study) -> None:
             sys.exit(f"another study is running in {STUDY}")
         processes = Processes()
         with Interrupts():  # SIGTERM ends the study as Ctrl-C does
-            prepare(processes, cells)
+            prepare(processes, cells, study.num_workers)
             run_all(processes, sweeps_needed(cells), study.num_workers)
             run_all(processes, cells, study.num_workers)
     print(f"tier {study.tier} is finished: make study-report")
