@@ -155,8 +155,11 @@ def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
 
 
 def run_all(processes: Processes, cells: list[Cell], num_workers: int) -> None:
-    """All cells that are not finished, `num_workers` at a time; the first failure ends the study."""
-    todo = [c for c in cells if not CellFolder(c).is_done]
+    """All cells that are not finished, `num_workers` at a time; the first failure ends the study.
+
+    The longest go first, so that the workers end together.
+    """
+    todo = sorted((c for c in cells if not CellFolder(c).is_done), key=lambda c: -c.num_steps)
     print(f"{len(cells) - len(todo)} of {len(cells)} cells are finished", flush=True)
     with ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(run_cell, processes, cell) for cell in todo]
