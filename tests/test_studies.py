@@ -150,7 +150,12 @@ def collected(tmp_path, monkeypatch):
             metrics = {"clip/positive": 0.01, "clip/negative": 0.02}
             ledger = [{"step": 30, "moved": {"left_penalised": 0.1}, "mass": {"rest": 0.2}}]
             rows.append(row | {"test": tested_row(final_P), "metrics": metrics, "ledger": ledger})
-    for name, content in (("base", base), ("tier1", rows)):
+    one_digit = scalars | {"distinct_answers": 2.0}
+    real = [
+        {"name": n, "seed": 0, "test": one_digit | tested_row(np.full(120, p))} for n, p in (("psr", 0), ("nsr", 0.3))
+    ]
+    real_cpu = {"base": one_digit | tested_row(np.full(120, 0.02)), "rows": real}
+    for name, content in (("base", base), ("tier1", rows), ("real_cpu", real_cpu)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     results.read.cache_clear()
@@ -161,7 +166,7 @@ def collected(tmp_path, monkeypatch):
 def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collected, tmp_path):
     one_more = [row | {"seed": 4} for row in results.read("tier1") if row["name"] == "tier1.nsr"][:1]
     results.read("tier1").extend(one_more)  # a fourth seed of NSR alone: pairs use the other three
-    assert measures.between("tier1.nsr", "tier1.psr", measures.pass_at(256))().mean > 0 and results.cells(1)[
+    assert measures.between("tier1.nsr", "tier1.psr", measures.pass_at(256))().mean > 0 and results.cells("tier1")[
         "nsr"
     ].seeds == [1, 2, 3, 4]
     text = report.fill(report.README.read_text(), report.sections())
@@ -169,11 +174,13 @@ def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collect
     assert rows["NSR is above PSR at k = 256"][5].strip() == "supported"
     assert rows["PSR falls below the base at k = 256"][5].strip() == "supported"
     assert rows["NSR alone improves pass@1 over the base"][5].strip() == "supported"
-    assert rows["λ = 1 loses the tail: below λ = 0.1 at k = 256"][5].strip() == "not run"
-    assert "| psr | 3 | 3e-05 |" in text and text.count("not run") > 10
+    assert rows["NSR is above PSR at k = 64"][5].strip() == "supported"  # of the pretrained model
+    assert "| nsr − base |" in text
+    assert rows["λ = 1 loses the tail: below λ = 0.1 at k = 256"][5].strip() == "needs more runs"
+    assert "| psr | 3 | 3e-05 |" in text and text.count("needs more runs") > 10
     assert report.fill(text, report.sections()) == text
-    report.draw_curves(results.cells(1), tmp_path / "a.png")
-    report.draw_paths(results.cells(1), tmp_path / "b.png")
+    report.draw_curves(results.cells("tier1"), tmp_path / "a.png")
+    report.draw_paths(results.cells("tier1"), tmp_path / "b.png")
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("a.png", "b.png"))
     with pytest.raises(ValueError, match="no markers <!-- tier1 -->"):
         report.fill("nothing", {"tier1": ""})
@@ -184,7 +191,7 @@ def test_runs_on_other_problems_are_refused(collected):
     base["test"]["ids"][0] = "another"
     (collected / "base.json").write_text(json.dumps(base))
     with pytest.raises(ValueError, match="tested on other problems than the base"):
-        results.cells(1)
+        results.cells("tier1")
 
 
 def test_a_band_over_seeds_needs_two_of_them_and_entropy_is_compared_where_pass_at_1_is_equal(collected):

@@ -70,7 +70,7 @@ def test_a_cell_is_trained_killed_resumed_tested_and_collected(study, monkeypatc
         monkeypatch.setattr(module, "cells_of", lambda tier: [cell] if tier == 1 else [])
     collect.main()
     results.read.cache_clear()
-    (found,) = results.cells(1).values()
+    (found,) = results.cells("tier1").values()
     assert found.counts_SP.shape == (1, 4) and found.path_STP.shape == (1, 3, 4) and found.rows[0]["lr"] == 3e-5
     assert found.last_ledger("moved", "left_penalised") != 0 and found.rows[0]["ledger"][-1]["step"] == 6
     results.read.cache_clear()
@@ -102,4 +102,4 @@ def test_weaker_initial_models_are_made_and_tested(study):
         assert tested["num_problems"] == 4 and tested["num_samples"] == 8
     run.run_all(run.Processes(), weaker[:1], 1)
     assert folders.CellFolder(weaker[0]).is_finished
-    assert {"warm-2", "warm-3"} <= collect.base_row().keys()
+    assert {"warm-2", "warm-3"} <= collect.base_rows().keys()

@@ -36,7 +36,7 @@ class Claim:
     def row(self) -> list[str]:
         value = self.measure()
         if value is None:
-            return [self.source, self.text, self.predicts, "–", "not run"]
+            return [self.source, self.text, self.predicts, "–", "needs more runs"]
         shown = points(value) if self.unit == "points" else f"{with_band(value)} {self.unit}".strip()
         return [self.source, self.text, self.predicts, shown, judge(self.predicts, verdict(value))]
 
@@ -62,7 +62,9 @@ def judge(predicts: str, found: str) -> str:
 
 
 PAPER, SLOWER, CLIP, RATE = "paper (2506.01347)", "only slower?", "issue #6", "learning rate"
+PRETRAINED = "paper, pretrained model"
 PSR, NSR, GRPO, WEIGHTED = "tier1.psr", "tier1.nsr", "tier1.grpo", "tier1.w-reinforce-0.1"
+REAL_PSR, REAL_NSR = "real_cpu.psr", "real_cpu.nsr"
 
 
 def _pair(setting: str) -> tuple[str, str]:
@@ -219,4 +221,9 @@ CLAIMS = [
         "higher",
         against_base("tier3.one-problem.psr", pass_at(1)),
     ),
+    Claim(PRETRAINED, "NSR improves pass@1 over the base", "higher", against_base(REAL_NSR, pass_at(1))),
+    Claim(PRETRAINED, "NSR keeps or lifts the base's pass@64", "higher", against_base(REAL_NSR, pass_at(64))),
+    Claim(PRETRAINED, "PSR falls below the base at k = 64", "lower", against_base(REAL_PSR, pass_at(64))),
+    Claim(PRETRAINED, "NSR is above PSR at k = 64", "higher", between(REAL_NSR, REAL_PSR, pass_at(64))),
+    Claim(PRETRAINED, "NSR's entropy stays above PSR's", "higher", between(REAL_NSR, REAL_PSR, entropy), "nats"),
 ]

@@ -70,14 +70,11 @@ def cell_row(cell: Cell) -> dict:
     return row | {"ledger": ledger_rows(folder)}
 
 
-def base_row() -> dict:
-    """The initial models: the demo's, and the weaker ones of tier 3."""
-    row = {"test": evaluation_row(BASE)}
-    if BASE_FOLLOWED.exists():
-        row["followed"] = evaluation_row(BASE_FOLLOWED)
-    for path in sorted(STUDY.glob("warm-*-base/test.json")):
-        row[path.parent.name.removesuffix("-base")] = evaluation_row(path)
-    return row
+def base_rows() -> dict[str, dict]:
+    """The initial models, those collected before included: the demo's, and the weaker ones of tier 3."""
+    paths = {"test": BASE, "followed": BASE_FOLLOWED}
+    paths |= {p.parent.name.removesuffix("-base"): p for p in sorted(STUDY.glob("warm-*-base/test.json"))}
+    return (read("base") or {}) | {name: evaluation_row(path) for name, path in paths.items() if path.exists()}
 
 
 def sweep_rows() -> list[dict]:
@@ -112,8 +109,8 @@ def write(name: str, rows: object) -> None:
 
 def main() -> None:
     """Write results/*.json; what was collected before, perhaps on another machine, stays."""
-    if BASE.exists():
-        write("base", base_row())
+    if bases := base_rows():
+        write("base", bases)
     if sweeps := sweep_rows():
         write("sweeps", sweeps)
     for tier in TIERS[1:]:

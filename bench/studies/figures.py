@@ -33,7 +33,7 @@ def _style(name: str) -> dict:
 
 
 def draw_curves(cells: dict[str, CellResult], path: Path) -> None:
-    """pass@k of every cell with its band over problems and seeds; the base in grey."""
+    """pass@k of every cell with its band over problems and seeds; in grey the model that all of them began from."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     _curves(figure.add_subplot(), cells)
     figure.savefig(path, dpi=120)
@@ -59,8 +59,8 @@ def draw_overview(cells: dict[str, CellResult], path: Path) -> None:
 
 
 def _curves(axes: Axes, cells: dict[str, CellResult]) -> None:
-    start = results.base()["test"]["num_samples"]
-    entries = [("base", results.base_counts(), start, {"color": BASE_COLOR, "marker": "."})]
+    start = next(iter(cells.values())).start
+    entries = [("base", [start["num_correct"]], start["num_samples"], {"color": BASE_COLOR, "marker": "."})]
     entries += [(n, c.counts_SP, c.num_samples, _style(n)) for n, c in cells.items()]
     for name, counts_SP, num_samples, style in entries:
         ks = ks_up_to(num_samples)

@@ -33,7 +33,7 @@ def against_base(name: str, quantity: Quantity) -> Measure:
 
     def measure() -> Interval | None:
         cell = results.cell(name)
-        return cell and _band(_values(cell, quantity) - quantity(results.base_test(cell.rows[0]["warmup"])))
+        return cell and _band(_values(cell, quantity) - quantity(cell.start))
 
     return measure
 

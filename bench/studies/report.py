@@ -6,13 +6,15 @@ python bench/studies/report.py        (make study-report)
 import re
 from pathlib import Path
 
+import numpy as np
 import results
 import tyro
 from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
 from claims import CLAIMS, points
 from figures import draw_curves, draw_overview, draw_paths
-from measures import between, pass_at
+from measures import against_base, between, pass_at
+from results import CellResult
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -42,9 +44,10 @@ def percent(value) -> str:
 
 def progress() -> str:
     """How much of the study the tables rest on, and what that means for the verdicts."""
-    done = {tier: sum(len(c.seeds) for c in results.cells(tier).values()) for tier in TIERS[1:]}
+    cells = {tier: results.cells(f"tier{tier}") for tier in TIERS[1:]}
+    done = {tier: sum(len(c.seeds) for c in found.values()) for tier, found in cells.items()}
     parts = ", ".join(f"tier {tier}: {number} of {len(cells_of(tier))} runs" for tier, number in done.items())
-    single = [name for tier in TIERS[1:] for name, cell in results.cells(tier).items() if len(cell.seeds) == 1]
+    single = [name for found in cells.values() for name, cell in found.items() if len(cell.seeds) == 1]
     if not single:
         return f"**So far** {parts}."
     return (
@@ -55,32 +58,58 @@ def progress() -> str:
 
 def curve_table(tier: int) -> str:
     """pass@k with bands over problems and seeds, entropy and distinct solutions, of every cell of a tier."""
-    found = results.cells(tier)
+    found = results.cells(f"tier{tier}")
     if not found:
         return "not run"
-    start = results.base()["test"]
-    ks = [k for k in KS if k <= max(c.num_samples for c in found.values())]
-    header = ["cell", "seeds", "lr", *(f"@{k}" for k in ks), "entropy", "distinct correct", "clipped + / −"]
-    rows = [header, ["base", "", "", *_bands(results.base_counts(), start["num_samples"], ks)]]
-    rows[1] += [f"{start['mean_token_entropy']:.2f}", f"{start['distinct_correct_answers']:.1f}", ""]
+    ks = _ks(found)
+    rows = [["cell", "seeds", "lr", *(f"@{k}" for k in ks), "entropy", "distinct correct", "clipped + / −"]]
+    starts = {cell.rows[0]["warmup"]: cell.start for cell in found.values()}
+    for warmup, start in sorted(starts.items()):
+        name = f"base, {warmup} warm-up steps" if warmup else "base"
+        rows.append([name, "", "", *_evaluated([start], ks, "distinct_correct_answers"), ""])
     for name, cell in found.items():
+        tests = [row["test"] for row in cell.rows]
         clipped = " / ".join(f"{100 * cell.mean('metrics', f'clip/{sign}'):.1f} %" for sign in ("positive", "negative"))
-        row = [name, str(len(cell.seeds)), f"{cell.rows[0]['lr']:g}", *_bands(cell.counts_SP, cell.num_samples, ks)]
-        row += [
-            f"{cell.mean('test', 'mean_token_entropy'):.2f}",
-            f"{cell.mean('test', 'distinct_correct_answers'):.1f}",
-        ]
+        row = [name, str(len(tests)), f"{cell.rows[0]['lr']:g}", *_evaluated(tests, ks, "distinct_correct_answers")]
         rows.append([*row, clipped])
     return table(rows)
 
 
-def _bands(counts_SP, num_samples: int, ks: list[int]) -> list[str]:
-    return [percent(band(counts_SP, num_samples, k)) if k <= num_samples else "–" for k in ks]
+def pretrained_table(scale: str) -> str:
+    """The pretrained model before and after each objective, and NSR's differences."""
+    found = results.cells(f"real_{scale}")
+    if not found:
+        return "not run"
+    ks = _ks(found)
+    rows = [["", "seeds", *(f"@{k}" for k in ks), "entropy", "distinct answers"]]
+    rows.append(["base", "", *_evaluated([next(iter(found.values())).start], ks, "distinct_answers")])
+    for name, cell in found.items():
+        tests = [row["test"] for row in cell.rows]
+        rows.append([name, str(len(tests)), *_evaluated(tests, ks, "distinct_answers")])
+    nsr, psr = f"real_{scale}.nsr", f"real_{scale}.psr"
+    for name, difference in (
+        ("nsr − psr", lambda quantity: between(nsr, psr, quantity)()),
+        ("nsr − base", lambda quantity: against_base(nsr, quantity)()),
+    ):
+        rows.append([name, "", *(points(difference(pass_at(k))) for k in ks), "", ""])
+    return table(rows)
+
+
+def _ks(found: dict[str, CellResult]) -> list[int]:
+    return [k for k in KS if k <= max(c.num_samples for c in found.values())]
+
+
+def _evaluated(tests: list[dict], ks: list[int], distinct: str) -> list[str]:
+    """pass@k with bands, entropy and the number of distinct answers, of evaluations that differ in their seed alone."""
+    counts_SP, num_samples = np.array([t["num_correct"] for t in tests]), tests[0]["num_samples"]
+    bands = [percent(band(counts_SP, num_samples, k)) if k <= num_samples else "–" for k in ks]
+    entropy, number = (np.mean([t[name] for t in tests]) for name in ("mean_token_entropy", distinct))
+    return [*bands, f"{entropy:.2f}", f"{number:.1f}"]
 
 
 def equal_table() -> str:
     """Every objective against PSR at k = 64, at equal steps (test problems) and at equal pass@1 (followed problems)."""
-    found = results.cells(1)
+    found = results.cells("tier1")
     if "psr" not in found or "followed" not in results.base():
         return "not run"
     rows = [
@@ -102,7 +131,7 @@ def equal_table() -> str:
 
 def ledger_table() -> str:
     """The last line of every cell's ledger, means over seeds."""
-    found = {name: c for name, c in results.cells(1).items() if c.last_ledger("step") is not None}
+    found = {name: c for name, c in results.cells("tier1").items() if c.last_ledger("step") is not None}
     if not found:
         return "not run"
     rows = [["cell", *LEDGER]]
@@ -125,6 +154,7 @@ def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
     claims = [["who", "says", "predicts", "measured", "verdict"], *(claim.row() for claim in CLAIMS)]
     return {
+        "pretrained": pretrained_table("cpu"),
         "claims": f"{progress()}\n\n{table(claims)}",
         "sweeps": sweep_table(),
         "tier1": curve_table(1),
@@ -148,10 +178,12 @@ def fill(text: str, contents: dict[str, str]) -> str:
 def main() -> None:
     """Rewrite README.md and the figures."""
     README.write_text(fill(README.read_text(), sections()))
-    if found := results.cells(1):
+    if found := results.cells("tier1"):
         draw_curves(found, README.with_name("pass_at_k.png"))
         draw_paths(found, README.with_name("equal_pass_at_1.png"))
         draw_overview(found, README.with_name("overview.png"))
+    if found := results.cells("real_cpu"):
+        draw_curves(found, README.parent / "real" / "pass_at_k_cpu.png")
     print(README)
 
 

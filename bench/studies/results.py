@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +13,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True)
 class CellResult:
-    """All seeds of one cell. rows: as collect.py wrote them, in the order of their seeds."""
+    """All seeds of one cell.
+
+    rows: as collect.py or real/pretrained.py wrote them, in the order of their seeds. start: the evaluation of the
+    model that all of them began from, on the same test problems.
+    """
 
     name: str
     rows: list[dict]
+    start: dict
 
     @property
     def seeds(self) -> list[int]:
@@ -63,7 +68,7 @@ def of_common_seeds(cells: Sequence[CellResult]) -> list[CellResult]:
     common = set.intersection(*(set(c.seeds) for c in cells))
     if not common:
         return []
-    return [CellResult(c.name, [row for row in c.rows if row["seed"] in common]) for c in cells]
+    return [replace(c, rows=[row for row in c.rows if row["seed"] in common]) for c in cells]
 
 
 def _nested(row: dict, keys: tuple[str, ...]) -> float | None:
@@ -87,27 +92,24 @@ def base() -> dict:
     return found
 
 
-def base_test(warmup: int = 0) -> dict:
-    """The initial policy on the test problems: the demo's model, or the weaker one of so many supervised steps."""
-    return base()[f"warm-{warmup}" if warmup else "test"]
+def cells(group: str) -> dict[str, CellResult]:
+    """Cells of a tier (`tier1`) or of the pretrained model (`real_cpu`) by name, seeds in order; none before they ran.
 
-
-def base_counts() -> np.ndarray:
-    """(1,P) counts of the initial policy on the test problems."""
-    return np.array([base_test()["num_correct"]])
-
-
-def cells(tier: int) -> dict[str, CellResult]:
-    """Cells of a tier by name (without the tier), seeds in order. ValueError for runs over different problems."""
-    found: dict[str, list[dict]] = {}
-    for row in sorted(read(f"tier{tier}") or [], key=lambda row: row["seed"]):
-        if row["test"]["ids"] != base()["test"]["ids"]:
+    ValueError for runs over other problems than the model they began from.
+    """
+    found = read(group) or []
+    is_real = isinstance(found, dict)
+    by_name: dict[str, CellResult] = {}
+    for row in sorted(found["rows"] if is_real else found, key=lambda row: row["seed"]):
+        start = found["base"] if is_real else base()[f"warm-{row['warmup']}" if row["warmup"] else "test"]
+        if row["test"]["ids"] != start["ids"]:
             raise ValueError(f"{row['name']}, seed {row['seed']}: tested on other problems than the base")
-        found.setdefault(row["name"].removeprefix(f"tier{tier}."), []).append(row)
-    return {name: CellResult(name, rows) for name, rows in found.items()}
+        name = row["name"].removeprefix(f"{group}.")
+        by_name.setdefault(name, CellResult(name, [], start)).rows.append(row)
+    return by_name
 
 
 def cell(name: str) -> CellResult | None:
-    """One cell by its full name, such as tier1.nsr; None where it was not run."""
-    tier, _, rest = name.partition(".")
-    return cells(int(tier.removeprefix("tier"))).get(rest)
+    """One cell by its full name, such as tier1.nsr or real_cpu.nsr; None where it was not run."""
+    group, _, rest = name.partition(".")
+    return cells(group).get(rest)

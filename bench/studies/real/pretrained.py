@@ -1,17 +1,17 @@
 """RL on a pretrained model: one-digit arithmetic, PSR beside NSR (and GRPO), pass@k before and after.
 
     python bench/studies/real/pretrained.py --model FOLDER                              on CPU: 2 objectives × 20 steps
+    python bench/studies/real/pretrained.py --model FOLDER --seeds 0 1                  one more seed of each
     python bench/studies/real/pretrained.py --model FOLDER --scale gpu --minutes 8.5    again until it says "finished"
 
 FOLDER is a Hugging Face folder of a base model; the settings were made for Gemma 3 270M. What is there is kept: a call
 goes on where the last one stopped, and at its time limit a training run saves a checkpoint. Every part is a `fastrl`
-command in a process of its own, its output in WORK/log.txt. Results go to bench/studies/results/real_SCALE.json, with
-a figure.
+command in a process of its own, its output in WORK/log.txt. Results go to bench/studies/results/real_SCALE.json, for
+report.py.
 """
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import arithmetic
 from machine import machine
+
+from fastrl.records.jsonl import read_jsonl
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -66,8 +68,9 @@ class OutOfTime(Exception):
 class Study:
     """The parts of the experiment in `work`, each one made once."""
 
-    def __init__(self, scale: Scale, model: Path, work: Path, minutes: float):
+    def __init__(self, scale: Scale, seeds: list[int], model: Path, work: Path, minutes: float):
         self.scale, self.source, self.work = scale, model, work
+        self.runs = [(objective, seed) for seed in seeds for objective in scale.objectives]
         self.deadline = time.monotonic() + 60 * minutes
         self.times_path = work / "seconds.json"
 
@@ -76,14 +79,12 @@ class Study:
             arithmetic.write(self.work / "data")
         start = self._model()
         self._evaluate("base", start)
-        for objective in self.scale.objectives:
-            self._train(objective, start)
-            self._evaluate(objective, self.work / objective / "checkpoints" / f"step-{self.scale.num_steps:06d}")
-        names = ("base", *self.scale.objectives)
-        if not (self.work / "comparison.html").exists():
-            tested = [str(self._tested(name)) for name in names]
-            self._fastrl("compare", ["compare", *tested, "--output", str(self.work / "comparison")])
-        self._write(names)
+        for objective, seed in self.runs:
+            self._train(objective, seed, start)
+            self._evaluate(_name(objective, seed), self._checkpoint(_name(objective, seed)))
+        tested = [str(self._tested(name)) for name in ("base", *(_name(*run) for run in self.runs))]
+        self._fastrl("compare", ["compare", *tested, "--output", str(self.work / "comparison")])
+        self._write()
 
     def _model(self) -> Path:
         """The source, with the end of a line as an end of a completion: base models do not stop after an answer."""
@@ -101,9 +102,10 @@ class Study:
             (folder / "generation_config.json").write_text(json.dumps(stops) + "\n")
         return folder
 
-    def _train(self, objective: str, start: Path) -> None:
-        run, scale = self.work / objective, self.scale
-        if (run / "checkpoints" / f"step-{scale.num_steps:06d}" / "config.json").exists():
+    def _train(self, objective: str, seed: int, start: Path) -> None:
+        name, scale = _name(objective, seed), self.scale
+        run = self.work / name
+        if (self._checkpoint(name) / "config.json").exists():
             return
         settings = self._task(start) | {
             "algorithm.objective": objective,
@@ -115,12 +117,13 @@ class Study:
             "task.num_train": 0,
             "evaluation.at_end": False,
             "run.folder": run,
+            "run.seed": seed,
             "run.num_steps": scale.num_steps,
             "run.checkpoint_every": scale.num_steps,
             "run.keep_last": 1,
         }
         resume = ["--resume"] if (run / "config.toml").exists() else []
-        self._fastrl(objective, ["train", *flags(settings), "--run.sinks", *resume])
+        self._fastrl(name, ["train", *flags(settings), "--run.sinks", *resume])
 
     def _evaluate(self, name: str, model: Path) -> None:
         if self._tested(name).exists():
@@ -132,6 +135,9 @@ class Study:
             "evaluation.seed": 1,
         }
         self._fastrl(f"{name} evaluation", ["eval", *flags(settings)])
+
+    def _checkpoint(self, run: str) -> Path:
+        return self.work / run / "checkpoints" / f"step-{self.scale.num_steps:06d}"
 
     def _tested(self, name: str) -> Path:
         return self.work / f"{name}.json"
@@ -177,43 +183,48 @@ class Study:
         times[part] = round(times.get(part, 0.0) + seconds, 1)
         self.times_path.write_text(json.dumps(times))
 
-    def _write(self, names: tuple[str, ...]) -> None:
-        """The numbers that are committed: curves, counts by problem, and what each step of training saw."""
-        evaluations = {name: json.loads(self._tested(name).read_text()) for name in names}
-        kept = ("num_samples", "pass_at_k", "mean_token_entropy", "distinct_answers", "truncated_share")
-        rows = {name: {key: e[key] for key in kept} for name, e in evaluations.items()}
-        for name, evaluation in evaluations.items():
-            rows[name]["num_correct"] = [p["num_correct"] for p in evaluation["problems"]]
-        for objective in self.scale.objectives:
-            lines = [json.loads(line) for line in (self.work / objective / "metrics.jsonl").read_text().splitlines()]
-            steps = [line for line in lines if "reward/mean" in line]
-            for name in BY_STEP:
-                rows[objective][f"{name} by step"] = [round(step[name], 4) for step in steps]
-        result = {
-            "machine": machine(),
-            "command": f"python bench/studies/real/pretrained.py --model FOLDER --scale {self.scale.name}",
-        }
-        result |= {"model": self.source.name, "settings": asdict(self.scale), "seconds": self._times(), "rows": rows}
+    def _write(self) -> None:
+        """The numbers that are committed: counts by problem, and what each step of training saw."""
+        rows = [{"name": o, "seed": s, "test": self._tests(_name(o, s)), **self._by_step(o, s)} for o, s in self.runs]
+        seeds = " ".join(str(seed) for seed in dict.fromkeys(seed for _, seed in self.runs))
+        command = f"python bench/studies/real/pretrained.py --model FOLDER --scale {self.scale.name} --seeds {seeds}"
+        result = {"machine": machine(), "command": command, "model": self.source.name, "settings": asdict(self.scale)}
+        result |= {"seconds": self._times(), "base": self._tests("base"), "rows": rows}
         if self.scale.name != "dry":
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"real_{self.scale.name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
-            shutil.copy(self.work / "comparison.png", HERE / f"pass_at_k_{self.scale.name}.png")
-        for name, row in rows.items():
-            curve = "  ".join(f"@{k} {100 * v['mean']:.1f}" for k, v in row["pass_at_k"].items())
-            print(f"{name:>6}  {curve}  entropy {row['mean_token_entropy']:.2f}")
+            path = RESULTS / f"real_{self.scale.name}.json"
+            path.write_text(json.dumps(result, separators=(",", ":")) + "\n")
+
+    def _tests(self, name: str) -> dict[str, object]:
+        evaluation = json.loads(self._tested(name).read_text())
+        curve = "  ".join(f"@{k} {100 * v['mean']:.1f}" for k, v in evaluation["pass_at_k"].items())
+        print(f"{name:>10}  {curve}  entropy {evaluation['mean_token_entropy']:.2f}")
+        columns = {"num_correct": "num_correct", "ids": "id"}
+        counts = {column: [p[key] for p in evaluation["problems"]] for column, key in columns.items()}
+        kept = ("num_samples", "mean_token_entropy", "distinct_answers", "truncated_share")
+        return {key: evaluation[key] for key in kept} | counts
+
+    def _by_step(self, objective: str, seed: int) -> dict[str, list[float]]:
+        steps = [s for s in read_jsonl(self.work / _name(objective, seed) / "metrics.jsonl") if "reward/mean" in s]
+        return {f"{name} by step": [round(step[name], 4) for step in steps] for name in BY_STEP}
+
+
+def _name(objective: str, seed: int) -> str:
+    return f"{objective}.seed{seed}"
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", type=Path, help="default: runs/real-SCALE in the repository")
     parser.add_argument("--minutes", type=float, default=60.0)
     options = parser.parse_args()
     work = (options.work or HERE.parents[2] / "runs" / f"real-{options.scale}").resolve()
     work.mkdir(parents=True, exist_ok=True)
     try:
-        Study(SCALES[options.scale], options.model, work, options.minutes).run()
+        Study(SCALES[options.scale], options.seeds, options.model, work, options.minutes).run()
     except OutOfTime:
         sys.exit("the time is over; the same command goes on")
     print("finished")
