@@ -19,6 +19,7 @@ from fastrl.policy.optimizer_bytes import training_bytes
 from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
+NUM_BLOCKS = 3
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
 
 
@@ -77,8 +78,10 @@ def test_a_gpu_can_be_planned_without_one(config):
 
 @pytest.fixture
 def larger(tmp_path) -> TrainConfig:
-    """Six blocks of width 384, one sequence of 256 tokens a micro-batch."""
-    LlamaConfig(**SHAPE, vocab_size=4000, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    """Three blocks of width 384, one sequence of 256 tokens a micro-batch."""
+    LlamaConfig(
+        **SHAPE | {"num_hidden_layers": NUM_BLOCKS}, vocab_size=4000, architectures=["LlamaForCausalLM"]
+    ).save_pretrained(tmp_path)
     sampler = SamplerConfig(kind="embedded", max_new_tokens=192, batch_size=1)
     return TrainConfig(ModelConfig(str(tmp_path)), sampler=sampler, batch=replace(BATCH, micro_batch_tokens=256))
 
@@ -152,11 +155,11 @@ def with_adapters(config: TrainConfig, rank: int, **settings: object) -> TrainCo
 
 
 def test_adapters_by_hand(larger):
-    """Six blocks, each with A and B on a projection of 384 → 384 and one of 1024 → 384."""
+    """Each block with A and B on a projection of 384 → 384 and one of 1024 → 384."""
     machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
     full = make_plan(larger, **machine)
     ours = make_plan(with_adapters(larger, 4, algorithm=AlgorithmConfig(kl_coef=0.1)), **machine)
-    count = 6 * 4 * (384 + 384 + 1024 + 384)
+    count = NUM_BLOCKS * 4 * (384 + 384 + 1024 + 384)
     assert ours.training.weights == full.training.weights + 2 * count
     t = ours.training
     assert (t.gradients, t.masters, t.optimizer) == (4 * count, 4 * count, 8 * count)
@@ -172,7 +175,7 @@ def test_vllms_buffers_for_adapters(larger):
     """Of the next rank that vLLM knows, 8."""
     config = with_adapters(larger, 4, sampler=replace(larger.sampler, kind="vllm"))
     machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
-    assert make_plan(config, **machine).sampler_weights == 2 * 6 * 8 * (384 + 384 + 1024 + 384)
+    assert make_plan(config, **machine).sampler_weights == 2 * NUM_BLOCKS * 8 * (384 + 384 + 1024 + 384)
     with pytest.raises(ValueError, match=r"model\.lora_rank = 513: vLLM serves ranks up to 512"):
         make_plan(with_adapters(config, 513), **machine)
 
