@@ -35,6 +35,7 @@ OBJECTIVES = {
     "dr-grpo": {"algorithm.objective": "dr-grpo", "algorithm.reduction": "constant"},
     "rloo": {"algorithm.objective": "rloo"},
 }
+LEDGER = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
 
 
@@ -125,9 +126,8 @@ def tier0() -> Iterator[Cell]:
 
 def tier1() -> Iterator[Cell]:
     """Every objective on three seeds, with the ledger."""
-    ledger = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
     for seed, (name, settings) in product((1, 2, 3), OBJECTIVES.items()):
-        yield Cell(f"tier1.{name}", seed, settings | ledger, sweep_of(name))
+        yield Cell(f"tier1.{name}", seed, settings | LEDGER, sweep_of(name))
 
 
 def tier2() -> Iterator[Cell]:
@@ -147,7 +147,7 @@ def tier3() -> Iterator[Cell]:
     """Base strength, long runs, the entropy bonus, the rate that a sweep did not choose, and controls whose reward says
     nothing, the opposite, or little."""
     for steps, name in product((200, 600), ("psr", "nsr", "w-reinforce-0.1")):
-        yield Cell(f"tier3.base{steps}.{name}", 1, OBJECTIVES[name], sweep_of(name), warmup=steps)
+        yield Cell(f"tier3.base{steps}.{name}", 1, OBJECTIVES[name] | LEDGER, sweep_of(name), warmup=steps)
     for name in ("psr", "nsr", "w-reinforce-0.1"):
         yield Cell(f"tier3.long.{name}", 1, OBJECTIVES[name], sweep_of(name), num_steps=LONG_STEPS)
         yield Cell(f"tier3.entropy.{name}", 1, OBJECTIVES[name] | {"algorithm.entropy_coef": 1e-3}, sweep_of(name))

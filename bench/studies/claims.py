@@ -62,7 +62,7 @@ def judge(predicts: str, found: str) -> str:
 
 
 PAPER, SLOWER, CLIP, RATE = "paper (2506.01347)", "only slower?", "issue #6", "learning rate"
-PRETRAINED = "paper, pretrained model"
+PRETRAINED, WEAK, BONUS = "paper, pretrained model", "issue #19", "entropy bonus"
 PSR, NSR, GRPO, WEIGHTED = "tier1.psr", "tier1.nsr", "tier1.grpo", "tier1.w-reinforce-0.1"
 REAL_PSR, REAL_NSR = "real_cpu.psr", "real_cpu.nsr"
 
@@ -104,6 +104,18 @@ CLAIMS = [
     ),
     Claim(PAPER, "W-REINFORCE does not", "same", late_change("tier3.long.w-reinforce-0.1", 1, 150)),
     Claim(
+        PAPER,
+        "NSR keeps its tail over hundreds of steps (pass@64, 405 steps against 150)",
+        "same",
+        late_change("tier3.long.nsr", 64, 150),
+    ),
+    Claim(
+        PAPER,
+        "after 405 steps NSR is above PSR at k = 256",
+        "higher",
+        between("tier3.long.nsr", "tier3.long.psr", pass_at(256)),
+    ),
+    Claim(
         SLOWER,
         "at equal pass@1 (95 % of the way) NSR is still above PSR at k = 64",
         "higher",
@@ -125,10 +137,12 @@ CLAIMS = [
     ),
     Claim(
         SLOWER,
-        "PSR after 150 steps is below NSR after 405 at k = 256",
+        "runs of 405 steps: at equal pass@1 (95 % of the way) NSR is above PSR at k = 64",
         "higher",
-        between("tier3.long.nsr", PSR, pass_at(256)),
+        between_at_equal_pass_at_1("tier3.long.nsr", "tier3.long.psr", 64, 0.95),
     ),
+    Claim(SLOWER, "NSR after 405 steps has PSR's pass@1 after 150", "same", between("tier3.long.nsr", PSR, pass_at(1))),
+    Claim(SLOWER, "and is above it at k = 256", "higher", between("tier3.long.nsr", PSR, pass_at(256))),
     Claim(
         RATE,
         "at half the rate (1.5e-5) NSR is still above PSR at k = 256",
@@ -186,10 +200,32 @@ CLAIMS = [
         contrast(_pair("u4.clip.kept"), _pair("u4.clip.all"), pass_at(64)),
     ),
     Claim(
-        "issue #19",
+        WEAK,
         "from a weak base (200 warm-start steps) NSR does not gain at k = 1",
         "same",
         against_base("tier3.base200.nsr", pass_at(1)),
+    ),
+    Claim(WEAK, "PSR does", "higher", against_base("tier3.base200.psr", pass_at(1))),
+    Claim(WEAK, "from a middle one (600) NSR gains", "higher", against_base("tier3.base600.nsr", pass_at(1))),
+    Claim(
+        WEAK,
+        "weaker bases need a larger λ: from 200 steps 0.1 is above NSR at k = 1",
+        "higher",
+        between("tier3.base200.w-reinforce-0.1", "tier3.base200.nsr", pass_at(1)),
+    ),
+    Claim(
+        WEAK,
+        "that is enough: from 200 steps W-REINFORCE 0.1 gains at k = 1",
+        "higher",
+        against_base("tier3.base200.w-reinforce-0.1", pass_at(1)),
+    ),
+    Claim(BONUS, "a bonus of 1e-3 lifts PSR at k = 256", "higher", between("tier3.entropy.psr", PSR, pass_at(256))),
+    Claim(BONUS, "and NSR", "higher", between("tier3.entropy.nsr", NSR, pass_at(256))),
+    Claim(
+        BONUS,
+        "with it NSR is above PSR at k = 256",
+        "higher",
+        between("tier3.entropy.nsr", "tier3.entropy.psr", pass_at(256)),
     ),
     Claim(
         "control", "a coin as reward teaches NSR nothing at k = 1", "same", against_base("tier3.random.nsr", pass_at(1))

@@ -131,7 +131,8 @@ def equal_table() -> str:
 
 def ledger_table() -> str:
     """The last line of every cell's ledger, means over seeds."""
-    found = {name: c for name, c in results.cells("tier1").items() if c.last_ledger("step") is not None}
+    cells = {name: c for group in ("tier1", "tier3") for name, c in results.cells(group).items()}
+    found = {name: c for name, c in cells.items() if c.last_ledger("step") is not None}
     if not found:
         return "not run"
     rows = [["cell", *LEDGER]]
