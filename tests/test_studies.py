@@ -181,7 +181,10 @@ def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collect
     assert report.fill(text, report.sections()) == text
     report.draw_curves(results.cells("tier1"), tmp_path / "a.png")
     report.draw_paths(results.cells("tier1"), tmp_path / "b.png")
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("a.png", "b.png"))
+    report.draw_bases(
+        {200: results.cells("tier1"), 600: results.cells("tier1")}, results.cells("tier1"), tmp_path / "c.png"
+    )
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("a.png", "b.png", "c.png"))
     with pytest.raises(ValueError, match="no markers <!-- tier1 -->"):
         report.fill("nothing", {"tier1": ""})
 

@@ -58,6 +58,18 @@ def draw_overview(cells: dict[str, CellResult], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_bases(by_steps: dict[int, dict[str, CellResult]], long: dict[str, CellResult], path: Path) -> None:
+    """pass@k from initial models of so many supervised steps, weakest first; on the right the paths of longer runs."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    panels = figure.subplots(1, len(by_steps) + 1)
+    for axes, (steps, cells) in zip(panels[:-1], sorted(by_steps.items()), strict=True):
+        _curves(axes, cells)
+        axes.set(title=f"from {steps} supervised steps", ylim=(0, 102))
+    _paths(panels[-1], long)
+    panels[-1].set_title(f"along {next(iter(long.values())).rows[0]['num_steps']} steps, from 1600")
+    figure.savefig(path, dpi=120)
+
+
 def _curves(axes: Axes, cells: dict[str, CellResult]) -> None:
     start = next(iter(cells.values())).start
     entries = [("base", [start["num_correct"]], start["num_samples"], {"color": BASE_COLOR, "marker": "."})]

@@ -11,9 +11,9 @@ import results
 import tyro
 from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
-from claims import CLAIMS, points
-from figures import draw_curves, draw_overview, draw_paths
-from measures import against_base, between, pass_at
+from claims import CLAIMS, points, with_band
+from figures import draw_bases, draw_curves, draw_overview, draw_paths
+from measures import against_base, between, entropy, pass_at
 from results import CellResult
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -95,6 +95,20 @@ def pretrained_table(scale: str) -> str:
     return table(rows)
 
 
+def settings_table() -> str:
+    """Tier 2 setting by setting: NSR less PSR."""
+    rows = [["NSR − PSR", "seeds", "pass@1", "pass@64", "entropy, nats"]]
+    for name, cell in results.cells("tier2").items():
+        objective, _, setting = name.partition(".")
+        pair = f"tier2.nsr.{setting}", f"tier2.psr.{setting}"
+        if objective != "nsr" or results.cell(pair[1]) is None:
+            continue
+        values = [between(*pair, quantity)() for quantity in (pass_at(1), pass_at(64), entropy)]
+        shown = [points(values[0]), points(values[1]), with_band(values[2]) if values[2] else "needs two seeds"]
+        rows.append([setting, str(len(cell.seeds)), *shown])
+    return table(rows) if len(rows) > 1 else "not run"
+
+
 def _ks(found: dict[str, CellResult]) -> list[int]:
     return [k for k in KS if k <= max(c.num_samples for c in found.values())]
 
@@ -103,8 +117,8 @@ def _evaluated(tests: list[dict], ks: list[int], distinct: str) -> list[str]:
     """pass@k with bands, entropy and the number of distinct answers, of evaluations that differ in their seed alone."""
     counts_SP, num_samples = np.array([t["num_correct"] for t in tests]), tests[0]["num_samples"]
     bands = [percent(band(counts_SP, num_samples, k)) if k <= num_samples else "–" for k in ks]
-    entropy, number = (np.mean([t[name] for t in tests]) for name in ("mean_token_entropy", distinct))
-    return [*bands, f"{entropy:.2f}", f"{number:.1f}"]
+    nats, number = (np.mean([t[name] for t in tests]) for name in ("mean_token_entropy", distinct))
+    return [*bands, f"{nats:.2f}", f"{number:.1f}"]
 
 
 def equal_table() -> str:
@@ -161,9 +175,15 @@ def sections() -> dict[str, str]:
         "tier1": curve_table(1),
         "equal": equal_table(),
         "ledger": ledger_table(),
+        "tier2 differences": settings_table(),
         "tier2": curve_table(2),
         "tier3": curve_table(3),
     }
+
+
+def _named(cells: dict[str, CellResult], part: str) -> dict[str, CellResult]:
+    """The cells PART.objective, by objective."""
+    return {name.removeprefix(f"{part}."): cell for name, cell in cells.items() if name.startswith(f"{part}.")}
 
 
 def fill(text: str, contents: dict[str, str]) -> str:
@@ -183,6 +203,12 @@ def main() -> None:
         draw_curves(found, README.with_name("pass_at_k.png"))
         draw_paths(found, README.with_name("equal_pass_at_1.png"))
         draw_overview(found, README.with_name("overview.png"))
+    if found := results.cells("tier3"):
+        parts = {part: _named(found, part) for part in ("base200", "base600", "long")}
+        strongest = {name: c for name, c in results.cells("tier1").items() if name in parts["long"]}
+        by_steps = {200: parts["base200"], 600: parts["base600"], 1600: strongest}
+        if all([*parts.values(), strongest]):
+            draw_bases(by_steps, parts["long"], README.with_name("bases.png"))
     if found := results.cells("real_cpu"):
         draw_curves(found, README.parent / "real" / "pass_at_k_cpu.png")
     print(README)
