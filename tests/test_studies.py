@@ -155,7 +155,8 @@ def collected(tmp_path, monkeypatch):
         {"name": n, "seed": 0, "test": one_digit | tested_row(np.full(120, p))} for n, p in (("psr", 0), ("nsr", 0.3))
     ]
     real_cpu = {"base": one_digit | tested_row(np.full(120, 0.02)), "rows": real}
-    for name, content in (("base", base), ("tier1", rows), ("real_cpu", real_cpu)):
+    tier2 = [row | {"name": f"tier2.{row['name'].removeprefix('tier1.')}.u4.clip.kept"} for row in rows]
+    for name, content in (("base", base), ("tier1", rows), ("tier2", tier2), ("real_cpu", real_cpu)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     results.read.cache_clear()
@@ -175,7 +176,7 @@ def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collect
     assert rows["PSR falls below the base at k = 256"][5].strip() == "supported"
     assert rows["NSR alone improves pass@1 over the base"][5].strip() == "supported"
     assert rows["NSR is above PSR at k = 64"][5].strip() == "supported"  # of the pretrained model
-    assert "| nsr − base |" in text
+    assert "| nsr − base |" in text and "| u4.clip.kept | 3 | −" in text
     assert rows["λ = 1 loses the tail: below λ = 0.1 at k = 256"][5].strip() == "needs more runs"
     assert "| psr | 3 | 3e-05 |" in text and text.count("needs more runs") > 10
     assert report.fill(text, report.sections()) == text
