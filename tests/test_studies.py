@@ -198,6 +198,16 @@ def test_runs_on_other_problems_are_refused(collected):
         results.cells("tier1")
 
 
+def test_contrasts_are_differences_of_mean_differences(collected):
+    at_64, pair = measures.pass_at(64), ("tier1.nsr", "tier1.psr")
+    plain = measures.between(*pair, at_64)()
+    assert plain.mean > 0.1
+    assert measures.mean_between([pair, pair, pair[::-1]], at_64)().mean == pytest.approx(plain.mean / 3)
+    assert measures.contrast([pair], [pair, pair], at_64)() == bands.Interval(0, 0, 0)
+    assert measures.contrast([pair], [pair[::-1]], at_64)().mean == pytest.approx(2 * plain.mean)
+    assert measures.contrast([pair], [("tier1.nsr", "tier2.psr.u1.clip.sum")], at_64)() is None
+
+
 def test_a_band_over_seeds_needs_two_of_them_and_entropy_is_compared_where_pass_at_1_is_equal(collected):
     at_end = measures.between("tier1.nsr", "tier1.psr", measures.entropy)()
     assert at_end == bands.Interval(0, 0, 0)  # every row says 0.5

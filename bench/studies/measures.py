@@ -5,7 +5,7 @@ number such as entropy. Differences are paired by seed, and by problem where the
 over seeds alone: it needs two of them, and with two or three it is their range.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import results
@@ -15,6 +15,7 @@ from results import CellResult
 from fastrl.statistics import Interval
 
 Measure = Callable[[], Interval | None]
+Pair = tuple[str, str]  # names of two cells, of which the second is subtracted
 Quantity = Callable[[dict], np.ndarray]  # of one row of results: (P,), or (1,) where it is one number
 
 
@@ -40,20 +41,26 @@ def against_base(name: str, quantity: Quantity) -> Measure:
 
 def between(a: str, b: str, quantity: Quantity) -> Measure:
     """a − b at equal steps."""
+    return mean_between([(a, b)], quantity)
+
+
+def mean_between(pairs: Sequence[Pair], quantity: Quantity) -> Measure:
+    """a − b at equal steps, the mean over pairs."""
 
     def measure() -> Interval | None:
-        values = [_values(cell, quantity) for cell in _paired(a, b)]
-        return _band(values[0] - values[1]) if values else None
+        values = _mean_difference(pairs, quantity)
+        return None if values is None else _band(values)
 
     return measure
 
 
-def contrast(first: tuple[str, str], second: tuple[str, str], quantity: Quantity) -> Measure:
-    """(a − b under one setting) − (a − b under another): tier 2's interaction."""
+def contrast(first: Sequence[Pair], second: Sequence[Pair], quantity: Quantity) -> Measure:
+    """`mean_between` of the pairs under one setting less that of those under another: tier 2's interaction."""
 
     def measure() -> Interval | None:
-        values = [_values(cell, quantity) for cell in _paired(*first, *second)]
-        return _band(values[0] - values[1] - (values[2] - values[3])) if values else None
+        if not _paired(*(name for pair in (*first, *second) for name in pair)):
+            return None
+        return _band(_mean_difference(first, quantity) - _mean_difference(second, quantity))
 
     return measure
 
@@ -115,6 +122,13 @@ def _paired(*names: str) -> list[CellResult]:
     """The cells with the seeds that all have; empty where one is missing or they share no seed."""
     cells = [results.cell(name) for name in names]
     return [] if None in cells else results.of_common_seeds(cells)
+
+
+def _mean_difference(pairs: Sequence[Pair], quantity: Quantity) -> np.ndarray | None:
+    """(S,P) or (S,1): the mean of a − b over pairs; None where a cell is missing or they share no seed."""
+    cells = _paired(*(name for pair in pairs for name in pair))
+    values = [_values(cell, quantity) for cell in cells]
+    return np.mean(values[::2], axis=0) - np.mean(values[1::2], axis=0) if values else None
 
 
 def _values(cell: CellResult, quantity: Quantity) -> np.ndarray:
