@@ -182,7 +182,7 @@ def main(study: Study) -> None:
             sys.exit(f"another study is running in {STUDY}")
         processes = Processes()
         with Interrupts():  # SIGTERM ends the study as Ctrl-C does
-            prepare(processes, cells, study.num_workers)
+            prepare(processes, [c for c in cells if not CellFolder(c).is_done], study.num_workers)
             run_all(processes, sweeps_needed(cells), study.num_workers)
             run_all(processes, cells, study.num_workers)
     print(f"tier {study.tier} is finished: make study-report")
