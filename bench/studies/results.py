@@ -38,7 +38,8 @@ class CellResult:
 
     @property
     def path_STP(self) -> np.ndarray:
-        """Correct samples by seed, evaluation along the run (the initial policy first) and followed problem."""
+        """Correct samples by seed, evaluation along the run and followed problem; the demo's model, from which all
+        cells but those of weaker bases start, comes first."""
         start = base()["followed"]["num_correct"]
         return np.array([[start, *row["followed"]["num_correct"]] for row in self.rows])
 

@@ -154,12 +154,17 @@ def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
         write_training_problems()
 
 
+def unfinished(cells: list[Cell]) -> list[Cell]:
+    """Those neither finished here nor collected before."""
+    return [c for c in cells if not CellFolder(c).is_done]
+
+
 def run_all(processes: Processes, cells: list[Cell], num_workers: int) -> None:
     """All cells that are not finished, `num_workers` at a time; the first failure ends the study.
 
     The longest go first, so that the workers end together.
     """
-    todo = sorted((c for c in cells if not CellFolder(c).is_done), key=lambda c: -c.num_steps)
+    todo = sorted(unfinished(cells), key=lambda c: -c.num_steps)
     print(f"{len(cells) - len(todo)} of {len(cells)} cells are finished", flush=True)
     with ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(run_cell, processes, cell) for cell in todo]
@@ -182,7 +187,7 @@ def main(study: Study) -> None:
             sys.exit(f"another study is running in {STUDY}")
         processes = Processes()
         with Interrupts():  # SIGTERM ends the study as Ctrl-C does
-            prepare(processes, [c for c in cells if not CellFolder(c).is_done], study.num_workers)
+            prepare(processes, unfinished(cells), study.num_workers)
             run_all(processes, sweeps_needed(cells), study.num_workers)
             run_all(processes, cells, study.num_workers)
     print(f"tier {study.tier} is finished: make study-report")
