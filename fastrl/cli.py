@@ -89,6 +89,10 @@ class VerifyCommand:
     """Address space of a verifier worker, in MiB."""
     num_workers: int = TaskConfig.num_workers
     """Verifier processes."""
+    correct_threshold: float = 1.0
+    """Correct means reward ≥ this."""
+    truncated: Literal["wrong", "judged"] = "wrong"
+    """Rows whose `finish_reason` is `length` are wrong, or judged like any other."""
 
 
 def _parse(command: type, config_class: type, arguments: list[str], name: str) -> Any:
@@ -169,6 +173,7 @@ def _plan(arguments: list[str]) -> None:
 
 def _verify(arguments: list[str]) -> None:
     command = tyro.cli(VerifyCommand, args=arguments, prog="fastrl verify")
+    from fastrl.tasks.correctness import Correctness
     from fastrl.tasks.verify import verify_file
 
     task = TaskConfig(
@@ -177,7 +182,8 @@ def _verify(arguments: list[str]) -> None:
         memory_mb=command.memory_mb,
         num_workers=command.num_workers,
     )
-    for key, value in verify_file(task, command.input, command.output).items():
+    correctness = Correctness(command.correct_threshold, command.truncated)
+    for key, value in verify_file(task, command.input, command.output, correctness).items():
         print(f"{key}: {value}")
 
 

@@ -70,6 +70,7 @@ def eval_config(config: TrainConfig) -> EvalConfig:
         sampler=config.sampler,
         evaluation=config.evaluation,
         correct_threshold=config.algorithm.correct_threshold,
+        truncated="wrong" if config.algorithm.truncated == "wrong" else "judged",
     )
 
 

@@ -16,6 +16,7 @@ from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
 from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import Task, load_task
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verify import make_pool
 
 
@@ -78,7 +79,7 @@ def evaluate(config: EvalConfig) -> dict:
             policy=policy,
             token_budget=max(16384, max_sequence_tokens),
             max_new_tokens=config.sampler.max_new_tokens,
-            correct_threshold=config.correct_threshold,
+            correctness=Correctness(config.correct_threshold, config.truncated),
         ).run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}
     if base:

@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 
+from fastrl.objectives import has_contrast
 from fastrl.rollouts import Rollout
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import POOL_REASONS
 
 
-def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold: float) -> dict[str, float]:
+def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], correctness: Correctness) -> dict[str, float]:
     """Reward, sign split, lengths of all rollouts; entropy and |Δlogp| of the scored ones, split by correctness.
 
     Δlogp = trainer − sampler log-prob per token, in nats: what the loss believes against what was sampled. `ratio` is
@@ -18,7 +21,7 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
     rewards = [r.reward for r in rollouts if r.reward is not None]
     metrics = {
         "reward/mean": _mean(rewards),
-        "reward/correct_share": _mean([r >= threshold for r in rewards]),
+        "reward/correct_share": _mean(map(correctness.is_correct, rewards)),
         "rollouts/num": num,
         "rollouts/num_positive": sum(r.advantage > 0 for r in rollouts),
         "rollouts/num_negative": sum(r.advantage < 0 for r in rollouts),
@@ -32,7 +35,7 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
     for reason in POOL_REASONS:
         metrics[f"verify/num_{reason.replace(' ', '_')}"] = sum(r.reason == reason for r in rollouts)
     parts = {"mean": scored} | {
-        name: [r for r in scored if r.reward is not None and (r.reward >= threshold) == is_correct]
+        name: [r for r in scored if r.reward is not None and correctness.is_correct(r.reward) == is_correct]
         for name, is_correct in (("correct", True), ("wrong", False))
     }
     for name, part in parts.items():
@@ -53,8 +56,9 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _equal_share(rollouts: list[Rollout]) -> float:
-    """Share of groups whose rewards are all equal: they carry no gradient under group objectives."""
-    rewards: dict[int, set] = {}
+    """Share without contrast of the groups that have rewards: they carry no gradient under group objectives."""
+    groups: dict[int, list[float]] = {}
     for rollout in rollouts:
-        rewards.setdefault(rollout.group, set()).add(rollout.reward)
-    return sum(len(r) == 1 for r in rewards.values()) / len(rewards)
+        if rollout.reward is not None:
+            groups.setdefault(rollout.group, []).append(rollout.reward + rollout.penalty)
+    return _mean(not has_contrast(torch.tensor([rewards], dtype=torch.float64)).item() for rewards in groups.values())

@@ -165,7 +165,7 @@ class Run:
             policy=self.policy,
             token_budget=config.batch.micro_batch_tokens,
             max_new_tokens=config.sampler.max_new_tokens,
-            correct_threshold=config.algorithm.correct_threshold,
+            correctness=self.trainer.correctness,
         )
 
     def __enter__(self) -> "Run":

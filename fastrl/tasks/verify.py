@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import find_kind
+from .correctness import Correctness
 from .pool import Item, VerifierPool
 from .problem import Problem, Reward, Task, TaskKind
 from .rows import read_json_lines
+from .worker import Verdict
 
 if TYPE_CHECKING:
     from fastrl.config import TaskConfig
@@ -37,14 +39,20 @@ def check_reward(task: Task, config: "TaskConfig") -> None:
         )
 
 
-def verify_file(config: "TaskConfig", input: Path, output: Path) -> dict:
+def verify_file(
+    config: "TaskConfig",
+    input: Path,
+    output: Path,
+    correctness: Correctness = Correctness(),  # noqa: B008
+) -> dict:
     """Score a JSON-lines file of completions; write the same rows, in order, with `reward` and `reason` added.
 
     Each row has `completion` and what the task needs: `answer` for math, `numbers` and `target` for countdown, the
-    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed.
+    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed. A row
+    whose `finish_reason` is "length" was cut at the token limit and counts as `correctness` says.
     The output appears under its name only when it is complete.
 
-    Returns {"num_rows", "num_correct" (reward 1 or more), "mean_reward", "num_faults", "reasons": {reason: count}}.
+    Returns {"num_rows", "num_correct", "mean_reward", "num_faults", "reasons": {reason: count}}.
     Raises FileNotFoundError, or ValueError naming file and line of a row that lacks something.
     """
     input, output = Path(input), Path(output)
@@ -57,16 +65,24 @@ def verify_file(config: "TaskConfig", input: Path, output: Path) -> dict:
         raise ValueError(f"{input} has no rows; at least one with 'completion' is needed")
     with make_pool(kind.reward, config) as pool:
         verdicts = pool.score(items)
-    scored = [v.reward for v in verdicts if v.reward is not None]
-    pairs = zip(located, verdicts, strict=True)
-    _write_rows(output, [fields | {"reward": v.reward, "reason": v.reason} for (_, fields), v in pairs])
+    rows = [_counted(fields, v, correctness) for (_, fields), v in zip(located, verdicts, strict=True)]
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    _write_rows(output, rows)
     return {
         "num_rows": len(verdicts),
-        "num_correct": sum(reward >= 1.0 for reward in scored),
-        "mean_reward": sum(scored) / len(scored) if scored else None,
+        "num_correct": sum(map(correctness.is_correct, rewards)),
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
         "num_faults": pool.num_faults,
-        "reasons": dict(Counter(v.reason for v in verdicts).most_common()),
+        "reasons": dict(Counter(row["reason"] for row in rows).most_common()),
     }
+
+
+def _counted(fields: dict, verdict: Verdict, correctness: Correctness) -> dict:
+    """The row with what its verdict counts as, as training would count it."""
+    is_truncated = fields.get("finish_reason") == "length"
+    is_wrong = is_truncated and correctness.truncated == "wrong" and not verdict.is_fault
+    reward = correctness.reward(verdict.reward, is_truncated=is_truncated)
+    return fields | {"reward": reward, "reason": "truncated" if is_wrong else verdict.reason}
 
 
 def _first_problem(task: Task) -> Problem | None:
