@@ -32,9 +32,13 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
     "one-kept": (DEFAULT, SPARSE, ModelConfig()),
     "none-kept": (DEFAULT, {}, ModelConfig()),
     "penalties": (replace(DEFAULT, kl_coef=0.1, entropy_coef=0.01, updates_per_batch=2), SIGNS, ModelConfig()),
-    "micro-batch-mean": (replace(DEFAULT, reduction="micro-batch-mean"), SIGNS, ModelConfig()),
+    "micro-batch-mean": (
+        replace(DEFAULT, reduction="micro-batch-mean", kl_coef=0.1, entropy_coef=0.01, updates_per_batch=2),
+        SIGNS,
+        ModelConfig(),
+    ),
     "recomputed": (DEFAULT, SIGNS, ModelConfig(gradient_checkpointing=True)),
-    "padded": (DEFAULT, SIGNS, ModelConfig()),
+    "padded": (replace(DEFAULT, kl_coef=0.1), SIGNS, ModelConfig()),
 }
 
 

@@ -91,10 +91,16 @@ class Policy(nn.Module):
         return cut_micro_batches(rollouts, token_budget, is_packed=self.is_packed, num_ranks=num_ranks)
 
     def micro_batch(
-        self, rollouts: Sequence[Rollout], token_weights: Sequence[float] | None = None, *, has_importance: bool = False
+        self,
+        rollouts: Sequence[Rollout],
+        token_weights: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
+        *,
+        has_importance: bool = False,
     ) -> MicroBatch:
         """Their tensors on the policy's device; see `build_micro_batch`."""
-        batch = build_micro_batch(rollouts, token_weights, has_importance=has_importance, is_packed=self.is_packed)
+        is_packed = self.is_packed
+        batch = build_micro_batch(rollouts, token_weights, shares, has_importance=has_importance, is_packed=is_packed)
         return batch.to(self.device)
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
