@@ -1,9 +1,9 @@
 """Objectives: rewards of a batch → one signed advantage per rollout. Advantage 0 carries no gradient.
 
-rewards_PG is (P prompts, G rollouts each) fp64; NaN marks a rollout without a reward (its verifier broke): it is left
-out of every baseline and gets advantage 0. Whether a group's rewards differ at all is decided before any arithmetic
-(`has_contrast`): a group of equal ones, whatever the number, gets advantages of exactly 0, as does a reward that is its
-group's mean but for rounding.
+rewards_PG is (P prompts, G rollouts each), fp64 or fp32; NaN marks a rollout without a reward (its verifier broke): it
+is left out of every baseline and gets advantage 0. Whether a group's rewards differ at all is decided before any
+arithmetic (`has_contrast`): a group of equal ones, whatever the number, gets advantages of exactly 0, as does a reward
+that is its group's mean but for rounding.
 
     psr           A = +1 correct,  0 wrong                        arXiv:2506.01347 eq. 2
     nsr           A =  0 correct, −1 wrong                        arXiv:2506.01347 eq. 3
@@ -26,7 +26,10 @@ from fastrl.config import AlgorithmConfig
 
 Objective = Callable[[Tensor], Tensor]
 SIGN_OBJECTIVES = ("psr", "nsr", "w-reinforce", "reinforce")
-ROUNDING = 1e-9  # of a group's largest reward: sums of the same parts in another order differ by less
+ROUNDING = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-6,
+}  # of a group's largest reward: sums in another order differ by less
 
 
 def signed(rewards_PG: Tensor, *, positive: float, negative: float, threshold: float = 1.0) -> Tensor:
@@ -40,14 +43,14 @@ def has_contrast(rewards_PG: Tensor) -> Tensor:
     missing_PG = rewards_PG.isnan()
     high_P = rewards_PG.masked_fill(missing_PG, -torch.inf).amax(dim=1)
     low_P = rewards_PG.masked_fill(missing_PG, torch.inf).amin(dim=1)
-    return high_P - low_P > ROUNDING * torch.maximum(high_P.abs(), low_P.abs())
+    return high_P - low_P > ROUNDING[rewards_PG.dtype] * torch.maximum(high_P.abs(), low_P.abs())
 
 
 def _centred(rewards_PG: Tensor) -> Tensor:
     """r − group mean; NaN where the reward is missing, 0 in groups without contrast."""
     centred_PG = rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)
     largest_P1 = rewards_PG.abs().nan_to_num(nan=0.0).amax(dim=1, keepdim=True)
-    is_mean_PG = (centred_PG.abs() <= ROUNDING * largest_P1) | ~has_contrast(rewards_PG).unsqueeze(1)
+    is_mean_PG = (centred_PG.abs() <= ROUNDING[rewards_PG.dtype] * largest_P1) | ~has_contrast(rewards_PG).unsqueeze(1)
     return centred_PG.masked_fill(is_mean_PG & ~rewards_PG.isnan(), 0.0)
 
 

@@ -12,9 +12,9 @@ from fastrl.objectives import OBJECTIVES, has_contrast, overlong_penalty
 NAN = float("nan")
 
 
-def advantages(name: str, rewards: list[list[float]], **settings) -> list[list[float]]:
+def advantages(name: str, rewards: list[list[float]], dtype=torch.float64, **settings) -> list[list[float]]:
     config = replace(AlgorithmConfig(), objective=name, **settings)
-    return OBJECTIVES[name](config)(torch.tensor(rewards, dtype=torch.float64)).tolist()
+    return OBJECTIVES[name](config)(torch.tensor(rewards, dtype=dtype)).tolist()
 
 
 def test_config_and_registry_name_the_same_objectives():
@@ -90,9 +90,10 @@ def test_rewards_that_differ_by_rounding_alone_are_equal(name):
     assert all(a != 0 for a in advantages(name, [[0.3, 0.300001]])[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ["rloo", "grpo", "dr-grpo"])
-def test_a_reward_that_is_the_mean_has_advantage_zero(name):
-    low, middle, high = advantages(name, [[0.1, 0.2, 0.3]])[0]
+def test_a_reward_that_is_the_mean_has_advantage_zero(name, dtype):
+    low, middle, high = advantages(name, [[0.1, 0.2, 0.3]], dtype)[0]
     assert low < 0 < high and middle == 0.0
 
 
