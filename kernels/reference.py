@@ -5,14 +5,13 @@ Raw logits s, temperature τ, z = s/τ, p = softmax(z), sampled token y:
 Statistics are in fp32 (fp64 for fp64 input). It materialises the logits: simple first, memory later.
 """
 
-from math import log
-
 import torch
 from torch import Tensor
 
 from .losses import MAX_LOG_RATIO, Head, PolicyLoss, TokenLoss
 
 NEGLIGIBLE = 2.0**-64  # a whole vocabulary of such probabilities changes nothing: their gradient is written as 0
+NEGLIGIBLE_NATS = -44.3614195558365  # its logarithm
 SMALLEST = 2.0**-110  # of a gradient
 
 
@@ -48,7 +47,7 @@ class _NegligibleCut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scaled_NV: Tensor, targets_N: Tensor) -> Tensor:
-        least_N1 = scaled_NV.amax(dim=-1, keepdim=True) + log(NEGLIGIBLE)
+        least_N1 = scaled_NV.amax(dim=-1, keepdim=True) + NEGLIGIBLE_NATS
         ctx.save_for_backward((scaled_NV < least_N1).scatter(-1, targets_N.unsqueeze(-1), False))
         return scaled_NV.view_as(scaled_NV)
 

@@ -54,6 +54,7 @@ CHECKED = (
 )  # prompt, completion; as long is the same prompt
 CHECKED_WINDOW = 4
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+PACK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06}  # of any token; sound packs reach 1e-6 and 0.02
 
 
 class Policy(nn.Module):
@@ -105,9 +106,9 @@ class Policy(nn.Module):
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """(N,H) hidden states that predict the completion tokens."""
-        return self._row(batch).index_select(0, batch.rows_N)
+        return self.row(batch).index_select(0, batch.rows_N)
 
-    def _row(self, batch: MicroBatch) -> Tensor:
+    def row(self, batch: MicroBatch) -> Tensor:
         """(T,H) hidden states of all tokens."""
         if not self.is_packed:
             return self._padded(batch)
@@ -278,26 +279,38 @@ def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length
 
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel) -> str:
-    """What keeps the model from being packed; empty where a pack has the hidden states of one sequence at a time.
+    """What keeps the model from being packed; empty where every token of a pack has the hidden state it has alone.
 
-    The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act.
+    The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act. The
+    largest difference decides: a pack that leaks at one boundary is right nearly everywhere.
     """
     policy = Policy(model)
     rollouts = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
     packed = model.config._attn_implementation
     with _short_windows(model):
         try:
-            ours_NH = policy.hidden_states(policy.micro_batch(rollouts)).float()
+            batch = policy.micro_batch(rollouts)
+            ours_TH = policy.row(batch).float()
         except (TypeError, ValueError, RuntimeError) as error:
             return f"cannot be packed: {error}"
         model.set_attn_implementation("eager")
-        own_NH = torch.cat([policy.hidden_states(policy.micro_batch([r])).float() for r in rollouts])
+        own_TH = torch.cat(list(_segments_alone(model, batch))).float()
         model.set_attn_implementation(packed)
-    worst = ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).mean().item()
-    tolerance = TOLERANCE[model.dtype]
+    worst = ((ours_TH - own_TH).norm(dim=-1) / own_TH.norm(dim=-1)).max().item()
+    tolerance = PACK_TOLERANCE[model.dtype]
     if worst <= tolerance:
         return ""
-    return f"has other hidden states in a pack than alone (relative difference {worst:.3g}, allowed {tolerance})"
+    return f"has other hidden states in a pack than alone (relative difference up to {worst:.3g}, allowed {tolerance})"
+
+
+def _segments_alone(model: PreTrainedModel, batch: MicroBatch) -> Iterator[Tensor]:
+    """(tokens, H) hidden states of each segment of the row, computed behind its prefix and nothing else."""
+    segments = batch.input_ids_T.split(batch.layout.lengths)
+    for ids, prefix in zip(segments, batch.layout.prefixes, strict=True):
+        whole = ids if prefix is None else torch.cat([segments[prefix], ids])
+        yield model.base_model(input_ids=whole.unsqueeze(0), use_cache=False).last_hidden_state[
+            0, len(whole) - len(ids) :
+        ]
 
 
 @contextmanager
