@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
-from fastrl.config_files import load_config
+from fastrl.config_files import beside, load_config
 from fastrl.divergence import DivergedError
 from fastrl.interrupts import Interrupts
 from fastrl.sampling.protocol import SamplerError
@@ -99,7 +99,9 @@ def _parse(command: type, config_class: type, arguments: list[str], name: str) -
     """CONFIG.toml first, then overrides. Without a file the defaults are the base."""
     has_file = bool(arguments) and not arguments[0].startswith("-")
     base = load_config(config_class, arguments[0]) if has_file else config_class()
-    return tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=f"fastrl {name} CONFIG.toml")
+    prog = f"fastrl {name} CONFIG.toml"
+    parsed = tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=prog)
+    return replace(parsed, config=beside(Path(arguments[0]), parsed.config)) if has_file else parsed
 
 
 def _without_torchao_noise() -> None:

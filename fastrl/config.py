@@ -39,6 +39,8 @@ class TaskConfig:
 
     name: str = "countdown"
     """countdown | math | reasoning-gym:<dataset> | module:function (your own reward)."""
+    reward_folder: str = ""
+    """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: str = ""
     """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown, reasoning-gym)."""
     validation: str = ""

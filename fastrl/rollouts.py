@@ -19,7 +19,7 @@ class Rollout:
     weight_version: int = 0
     loss_mask: list[int] = field(default_factory=list)
     problem_id: str = ""
-    prompt_text: str = ""
+    prompt_text: str | list[dict[str, str]] = ""
     text: str = ""
     reward: float | None = None  # what the verdict counts as: see `tasks.correctness`
     penalty: float = 0.0  # added to the reward where rewards are compared (≤ 0), never to the verdict itself

@@ -1,5 +1,6 @@
 """What a step says about its rollouts, always split by sign: positive and negative samples behave differently."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from fastrl.objectives import has_contrast
 from fastrl.rollouts import Rollout
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import POOL_REASONS
+from fastrl.tasks.pool import LIMIT_REASONS, POOL_REASONS
 
 
 def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], correctness: Correctness) -> dict[str, float]:
@@ -48,6 +49,15 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], correctness:
             metrics["mismatch/ratio"] = _mean(np.exp(gaps))
             metrics["mismatch/k3"] = _mean(np.expm1(gaps) - np.asarray(gaps))
     return metrics
+
+
+def verifier_warning(rollouts: list[Rollout]) -> str:
+    """What of the verifier a person should know in this step: limits that were hit, completions without a verdict."""
+    hits = Counter(r.reason for r in rollouts if r.reason in LIMIT_REASONS)
+    faults = [r.reason for r in rollouts if r.reward is None]
+    said = [f"{reason} on {hits[reason]}" for reason in LIMIT_REASONS if hits[reason]]
+    said += [f"no verdict on {len(faults)} ({faults[0]:.80})"] if faults else []
+    return f"verifier: {', '.join(said)} of {len(rollouts)}" if said else ""
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -20,10 +20,10 @@ from fastrl.rollouts import Rollout
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
-from fastrl.step_metrics import rollout_metrics
+from fastrl.step_metrics import rollout_metrics, verifier_warning
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.pool import POOL_REASONS, VerifierPool
 from fastrl.update import Updater
 from fastrl.watchdog import alive
 
@@ -84,7 +84,7 @@ class Trainer:
         self.sampler.pause()
         with self.timed("train"):
             metrics = self.updater.run(batch.rollouts)
-        warnings = [batch.warning, metrics.pop("warnings", "")]
+        warnings = [batch.warning, verifier_warning(batch.rollouts), metrics.pop("warnings", "")]
         return metrics | ({"warnings": "; ".join(filter(None, warnings))} if any(warnings) else {})
 
     def publish(self, batch: Batch) -> dict[str, float]:
@@ -150,7 +150,7 @@ class Trainer:
         rollout.reward = self.correctness.reward(rollout.reward, is_truncated=rollout.is_truncated)
         if rollout.is_truncated and algorithm.truncated == "mask":
             rollout.loss_mask = [0] * len(rollout.completion_ids)
-        elif rollout.is_truncated and algorithm.truncated == "wrong":
+        elif rollout.is_truncated and algorithm.truncated == "wrong" and rollout.reason not in POOL_REASONS:
             rollout.reason = "truncated"
         rollout.penalty = overlong_penalty(
             len(rollout.completion_ids),

@@ -3,18 +3,20 @@
 Completions travel in chunks, because a process hop per completion would cost more than most verifiers. A chunk that
 hangs or dies is run again one completion at a time, so that exactly the guilty one is blamed:
 
-    hangs -> 0 "timeout"      MemoryError -> 0 "memory"      RecursionError -> 0 "recursion"
+    hangs -> 0 "timeout"      MemoryError in a fresh worker -> 0 "memory"      RecursionError -> 0 "recursion"
     SIGSEGV and the like -> 0 "crashed"      over 1 MB -> 0 "too long"      lone surrogates -> 0 "invalid unicode"
 
 What is no completion's doing (a worker killed from outside, an import error, an exception out of the reward, a returned
 None or NaN) gives no reward at all: `Verdict.is_fault`. More than 1 % of these, in all or in one batch, end the run
-with a VerifierError.
+with a VerifierError. So do completions that hit limits (timeout, memory, crashed) when they are more than 3 % of a
+batch and more than four of it, or all of it: one hostile completion hangs a verifier, a broken verifier hangs on many.
 
 pebble's pool kills and replaces workers. Its workers share one pipe and its locks, so a kill at the wrong moment can
 stall or break the whole pool; `VerifierPool` notices (no result for longer than any chunk may take) and starts another.
 """
 
 import contextlib
+import os
 import pickle
 import signal
 import sys
@@ -29,10 +31,10 @@ from pebble import ProcessExpired, ProcessPool
 
 from fastrl.watchdog import alive
 
-from .problem import Reward
-from .worker import Verdict, fault, score_chunk, start_worker
+from .problem import Prompt, Reward
+from .worker import WORN_STATUS, Verdict, WornOut, described, fault, score_chunk, start_worker
 
-Item = tuple[str, str, dict]  # prompt, completion, row
+Item = tuple[Prompt, str, dict]  # prompt, completion, row
 
 MAX_BYTES = 1_000_000  # of a completion, as UTF-8
 CHUNK_SECONDS = 0.25  # what a chunk should take; its size follows the measured time per completion
@@ -41,12 +43,15 @@ MAX_CHUNK_BYTES = 1_000_000
 CHUNKS_PER_WORKER = 1000  # then the worker is replaced: bounds what a leaking verifier holds
 MAX_FAULT_SHARE = 0.01
 MIN_SCORED = 200  # the share is of at least this many completions: two faults never end a run
+MAX_LIMIT_SHARE = 0.03  # of a batch may hit limits, …
+MIN_LIMIT_HITS = 4  # … or so many, if not all
 START_GRACE_S = 120.0  # for a pool's first result: imports on a cold disk
 STALL_GRACE_S = 10.0  # on top of the timeout, for later results; a stall suspected wrongly costs a restart
 MAX_RESTARTS = 3  # in a row without one result
 MAX_DEATHS = 3  # of a worker alone with one completion, before that is a fault
 
-POOL_REASONS = ("timeout", "memory", "recursion", "crashed", "too long", "invalid unicode")
+LIMIT_REASONS = ("timeout", "memory", "crashed")
+POOL_REASONS = (*LIMIT_REASONS, "recursion", "too long", "invalid unicode")
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
@@ -76,7 +81,7 @@ class VerifierPool:
         self.num_workers = num_workers
         self.num_scored = self.num_faults = self.num_restarts = 0
         self.num_by_reason: Counter[str] = Counter()
-        self._initargs = (pickle.dumps(reward), memory_mb, 2 * timeout_s + 10.0)
+        self._initargs = (pickle.dumps(reward), memory_mb, 2 * timeout_s + 10.0, os.getpid())
         self._seconds_per_item = CHUNK_SECONDS / FIRST_CHUNK
         self._has_answered = self._is_closed = False
         self._pool = self._new_pool()
@@ -100,7 +105,8 @@ class VerifierPool:
         """Verdicts of (prompt, completion, row) triples, in order.
 
         Never hangs: 64 hanging completions and 2 workers take about 64 / 2 · timeout_s.
-        Raises VerifierError when more than 1 % of all completions so far were faults, or when no worker stays alive.
+        Raises VerifierError when more than 1 % of all completions so far were faults, when a few percent of these hit
+        limits, or when no worker stays alive; as soon as that is clear.
         """
         batch = _Batch(items)
         restarts = 0
@@ -123,6 +129,7 @@ class VerifierPool:
                     )
                 self._restart(batch)
             self._check_faults(batch, self.num_scored + len(items))
+            self._check_limits(batch)
         self.num_scored += len(items)
         self.num_faults += batch.num_faults
         self.num_by_reason.update(v.reason for v in batch.verdicts if v.reason in POOL_REASONS)
@@ -148,7 +155,13 @@ class VerifierPool:
         except BrokenExecutor:
             batch.put_back(indices)
             return False
+        except WornOut:
+            batch.put_back(indices, alone=True)
+            return True
         except Exception as error:  # what the pool reports: timeout, death of the worker, an unpicklable result
+            if isinstance(error, ProcessExpired) and error.exitcode == WORN_STATUS:
+                batch.put_back(indices)
+                return True
             verdict = _blame(batch, indices[0], error) if len(indices) == 1 else None
             if verdict is None:
                 batch.put_back(indices, alone=True)
@@ -169,6 +182,18 @@ class VerifierPool:
                     f"the verifier itself failed on {num_faults} of {num_completions} completions (more than "
                     f"{MAX_FAULT_SHARE:.0%}); the last time: {batch.last_fault}"
                 )
+
+    def _check_limits(self, batch: "_Batch") -> None:
+        """Of this batch: limits that many completions hit are too tight, or the verifier is slow or broken."""
+        hits, num = batch.num_by_reason, len(batch.items)
+        most = min(max(MAX_LIMIT_SHARE * num, MIN_LIMIT_HITS), max(num - 1, 1))
+        if hits.total() > most:
+            counts = ", ".join(f"{reason} {hits[reason]}" for reason in LIMIT_REASONS if hits[reason])
+            raise VerifierError(
+                f"the verifier hit its limits on {hits.total()} of {num} completions ({counts}), too many for hostile "
+                f"completions: it is slow or broken, or needs more than task.timeout_s = {self.timeout_s:g} or "
+                f"task.memory_mb = {self._initargs[1]}"
+            )
 
     def _restart(self, batch: "_Batch") -> None:
         if self._is_closed:
@@ -202,6 +227,7 @@ class _Batch:
         self.running: dict[Future, list[int]] = {}
         self.num_deaths: Counter[int] = Counter()
         self.num_faults = 0
+        self.num_by_reason: Counter[str] = Counter()  # of LIMIT_REASONS
         self.last_fault = ""
 
     @property
@@ -228,6 +254,7 @@ class _Batch:
     def settle(self, indices: list[int], verdicts: list[Verdict]) -> None:
         for index, verdict in zip(indices, verdicts, strict=True):
             self.verdicts[index] = verdict
+            self.num_by_reason[verdict.reason] += verdict.reason in LIMIT_REASONS and verdict.reward == 0.0
             if verdict.is_fault:
                 self.num_faults += 1
                 self.last_fault = verdict.reason
@@ -249,7 +276,7 @@ def _blame(batch: _Batch, index: int, error: Exception) -> Verdict | None:
     if isinstance(error, MemoryError):
         return Verdict(0.0, "memory")
     if not isinstance(error, ProcessExpired):
-        return fault(f"{type(error).__name__}: {error}")
+        return fault(described(error))
     signal_number = -error.exitcode
     if signal_number == signal.SIGALRM:  # the worker's own backstop was first
         return Verdict(0.0, "timeout")

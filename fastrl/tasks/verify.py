@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from . import find_kind
 from .correctness import Correctness
 from .pool import Item, VerifierPool
-from .problem import Problem, Reward, Task, TaskKind
-from .rows import read_json_lines
+from .problem import Problem, Prompt, Reward, Task, TaskKind
+from .rows import PROMPT_FIELDS, read_json_lines
 from .worker import Verdict
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def verify_file(
     input, output = Path(input), Path(output)
     if not input.is_file():
         raise FileNotFoundError(f"no such file: {str(input)!r} (looked in {Path.cwd()})")
-    kind = find_kind(config.name)
+    kind = find_kind(config.name, config.reward_folder or str(input.parent))
     located = list(read_json_lines(input))
     items = [_read_item(kind, fields, where) for where, fields in located]
     if not items:
@@ -95,8 +95,17 @@ def _read_item(kind: TaskKind, fields: dict, where: str) -> Item:
         found = f"it is {completion!r}" if "completion" in fields else f"the row has {sorted(fields)}"
         raise ValueError(f"{where}: 'completion' must be the model's text; {found}")
     data = {name: value for name, value in fields.items() if name not in ("completion", "reward", "reason")}
-    prompt = next((data[name] for name in ("prompt", "problem", "question") if isinstance(data.get(name), str)), "")
-    return prompt, completion, kind.read_row(data, where)
+    return _prompt(kind, data, where), completion, kind.read_row(data, where)
+
+
+def _prompt(kind: TaskKind, data: dict, where: str) -> Prompt:
+    """What training would give the reward; empty where the row has no prompt, which a reward may do without."""
+    try:
+        return kind.read_prompt(data, where)
+    except ValueError:
+        if any(data.get(name) for name in PROMPT_FIELDS):
+            raise
+        return ""
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
