@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from fastrl.config import ModelConfig, SamplerConfig
 from fastrl.kernels import choose
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.model import resolve_device, resolve_dtype
+from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.engine import TESTED_VERSIONS
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from fastrl.config import EvalConfig
 from fastrl.config_checks import check_eval
 from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
-from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context
+from fastrl.policy.loading import load_model, load_tokenizer, max_context
+from fastrl.policy.model import Policy
 from fastrl.prompts import longest_prompt
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table

@@ -18,8 +18,8 @@ from fastrl.config_checks import check_ranks, check_train
 from fastrl.kernels import choose
 from fastrl.policy.attention import AttentionChoice, choose_attention
 from fastrl.policy.footprint import Footprint, footprint, storageless_model
+from fastrl.policy.loading import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
 from fastrl.policy.lora import check_lora, check_targets
-from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
 from fastrl.policy.optimizer import check_weights
 from fastrl.prompts import longest_prompt
 from fastrl.sampling.choose import choose_sampler

@@ -28,13 +28,13 @@ from transformers import (
 )
 
 from fastrl.kernels import TokenLoss
-from fastrl.policy import attention
-from fastrl.policy import model as model_module
+from fastrl.policy import attention, soundness
 from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, takes_groups, use_packed_attention
 from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE
 from fastrl.policy.micro_batch import build_micro_batch
-from fastrl.policy.model import Policy, pack, packing_problem
+from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
+from fastrl.policy.soundness import pack, packing_problem
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
@@ -323,7 +323,7 @@ def test_a_pack_that_leaks_at_one_boundary_is_refused(monkeypatch, dtype, bounda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_sound_packs_are_far_from_the_tolerance(monkeypatch, name, dtype):
     """Half of what is allowed would do: the check refuses no family by chance."""
-    monkeypatch.setitem(model_module.PACK_TOLERANCE, dtype, model_module.PACK_TOLERANCE[dtype] / 2)
+    monkeypatch.setitem(soundness.PACK_TOLERANCE, dtype, soundness.PACK_TOLERANCE[dtype] / 2)
     assert packing_problem(packed_model(name, dtype)) == ""
 
 

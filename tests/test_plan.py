@@ -22,7 +22,8 @@ from fastrl.config import (
     TrainConfig,
 )
 from fastrl.plan import ALLOCATOR_SHARE, GIB, filled_tokens, make_plan, plan_text
-from fastrl.policy.model import Policy, load_architecture
+from fastrl.policy.loading import load_architecture
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer_bytes import training_bytes
 from fastrl.sampling.kv_budget import CUDA_RESERVE_BYTES, kv_cache_bytes
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text

@@ -198,7 +198,7 @@ def test_a_users_reward_gets_every_field_but_the_prompt(own_rewards):
     (problem,) = task.train
     assert problem.prompt == "Write 5 letters"
     assert problem.row == {"target": 5, "topic": "letters"}
-    assert task.reward == CustomReward("own_rewards:length", str(tmp_path))
+    assert task.reward == CustomReward("own_rewards:length", str(Path.cwd()))
     assert "own_rewards" not in sys.modules  # imported in workers only
     check_reward(task, config)
 

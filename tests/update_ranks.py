@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.loading import load_model
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.policy.sharding import shard
