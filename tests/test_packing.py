@@ -26,8 +26,17 @@ from transformers import (
 )
 
 from fastrl.kernels import TokenLoss
-from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, use_packed_attention
-from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE
+from fastrl.policy.attention import (
+    _FORWARDS,
+    PACKED_PATHS,
+    Pattern,
+    _attention,
+    _sdpa,
+    choose_attention,
+    is_packed,
+    use_packed_attention,
+)
+from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE, Layout
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, pack
 from fastrl.policy.scoring import score
@@ -290,6 +299,33 @@ def test_a_model_that_forgets_the_lengths_is_padded_and_named():
     choice = pack(model, choose_attention("auto", CPU, torch.float32, model.config))
     assert not choice.is_packed and not is_packed(model) and model.config._attn_implementation == "sdpa"
     assert "ForgetfulForCausalLM has other hidden states in a pack than alone" in choice.reason
+
+
+def leaking(boundary: int):
+    """SDPA after which segment `boundary` continues its neighbour on the left: it sees all of it."""
+
+    def attend(query, key, value, pattern):
+        layout = pattern.layout
+        output = _sdpa(query, key, value, pattern)
+        start, middle = (sum(layout.lengths[:i]) for i in (boundary - 1, boundary))
+        end = middle + layout.lengths[boundary]
+        seen = Pattern(Layout((end - start,), (None,)), pattern.scale, pattern.window, None)
+        joined = _sdpa(query[start:end], key[start:end], value[start:end], seen)
+        return torch.cat([output[:middle], joined[middle - start :], output[end:]])
+
+    return attend
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral window", "gemma3"])
+@pytest.mark.parametrize("boundary", [2, 4, 5, 7, 8])
+def test_a_pack_that_leaks_at_one_boundary_is_refused(name, dtype, boundary, monkeypatch):
+    monkeypatch.setitem(_FORWARDS, "sdpa", _attention(leaking(boundary), is_eager=False))
+    model = random_model(FAMILIES[name], dtype)
+    choice = pack(model, choose_attention("auto", CPU, dtype, model.config))
+    assert not choice.is_packed and "has other hidden states in a pack than alone" in choice.reason
+    monkeypatch.undo()
+    assert pack(model, choose_attention("auto", CPU, dtype, model.config)).is_packed
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ CHECKED = (
     (6, 9),
 )  # prompt, completion; as long is the same prompt
 CHECKED_WINDOW = 4
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of log-probs
+PACKED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the worst token's hidden state, relative
 
 
 class Policy(nn.Module):
@@ -274,7 +275,9 @@ def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length
 def packing_problem(model: PreTrainedModel) -> str:
     """What keeps the model from being packed; empty where a pack has the hidden states of one sequence at a time.
 
-    The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act.
+    The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act. The
+    worst token counts: a leak at one boundary is one token's. Sound packs of ten small families differ by up to 7e-7 in
+    float32 and 0.021 in bfloat16, of 28 random layers by up to 0.036 there; a leak by 5e-3 to 2.
     """
     policy = Policy(model)
     rollouts = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
@@ -287,8 +290,8 @@ def packing_problem(model: PreTrainedModel) -> str:
         model.set_attn_implementation("eager")
         own_NH = torch.cat([policy.hidden_states(policy.micro_batch([r])).float() for r in rollouts])
         model.set_attn_implementation(packed)
-    worst = ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).mean().item()
-    tolerance = TOLERANCE[model.dtype]
+    worst = ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).max().item()
+    tolerance = PACKED_TOLERANCE[model.dtype]
     if worst <= tolerance:
         return ""
     return f"has other hidden states in a pack than alone (relative difference {worst:.3g}, allowed {tolerance})"
