@@ -26,6 +26,7 @@ PACKAGES = (
     "math-verify",
     "reasoning-gym",
 )
+LLAMA = LlamaConfig(num_key_value_heads=8)  # grouped queries, as most models have them
 OPERATIONS = ("token_logprobs", "policy_loss", "linear_policy_loss")
 
 
@@ -48,7 +49,7 @@ def report() -> str:
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
         f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
-        f"attention: {choose_attention(ModelConfig().attention, device, dtype, LlamaConfig())}, for a model like Llama",
+        f"attention: {choose_attention(ModelConfig().attention, device, dtype, LLAMA)}, for a model like Llama 3",
     ]
     for operation in OPERATIONS:
         choice = choose(operation, device, dtype)

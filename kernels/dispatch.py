@@ -41,6 +41,14 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result
+def native_problem() -> str:
+    """Why the C++ kernels cannot run here; empty where they can."""
+    from . import native
+
+    return native.problem
+
+
 def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
     """The back-end for `operation` (token_logprobs | policy_loss | linear_policy_loss) on tensors like these."""
     if _forced is not None:
@@ -48,6 +56,8 @@ def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Ch
     device_type = torch.device(device).type
     if dtype not in FUSED_DTYPES:
         return Choice("reference", f"the fused kernels take fp32, bf16 and fp16, not {dtype}")
+    if device_type == "cpu" and (problem := native_problem()):
+        return Choice("reference", problem)
     if device_type == "cpu":
         return Choice("native", f"C++ row kernel for {operation} on CPU")
     if device_type == "cuda" and has_triton():
@@ -58,9 +68,12 @@ def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Ch
 
 
 def row_kernel(backend: str) -> ModuleType:
-    """The module with `score_rows` and `policy_rows` for `backend`; imported on first use."""
+    """The module with `score_rows` and `policy_rows` for `backend`; imported on first use. ImportError without it."""
     if backend == "native":
         from . import native as kernel
+
+        if kernel.problem:
+            raise ImportError(kernel.problem)
     elif backend == "triton":
         from . import triton_rows as kernel
     else:
