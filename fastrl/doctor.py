@@ -48,7 +48,7 @@ def report() -> str:
     lines += [
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
-        f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
+        f"vllm versions tested: {', '.join(f'{version} on {kind}' for version, kind in TESTED_VERSIONS.items())}",
         f"attention: {choose_attention(ModelConfig().attention, device, dtype, LLAMA)}, for a model like Llama 3",
     ]
     for operation in OPERATIONS:

@@ -9,6 +9,7 @@ says which update is being sampled from, and `prove_fresh` looks at the tensors:
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fastrl.policy.lora import base_parameters
@@ -35,7 +36,7 @@ class SharedWeights(Protocol):
 class AliasedWeights:
     """One set of weights: `model`'s parameters are re-pointed into the engine's tensors. ValueError when not all can.
 
-    The parameter objects stay the same, so optimizers, tied heads and references to them never notice.
+    What they held before is freed. The parameter objects stay, so optimizers, tied heads and references never notice.
     """
 
     mode: Literal["alias"] = "alias"
@@ -48,6 +49,7 @@ class AliasedWeights:
             raise ValueError(_summary(found, len(parameters)))
         for name, place in places(slots).items():
             parameters[name].data = place.view()
+        torch.cuda.empty_cache()  # the old weights, which vLLM's allocations do not find in PyTorch's pools
         self.num_tensors = len(parameters)
 
     def publish(self, version: int) -> int:
