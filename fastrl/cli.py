@@ -62,7 +62,7 @@ class CompareCommand:
 class PlanCommand:
     """Predict a run's memory before anything is loaded: fastrl plan CONFIG.toml [--section.key value …]"""
 
-    config: Annotated[TrainConfig, Flat] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, Flat, Values] = field(default_factory=TrainConfig)
     device: Literal["here", "cpu", "cuda"] = "here"
     """Plan for this kind of device instead of the one the run would choose here."""
     memory_gib: float = 0.0
