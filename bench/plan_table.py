@@ -2,8 +2,8 @@
 
     python bench/plan_table.py        # needs vLLM installed (it is not run) and no GPU; writes results/plan_7b.md
 
-Predictions of `fastrl plan` from the model's config alone; nothing here was measured on a GPU. 80 GB are the 79.2 GiB of
-an H100, of which the plan keeps 3 for CUDA, the libraries and vLLM's own working memory.
+Predictions of `fastrl plan` from the model's config alone; nothing here was measured on a GPU. 80 GB are an H100's
+79.2 GiB, of which the plan keeps 3 for CUDA, the libraries and vLLM's own working memory.
 """
 
 import tempfile
