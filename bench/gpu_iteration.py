@@ -68,7 +68,7 @@ class Work:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32 if self.dry_run else torch.bfloat16
+        return torch.float32 if self.dry_run and not self.low_memory else torch.bfloat16
 
     @property
     def length(self) -> int:
