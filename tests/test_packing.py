@@ -302,11 +302,13 @@ def test_a_model_that_forgets_the_lengths_is_padded_and_named():
 
 
 def leaking(boundary: int):
-    """SDPA after which segment `boundary` continues its neighbour on the left: it sees all of it."""
+    """SDPA in which segment `boundary` sees all of its neighbour on the left, as if it continued that."""
 
     def attend(query, key, value, pattern):
         layout = pattern.layout
         output = _sdpa(query, key, value, pattern)
+        if boundary >= len(layout.lengths):
+            return output
         start, middle = (sum(layout.lengths[:i]) for i in (boundary - 1, boundary))
         end = middle + layout.lengths[boundary]
         seen = Pattern(Layout((end - start,), (None,)), pattern.scale, pattern.window, None)
@@ -317,9 +319,10 @@ def leaking(boundary: int):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral window", "gemma3"])
-@pytest.mark.parametrize("boundary", [2, 4, 5, 7, 8])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma2"])
+@pytest.mark.parametrize("boundary", [1, 5, 6, 11])
 def test_a_pack_that_leaks_at_one_boundary_is_refused(name, dtype, boundary, monkeypatch):
+    """Segments 0 to 2 are shared prompts, 4 and 5 whole sequences, those from 6 on completions."""
     monkeypatch.setitem(_FORWARDS, "sdpa", _attention(leaking(boundary), is_eager=False))
     model = random_model(FAMILIES[name], dtype)
     choice = pack(model, choose_attention("auto", CPU, dtype, model.config))
