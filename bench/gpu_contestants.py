@@ -148,10 +148,11 @@ def cut_cross_entropy(data: Linear):
 
 
 def trl_chunked(data: Linear):
-    from trl.trainer.utils import _ChunkedLogProbFunction
+    from trl.kernels import ChunkedLogProbFunction
 
-    out = _ChunkedLogProbFunction.apply(data.hidden, data.weight, data.targets, 1.0, 8192)
-    logprobs = out[0] if isinstance(out, tuple) else out
+    bias, chunk_size, softcap, scale, outputs = None, 32768, None, 1.0, ("log_probs", "entropy")  # GRPOTrainer's
+    arguments = data.hidden, data.weight, bias, data.targets, 1.0, chunk_size, softcap, scale, outputs
+    logprobs = ChunkedLogProbFunction.apply(*arguments)[0]
     return gradients(-(logprobs * data.coefficients).sum(), data.hidden, data.weight)
 
 

@@ -2,8 +2,8 @@
 
     python bench/plan_table.py        # needs vLLM installed (it is not run) and no GPU; writes results/plan_7b.md
 
-Predictions of `fastrl plan` from the model's config alone; nothing here was measured on a GPU. 80 GB are taken as
-80 · 10⁹ bytes; such a GPU has about 5 GiB more. The peaks hold a reserve for CUDA, the libraries and vLLM.
+Predictions of `fastrl plan` from the model's config alone; nothing here was measured on a GPU. 80 GB are an H100's
+79.2 GiB, of which the plan keeps 3 for CUDA, the libraries and vLLM's own working memory.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from fastrl.config import BatchConfig, ModelConfig, SamplerConfig, TrainConfig
 from fastrl.plan import GIB, Plan, make_plan
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed
 
-MEMORY_GIB = 80e9 / GIB
+MEMORY_GIB = 79.2
 PROMPT_TOKENS, NEW_TOKENS, TOKEN_BUDGET = 1024, 3072, 16384
 ROWS = [  # (GPUs, name, settings)
     (1, "default", {}),

@@ -26,6 +26,7 @@ PACKAGES = (
     "math-verify",
     "reasoning-gym",
 )
+LLAMA = LlamaConfig(num_key_value_heads=8)  # grouped queries, as most models have them
 OPERATIONS = ("token_logprobs", "policy_loss", "linear_policy_loss")
 
 
@@ -47,8 +48,8 @@ def report() -> str:
     lines += [
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
-        f"vllm versions tested: {', '.join(f'{v} ({where})' for v, where in TESTED_VERSIONS.items())}",
-        f"attention: {choose_attention(ModelConfig().attention, device, dtype, LlamaConfig())}, for a model like Llama",
+        f"vllm versions tested: {', '.join(f'{version} on {kind}' for version, kind in TESTED_VERSIONS.items())}",
+        f"attention: {choose_attention(ModelConfig().attention, device, dtype, LLAMA)}, for a model like Llama 3",
     ]
     for operation in OPERATIONS:
         choice = choose(operation, device, dtype)

@@ -2,11 +2,16 @@
 
 Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
 a reference model, vLLM's cache) with the gradients and one micro-batch or an optimizer step, or with what the embedded
-sampler needs; on CUDA with a reserve. With several ranks (FSDP2, one engine each) everything is per rank. The copy that
-a checkpoint is written from and what is offloaded are in CPU memory: they count where the run is there too. A frozen
-base with adapters has gradients, masters and states of the adapters alone.
+sampler needs. A micro-batch is as large as the sequences of one update can make it, at their longest. On CUDA a reserve
+stands for what no tensor shows (`reserved_bytes`). With several ranks (FSDP2, one engine each) everything is per rank.
+The copy that a checkpoint is written from and what is offloaded are in CPU memory: they count where the run is there
+too. A frozen base with adapters has gradients, masters and states of the adapters alone.
+
+Measured on an H100 (torch 2.11, Qwen3-0.6B, 16 sequences of 256 + 768 tokens a micro-batch, no engine): 43.8 GiB of
+tensors; predicted 42.0, or 43.8 with the keys and values that torch 2.11's varlen_attn needs repeated.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 
@@ -26,29 +31,26 @@ from fastrl.prompts import without_overlong
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.kv_budget import (
     BLOCK_TOKENS,
-    CUDA_RESERVE_BYTES,
     SLACK_BLOCKS,
     available_bytes,
     bytes_per_token,
+    reserved_bytes,
     served_bytes,
 )
 from fastrl.tasks import load_task
 
 GIB = 1 << 30
-# Of what training computes on CUDA, for the allocator's own blocks. Qwen3-0.6B, 16 × 1024 tokens a micro-batch, on an
-# H100: 43.8 GiB allocated at most where 42.0 are predicted without it.
-ALLOCATOR_SHARE = 0.05
 LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sampler: fp32 logits, scores, CDF in fp64
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part on each rank, and the paths. fitting_tokens: largest micro_batch_tokens for `memory`; 0: none.
+    """Bytes by part on each rank, and the paths.
 
-    filled_tokens: what a micro-batch can hold, the budget or all that an update has. reserve: what the device needs
-    besides tensors. checkpoint: bytes of CPU memory on the first rank, whatever the device. unsharded: the whole model,
-    which the embedded sampler gathers from shards. is_offloaded: training's static part and the reference are in CPU
-    memory beside a GPU.
+    token_budget: batch.micro_batch_tokens; update_tokens: what one update can bring a rank; the largest micro-batch is
+    the smaller of both. fitting_tokens: the largest micro-batch for `memory`, 0: none. checkpoint: bytes of CPU memory
+    on the first rank, whatever the device. unsharded: the whole model, which the embedded sampler gathers from shards.
+    is_offloaded: training's static part and the reference are in CPU memory beside a GPU.
     """
 
     training: Footprint
@@ -58,9 +60,10 @@ class Plan:
     kv_cache: int
     sampler_logits: int
     checkpoint: int
-    reserve: int
     memory: int
-    filled_tokens: int
+    reserve: int
+    token_budget: int
+    update_tokens: int
     sequence_tokens: int
     fitting_tokens: int
     paths: dict[str, str]
@@ -79,15 +82,19 @@ class Plan:
         """Bytes besides training that stay through both phases."""
         checkpoint = self.checkpoint if self.is_on_cpu else 0
         reference = 0 if self.is_offloaded else self.reference
-        cache = self.kv_cache if self.keeps_kv_cache else 0
-        return reference + self.sampler_weights + checkpoint + cache + self.reserve
+        return reference + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
 
     @property
     def peak(self) -> int:
         t = self.training
         cache = 0 if self.keeps_kv_cache else self.kv_cache
         sampling = self.unsharded + cache + self.sampler_logits - (0 if self.is_offloaded else t.gradients)
-        return self.static + max(t.computing, t.update, sampling) + self.resident
+        return self.static + max(t.computing, t.update, sampling) + self.resident + self.reserve
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Of the largest micro-batch."""
+        return min(self.token_budget, self.update_tokens)
 
     @property
     def fits(self) -> bool:
@@ -116,19 +123,21 @@ def make_plan(
     attention = choose_attention(config.model.attention, device, dtype, architecture)
     sequence_tokens = _longest_sequence(config, architecture, prompt_tokens)
     sampler, sampler_reason = choose_sampler(config.sampler, device)
-    is_vllm, filled = sampler == "vllm", filled_tokens(config, sequence_tokens)
+    is_vllm, budget = sampler == "vllm", config.batch.micro_batch_tokens
+    update_tokens = _update_tokens(config, sequence_tokens, num_ranks, is_packed=attention.is_packed)
+    largest = min(budget, update_tokens)
     is_sharded = num_ranks > 1 or config.optimizer.offload
     is_offloaded = config.optimizer.offload and device.type != "cpu"
     with storageless_model(architecture, dtype, attention, config.model) as model:
-        training = footprint(model, filled, sequence_tokens, device.type, config.optimizer, num_ranks)
-        larger = footprint(model, 2 * filled, sequence_tokens, device.type, config.optimizer, num_ranks)
-        wish = _kv_cache_bytes(config, model, sequence_tokens, is_vllm=is_vllm)
+        training = footprint(model, largest, sequence_tokens, device.type, config.optimizer, num_ranks)
+        larger = footprint(model, 2 * largest, sequence_tokens, device.type, config.optimizer, num_ranks)
+        wish = _kv_cache_bytes(config, model, sequence_tokens, num_ranks, is_vllm=is_vllm)
         vocab = model.get_output_embeddings().weight.shape[0]
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
         exported = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         served = served_bytes(config.sampler.weights, model, dtype, is_sharded=is_sharded) if is_vllm else 0
     has_reference = config.algorithm.kl_coef and not config.model.lora_rank  # the base is the reference of its adapters
-    kv_cache, is_on_cuda = wish, device.type == "cuda"
+    kv_cache = wish
     if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
         static = 0 if is_offloaded else training.static
         kv_cache = min(wish, available_bytes(device, memory, memory - static - served))
@@ -140,11 +149,12 @@ def make_plan(
         served,
         whole if is_sharded and not is_vllm else 0,
         kv_cache,
-        0 if is_vllm else LOGITS_COPIES * vocab * _sampled_at_once(config),
+        0 if is_vllm else LOGITS_COPIES * vocab * _sampled_at_once(config, num_ranks),
         exported + masters + training.optimizer,
-        CUDA_RESERVE_BYTES + int(ALLOCATOR_SHARE * training.computing) if is_on_cuda else 0,
         memory,
-        filled,
+        reserved_bytes(device, has_engine=is_vllm),
+        budget,
+        update_tokens,
         sequence_tokens,
         0,
         _paths(attention, f"{sampler} ({sampler_reason})", device, dtype),
@@ -153,9 +163,8 @@ def make_plan(
         is_offloaded,
         num_ranks,
     )
-    spare = memory - plan.static - plan.resident
-    per_token = (larger.computing - training.computing) / filled * (1 + ALLOCATOR_SHARE * is_on_cuda)
-    fitting = int(filled + (spare - training.computing) / per_token)
+    spare = memory - plan.static - plan.resident - plan.reserve
+    fitting = int(largest + (spare - training.computing) * largest / (larger.computing - training.computing))
     return replace(plan, fitting_tokens=fitting if fitting >= sequence_tokens and training.update <= spare else 0)
 
 
@@ -194,32 +203,35 @@ def _longest_sequence(config: TrainConfig, architecture: PreTrainedConfig, promp
     return prompt_tokens + new_tokens
 
 
-def _kv_cache_bytes(config: TrainConfig, model: PreTrainedModel, sequence_tokens: int, *, is_vllm: bool) -> int:
+def _update_tokens(config: TrainConfig, sequence_tokens: int, num_ranks: int, *, is_packed: bool) -> int:
+    """What one update can bring a rank: all its sequences at their longest, a group's prompt once where packed."""
+    batch, algorithm = config.batch, config.algorithm
+    groups = math.ceil(math.ceil(batch.prompts_per_step / algorithm.updates_per_batch) / num_ranks)
+    sequences = groups * batch.rollouts_per_prompt
+    if not is_packed or algorithm.minibatch_cut == "after-dropping":  # then an update may have one rollout of a group
+        return sequences * sequence_tokens
+    completion = config.sampler.max_new_tokens
+    return groups * (sequence_tokens - completion) + sequences * completion
+
+
+def _sampled_at_once(config: TrainConfig, num_ranks: int) -> int:
+    """Sequences that the embedded sampler draws together: of a step, or of an evaluation, which draws more."""
+    batch, evaluation = config.batch, config.evaluation
+    drawn = math.ceil(batch.prompts_per_step / num_ranks) * batch.rollouts_per_prompt
+    is_evaluated = evaluation.at_end or evaluation.every
+    return config.sampler.batch_size if is_evaluated else min(config.sampler.batch_size, drawn)
+
+
+def _kv_cache_bytes(
+    config: TrainConfig, model: PreTrainedModel, sequence_tokens: int, num_ranks: int, *, is_vllm: bool
+) -> int:
     """Of all sequences that are sampled at once, at their longest; vLLM takes whole blocks, or what it was told."""
     if is_vllm and config.sampler.kv_cache_bytes:
         return config.sampler.kv_cache_bytes
-    if is_vllm:
-        sequence_tokens = (-(-sequence_tokens // BLOCK_TOKENS) + SLACK_BLOCKS) * BLOCK_TOKENS
-    return (
-        (config.sampler.batch_size if is_vllm else _sampled_at_once(config)) * sequence_tokens * bytes_per_token(model)
-    )
-
-
-def filled_tokens(config: TrainConfig, sequence_tokens: int) -> int:
-    """Tokens of the fullest micro-batch: the budget, or all that one update trains on where that is less."""
-    batch = config.batch
-    num_groups = -(-batch.prompts_per_step // config.algorithm.updates_per_batch)
-    return min(batch.micro_batch_tokens, num_groups * batch.rollouts_per_prompt * sequence_tokens)
-
-
-def _sampled_at_once(config: TrainConfig) -> int:
-    """Sequences that the embedded sampler holds: no more than a step draws, unless an evaluation draws more."""
-    evaluation, counts = config.evaluation, [config.batch.prompts_per_step * config.batch.rollouts_per_prompt]
-    splits = {"validation"} if evaluation.every else set()
-    for split in splits | ({evaluation.split} if evaluation.at_end else set()):
-        num_problems = getattr(config.task, f"num_{split}") or config.sampler.batch_size  # 0: all, however many
-        counts.append(num_problems * evaluation.num_samples)
-    return min(config.sampler.batch_size, max(counts))
+    if not is_vllm:
+        return _sampled_at_once(config, num_ranks) * sequence_tokens * bytes_per_token(model)
+    blocks = -(-sequence_tokens // BLOCK_TOKENS) + SLACK_BLOCKS
+    return config.sampler.batch_size * blocks * BLOCK_TOKENS * bytes_per_token(model)
 
 
 def _paths(attention: AttentionChoice, sampler: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -244,7 +256,7 @@ def plan_text(plan: Plan) -> str:
         ("optimizer states", t.optimizer, place),
         ("gradients", t.gradients, place or "while training"),
         ("reference model", plan.reference, place if plan.reference else "none: algorithm.kl_coef = 0, or the base"),
-        ("activations", t.activations, f"while training, {plan.filled_tokens} tokens"),
+        ("activations", t.activations, f"while training, {plan.micro_batch_tokens} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
         ("working memory of the backward", t.working, "while training"),
         ("unsharded blocks and root", t.gathered, "while training"),
@@ -253,22 +265,19 @@ def plan_text(plan: Plan) -> str:
         ("unsharded weights to sample from", plan.unsharded, "while sampling"),
         ("KV cache", plan.kv_cache, cache),
         ("sampler's logits", plan.sampler_logits, "while sampling"),
-        ("context, graphs, blocks", plan.reserve, "what the device needs besides tensors"),
+        ("reserve", plan.reserve, "for CUDA's context, graphs and workspaces"),
         ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else beside),
     ]
-    unneeded = {
-        "context, graphs, blocks",
-        "unsharded blocks and root",
-        "optimizer step",
-        "unsharded weights to sample from",
-    }
+    unneeded = {"reserve", "unsharded blocks and root", "optimizer step", "unsharded weights to sample from"}
     parts = [part for part in parts if part[1] or part[0] not in unneeded]
     lines = [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in parts]
     if plan.num_ranks > 1:
         lines.insert(0, f"on each of {plan.num_ranks} ranks:")
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines.append(f"{'peak:':32}{plan.peak / GIB:10.3f} GiB  of {plan.memory / GIB:.3f} GiB: {verdict}")
-    if plan.fitting_tokens:
+    if plan.fitting_tokens >= plan.update_tokens:
+        fit = f"every batch.micro_batch_tokens fits, one update has at most {plan.update_tokens} tokens"
+    elif plan.fitting_tokens:
         fit = f"batch.micro_batch_tokens up to {plan.fitting_tokens} fits"
     else:
         fit = f"no batch.micro_batch_tokens fits one sequence of {plan.sequence_tokens} tokens"

@@ -42,9 +42,11 @@ def has_triton() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def has_native() -> bool:
-    """True where the C++ kernels were built; they are not imported to find out."""
-    return importlib.util.find_spec("fastrl._native") is not None
+def native_problem() -> str:
+    """Why the C++ kernels cannot run here; empty where they can."""
+    from . import native
+
+    return native.problem
 
 
 def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
@@ -54,8 +56,8 @@ def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Ch
     device_type = torch.device(device).type
     if dtype not in FUSED_DTYPES:
         return Choice("reference", f"the fused kernels take fp32, bf16 and fp16, not {dtype}")
-    if device_type == "cpu" and not has_native():
-        return Choice("reference", "fastrl._native, the C++ kernels, is not built here")
+    if device_type == "cpu" and (problem := native_problem()):
+        return Choice("reference", problem)
     if device_type == "cpu":
         return Choice("native", f"C++ row kernel for {operation} on CPU")
     if device_type == "cuda" and has_triton():
@@ -66,9 +68,12 @@ def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Ch
 
 
 def row_kernel(backend: str) -> ModuleType:
-    """The module with `score_rows` and `policy_rows` for `backend`; imported on first use."""
+    """The module with `score_rows` and `policy_rows` for `backend`; imported on first use. ImportError without it."""
     if backend == "native":
         from . import native as kernel
+
+        if kernel.problem:
+            raise ImportError(kernel.problem)
     elif backend == "triton":
         from . import triton_rows as kernel
     else:

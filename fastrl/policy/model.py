@@ -83,7 +83,8 @@ class Policy(nn.Module):
         assert not batch.layout.num_prefixes, "this batch was built for a packed model"
         lengths = batch.layout.lengths
         num, width = len(lengths), max(lengths)
-        rows_T = torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)).to(self.device)
+        sizes = torch.tensor(lengths)
+        rows_T = torch.repeat_interleave(torch.arange(num), sizes, output_size=sum(lengths)).to(self.device)
         places_T = rows_T * width + batch.positions_T
         ids_BL = batch.input_ids_T.new_zeros(num * width).index_copy(0, places_T, batch.input_ids_T).view(num, width)
         return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state.flatten(0, 1)[places_T]

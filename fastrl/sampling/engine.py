@@ -1,6 +1,6 @@
-"""An engine of vLLM inside this process, behind a handful of plain operations. Only here and in `side_effects` is vLLM.
+"""The one file that knows vLLM: an engine inside this process, behind a handful of plain operations.
 
-Nothing of vLLM is imported before the first `Engine`. What an engine does to its process is undone there, but
+Nothing of vLLM is imported before the first `Engine`. What an engine does to its process is undone (`side_effects`);
 torch.distributed stays initialised until `close`, with world size 1 unless it was initialised before (torchrun: one
 engine per process, each its own replica).
 tests/test_vllm_contract.py says, assumption by assumption, what a vLLM version has to keep true.
@@ -14,13 +14,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
-from fastrl.sampling.side_effects import linear_weights_kept, own_stream, undone_side_effects
+from fastrl.sampling.side_effects import EngineStream, undone_side_effects
+from fastrl.sampling.slots import Slot, adapter_slots, served_slots
 from fastrl.watchdog import alive
 
 TESTED_VERSIONS = {"0.25.1": "CUDA", "0.29.0": "CPU", "0.31.0": "CPU", "0.32.0": "CPU"}
@@ -64,18 +64,6 @@ class Completion:
     num_cached_tokens: int
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A parameter of vLLM's module and which rows of it hold which Hugging Face parameter.
-
-    rows maps a Hugging Face name to (first row, one past the last row); rows in no entry are padding.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    rows: dict[str, tuple[int, int]]
-
-
 class Engine:
     """An in-process vLLM engine. ValueError when vLLM cannot serve the model within the given budgets."""
 
@@ -83,7 +71,8 @@ class Engine:
         if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
             raise ValueError("TRITON_INTERPRET is set: vLLM cannot run in a process that interprets Triton; unset it")
         self.settings = settings
-        with undone_side_effects():
+        self._stream = EngineStream()
+        with undone_side_effects(), self._stream.building():
             self._llm = _build(settings)
 
     @property
@@ -116,34 +105,34 @@ class Engine:
         ]
         # the CPU sampler draws from the global generator before it honours a request's own seed
         adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
-        with _as_sampler_error("generate"), own_stream(), torch.random.fork_rng(devices=[]):
+        with self._working("generate"), torch.random.fork_rng(devices=[]):
             outputs = self._llm.generate(prompts, parameters, use_tqdm=_SilentBar, lora_request=adapter)
         return [_completion(output) for output in outputs]
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached keys and values; whether the engine says it did."""
-        with _as_sampler_error("reset its prefix cache"):
+        with self._working("reset its prefix cache"):
             return bool(self._llm.reset_prefix_cache())
 
     def release_kv_cache(self) -> None:
         """Give the memory of the KV cache back until `restore_kv_cache`; weights and CUDA graphs stay in place."""
-        with _as_sampler_error("release its KV cache"):
+        with self._working("release its KV cache"):
             self._llm.sleep(level=0)
             self._llm.release_kv_cache_memory()
 
     def restore_kv_cache(self) -> None:
         """Memory for the KV cache again, at the same addresses, and empty."""
-        with _as_sampler_error("restore its KV cache"):
+        with self._working("restore its KV cache"):
             if not self._llm.wake_up(tags=["kv_cache"]):
                 raise RuntimeError("parts of the engine are still asleep")
 
     def slots(self) -> list[Slot]:
         """All parameters of the served module as they are now, tied ones once."""
-        return self.apply_model(_slots)
+        return self.apply_model(served_slots)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy Hugging Face tensors into the served module through its own loader."""
-        with _as_sampler_error("load weights"), torch.no_grad():
+        with self._working("load weights"), torch.no_grad():
             self.apply_model(lambda model: model.load_weights(weights) and None)
 
     def load_adapter(self, layers: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -159,7 +148,7 @@ class Engine:
             manager.add_adapter(LoRAModel(ADAPTER_ID, self.settings.lora_rank, loras))
             manager.activate_adapter(ADAPTER_ID)
 
-        with _as_sampler_error("load the adapter"), torch.no_grad():
+        with self._working("load the adapter"), torch.no_grad():
             self.apply_model(load)
 
     def adapter_slots(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -167,7 +156,16 @@ class Engine:
 
         Empty while no adapter is active.
         """
-        return self.apply_model(_adapter_slots)
+        return self.apply_model(lambda model: adapter_slots(model, ADAPTER_ID))
+
+    @contextmanager
+    def _working(self, action: str) -> Iterator[None]:
+        """On the engine's stream. An in-process engine can fail with any exception; whichever it is, it is its own."""
+        try:
+            with self._stream.current():
+                yield
+        except Exception as error:
+            raise SamplerError(f"vLLM failed to {action}: {type(error).__name__}: {_one_line(error)}") from error
 
     def apply_model(self, function: Callable[[nn.Module], Any]) -> Any:
         """function(served module), in this process."""
@@ -196,15 +194,17 @@ def _build(settings: EngineSettings) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if importlib.util.find_spec("flashinfer") is None:  # else vLLM on CUDA fails at its first sample
+    if importlib.util.find_spec("flashinfer") is None:  # vLLM samples with it unless told otherwise
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     try:
         from vllm import LLM
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise ValueError(f"vLLM cannot be imported ({error}); sampler.kind = 'embedded' does without it") from error
     if settings.can_release_kv_cache and not hasattr(LLM, "release_kv_cache_memory"):
         raise ValueError("sampler.release_kv_cache: this vLLM cannot give back its KV cache alone (0.32 can)")
-    with nullcontext() if torch.cuda.is_available() else linear_weights_kept(TESTED_VERSIONS):
+    is_on_cpu = current_platform.is_cpu()
+    with _linear_weights_kept() if is_on_cpu else nullcontext():
         try:
             return LLM(
                 model=settings.path,
@@ -215,10 +215,10 @@ def _build(settings: EngineSettings) -> Any:
                 max_num_seqs=settings.max_num_sequences,
                 max_num_batched_tokens=max(8192, settings.max_num_sequences, settings.max_sequence_tokens),
                 # a prompt cut in two makes the CPU runner rewind the request's generator, which torch cannot on CPU
-                enable_chunked_prefill=torch.cuda.is_available(),
+                enable_chunked_prefill=not is_on_cpu,
                 kv_cache_memory_bytes=settings.kv_cache_bytes,
                 gpu_memory_utilization=0.01,  # the bytes above rule; but a GPU less free than this share is refused
-                enforce_eager=not torch.cuda.is_available(),
+                enforce_eager=is_on_cpu,
                 enable_prefix_caching=True,
                 enable_sleep_mode=settings.can_release_kv_cache,
                 logprobs_mode="processed_logprobs",
@@ -263,13 +263,30 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
+def _keep_weight(layer: nn.Module, remove_weight: bool = False) -> None:
+    """In place of packing a layer's weight away: compute with the weight itself."""
+    layer.cpu_linear = torch.nn.functional.linear
+
+
 @contextmanager
-def _as_sampler_error(action: str) -> Iterator[None]:
-    """An in-process engine can fail with any exception; whichever it is, it is the sampler's."""
+def _linear_weights_kept() -> Iterator[None]:
+    """While a model loads on CPU: keep linear weights from being packed into copies that nobody can reach."""
+    import vllm.model_executor.layers.linear as linear
+    import vllm.model_executor.layers.utils as utils
+    import vllm.model_executor.layers.vocab_parallel_embedding as embedding
+
+    name = "dispatch_cpu_unquantized_gemm"  # looked up in `utils`, or imported by name into the others: by version
+    modules = [m for m in (utils, linear, embedding) if hasattr(m, name)]
+    if utils not in modules:
+        raise ValueError(f"this vLLM has no {name}: it moved; tested versions: {', '.join(TESTED_VERSIONS)}")
+    originals = {module: getattr(module, name) for module in modules}
+    for module in modules:
+        setattr(module, name, _keep_weight)
     try:
         yield
-    except Exception as error:
-        raise SamplerError(f"vLLM failed to {action}: {type(error).__name__}: {_one_line(error)}") from error
+    finally:
+        for module, original in originals.items():
+            setattr(module, name, original)
 
 
 def _completion(output: Any) -> Completion:
@@ -277,40 +294,3 @@ def _completion(output: Any) -> Completion:
     token_ids = list(sample.token_ids)
     logprobs = [entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)]
     return Completion(token_ids, logprobs, sample.finish_reason, output.num_cached_tokens or 0)
-
-
-def _slots(model: nn.Module) -> list[Slot]:
-    """Each parameter once, with the rows that vLLM's own fused layers and padded vocabularies define."""
-    packed = getattr(model, "packed_modules_mapping", None) or {}
-    modules = dict(model.named_modules())
-    slots = []
-    for name, parameter in model.named_parameters():
-        path, _, leaf = name.rpartition(".")
-        own = path.removesuffix(".base_layer")  # what vLLM calls the layer inside one that takes adapters
-        slots.append(Slot(name, parameter, _rows(modules[path], own, leaf, len(parameter), packed)))
-    return slots
-
-
-def _adapter_slots(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Fused layers have one pair of buffers a part."""
-    manager = model.lora_manager
-    if manager.lora_index_to_id != [ADAPTER_ID]:
-        return {}
-    slots = {}
-    for path, layer in manager.modules.items():
-        parts = manager.packed_modules.get(path, [path])
-        for part, A, B in zip(parts, layer.lora_a_stacked, layer.lora_b_stacked, strict=True):
-            slots[part] = (A[0, 0], B[0, 0])
-    return slots
-
-
-def _rows(module: nn.Module, path: str, leaf: str, num_rows: int, packed: dict) -> dict[str, tuple[int, int]]:
-    parent, _, own = path.rpartition(".")
-    parts, sizes = packed.get(own, [own]), getattr(module, "output_sizes", None)
-    if len(parts) == 1:
-        return {f"{path}.{leaf}": (0, getattr(module, "org_vocab_size", num_rows))}
-    if sizes is None or len(sizes) != len(parts) or sum(sizes) != num_rows:
-        return {}  # fused in a way that row ranges do not describe: nothing maps onto it
-    ends = np.cumsum(sizes).tolist()
-    names = [".".join(filter(None, (parent, part, leaf))) for part in parts]
-    return {name: (end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)}

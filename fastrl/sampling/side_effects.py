@@ -1,44 +1,65 @@
-"""What a vLLM engine does to the process that it is built in, undone: random states, threads, streams, environment.
+"""What a vLLM engine does to its process, undone: generators, threads, environment, and the thread's CUDA stream.
 
-On CPU alone there is one change that goes the other way: vLLM is kept from packing linear weights away.
+torch.distributed stays initialised until the engine closes. vLLM goes on noting which stream is current (it replaces
+torch.cuda.set_stream): its graphs are captured and replayed on one of its own.
 """
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
 
 
-@contextmanager
-def own_stream() -> Iterator[None]:
-    """Gives the thread its current CUDA stream back, behind whatever was put on another one meanwhile."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    before = torch.cuda.current_stream()
-    try:
-        yield
-    finally:
-        before.wait_stream(torch.cuda.current_stream())
-        torch.cuda.set_stream(before)
+class EngineStream:
+    """The CUDA stream that an engine works on, apart from the trainer's; nothing without CUDA.
+
+    Building one makes vLLM's stream the thread's current one for good: the trainer's kernels would run there, too.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """The stream that is current at the end is the engine's; the one before is the thread's again."""
+        if not torch.cuda.is_available():
+            yield
+            return
+        before, fresh = torch.cuda.current_stream(), torch.cuda.Stream()
+        fresh.wait_stream(before)
+        torch.cuda.set_stream(fresh)  # a later engine would capture its graphs on the default stream, which cannot be
+        try:
+            yield
+            self._stream = torch.cuda.current_stream()
+        finally:
+            before.wait_stream(torch.cuda.current_stream())
+            torch.cuda.set_stream(before)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Inside, the engine's stream is current; each side waits for what the other has queued."""
+        if self._stream is None:
+            yield
+            return
+        before = torch.cuda.current_stream()
+        self._stream.wait_stream(before)
+        with torch.cuda.stream(self._stream):
+            yield
+        before.wait_stream(self._stream)
 
 
 @contextmanager
 def undone_side_effects() -> Iterator[None]:
-    """Building an engine reseeds every global generator, disables torch.set_num_threads and sets LD_PRELOAD and the
-    thread's CUDA stream.
-    """
+    """Building an engine reseeds every global generator, disables torch.set_num_threads and sets LD_PRELOAD."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     environment = dict(os.environ)
     try:
-        with own_stream():
-            yield
+        yield
     finally:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(num_threads)
@@ -50,29 +71,3 @@ def undone_side_effects() -> Iterator[None]:
         for name in {n for n in os.environ if not n.startswith("VLLM_")} - environment.keys():
             del os.environ[name]
         os.environ.update({n: v for n, v in environment.items() if not n.startswith("VLLM_")})
-
-
-def _keep_weight(layer: nn.Module, remove_weight: bool = False) -> None:
-    """In place of packing a layer's weight away: compute with the weight itself."""
-    layer.cpu_linear = torch.nn.functional.linear
-
-
-@contextmanager
-def linear_weights_kept(tested_versions: Iterable[str]) -> Iterator[None]:
-    """While a model loads on CPU: keep vLLM from packing linear weights into copies that nobody can reach."""
-    import vllm.model_executor.layers.linear as linear
-    import vllm.model_executor.layers.utils as utils
-    import vllm.model_executor.layers.vocab_parallel_embedding as embedding
-
-    name = "dispatch_cpu_unquantized_gemm"  # looked up in `utils`, or imported by name into the others: by version
-    modules = [m for m in (utils, linear, embedding) if hasattr(m, name)]
-    if utils not in modules:
-        raise ValueError(f"this vLLM has no {name}: it moved; tested versions: {', '.join(tested_versions)}")
-    originals = {module: getattr(module, name) for module in modules}
-    for module in modules:
-        setattr(module, name, _keep_weight)
-    try:
-        yield
-    finally:
-        for module, original in originals.items():
-            setattr(module, name, original)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastrl.sampling.engine import Slot
+from fastrl.sampling.slots import Slot
 
 CHECKSUM_CHUNK = 1 << 22  # elements widened to 64 bits at once
 

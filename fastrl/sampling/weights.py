@@ -36,7 +36,7 @@ class SharedWeights(Protocol):
 class AliasedWeights:
     """One set of weights: `model`'s parameters are re-pointed into the engine's tensors. ValueError when not all can.
 
-    The parameter objects stay the same, so optimizers, tied heads and references to them never notice.
+    What they held before is freed. The parameter objects stay, so optimizers, tied heads and references never notice.
     """
 
     mode: Literal["alias"] = "alias"
@@ -49,9 +49,8 @@ class AliasedWeights:
             raise ValueError(_summary(found, len(parameters)))
         for name, place in places(slots).items():
             parameters[name].data = place.view()
+        torch.cuda.empty_cache()  # the old weights, which vLLM's allocations do not find in PyTorch's pools
         self.num_tensors = len(parameters)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the weights that were loaded are gone: give their memory to the KV cache's users
 
     def publish(self, version: int) -> int:
         self.version = version
