@@ -64,7 +64,7 @@ def hostile(tmp_path, monkeypatch):
 
 
 def worker_pids(pool):
-    return sorted(pool._pool._pool_manager.worker_manager.workers)
+    return sorted(w.pid for w in pool._workers if w.pid)
 
 
 def score(pool, completions):
@@ -97,12 +97,10 @@ def test_each_completion_gets_its_own_verdict_in_order(hostile):
     assert pool.num_by_reason["crashed"] == 2 and pool.num_by_reason["too long"] == 2
 
 
-def test_a_batch_of_nothing_but_hanging_completions_takes_bounded_time(hostile):
+def test_a_batch_of_nothing_but_hanging_completions_is_an_error_in_bounded_time(hostile):
     start = time.monotonic()
-    with VerifierPool(hostile, timeout_s=0.3, num_workers=2) as pool:
-        verdicts = score(pool, ["hang"] * 12)
-    assert verdicts == [Verdict(0.0, "timeout")] * 12
-    # Two chunks, then 12 / 2 alone, each with the pool's kill and the start of a new worker.
+    with VerifierPool(hostile, timeout_s=0.3, num_workers=2) as pool, pytest.raises(VerifierError, match="its limits"):
+        score(pool, ["hang"] * 100)
     assert time.monotonic() - start < 15
 
 
@@ -181,14 +179,14 @@ def test_workers_killed_between_batches_are_replaced(hostile, by):
         assert score(pool, ["fine"] * 10) == [Verdict(float(i), "") for i in range(10)]
 
 
-def test_a_stalled_pool_is_replaced(hostile, monkeypatch):
-    monkeypatch.setattr(pool_module, "STALL_GRACE_S", 0.5)
+def test_stopped_workers_are_replaced(hostile):
     with VerifierPool(hostile, timeout_s=1.0, num_workers=2) as pool:
         score(pool, ["fine"] * 10)
-        for pid in worker_pids(pool):
+        stopped = worker_pids(pool)
+        for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         assert score(pool, ["fine"] * 10) == [Verdict(float(i), "") for i in range(10)]
-        assert pool.num_restarts == 1
+        assert pool.num_restarts >= 1 and not set(stopped) & set(worker_pids(pool)) and pool.num_timeouts == 0
 
 
 @pytest.mark.parametrize("at_import", ["import os; os._exit(1)", "import time; time.sleep(60)"])
@@ -288,28 +286,36 @@ def test_verdicts_and_scores_survive_pickling():
         assert type(pickle.loads(pickle.dumps(value))) is type(value)
 
 
+SPY = """
+import sys
+from fastrl.tasks.math import MathReward
+from fastrl.tasks.problem import Score
+
+def reward(prompt, completion, **row):
+    assert MathReward()(prompt, completion, **row).reward == 1.0
+    names = {name.partition(".")[0] for name in sys.modules}
+    return Score(1.0, str(sorted(names & {"torch", "transformers", "sympy", "train_me"})))
+"""
 SCRIPT = """
 import sys
 import torch
-from fastrl.tasks.math import MathReward
+from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.pool import VerifierPool
-from fastrl.tasks.worker import loaded_modules
 
 print("the script runs")
-with VerifierPool(MathReward(), num_workers=1) as pool:
+with VerifierPool(CustomReward("spy:reward"), num_workers=1) as pool:
     (verdict,) = pool.score([("", r"\\boxed{\\frac{2}{4}+x}", {"answer": r"x+\\frac12"})])
-    assert verdict.reward == 1.0, verdict
-    names = set(pool._pool.schedule(loaded_modules).result())
-    print("in the worker:", sorted(names & {"torch", "transformers", "sympy"}))
+    print("in the worker:", verdict.reason)
 print("in the trainer:", "math_verify" in sys.modules)
 """
 
 
 def test_workers_import_neither_torch_nor_the_main_script(tmp_path):
     """A script without an `if __name__ == "__main__"` guard, which imports torch at its top."""
+    (tmp_path / "spy.py").write_text(SPY)
     script = tmp_path / "train_me.py"
     script.write_text(SCRIPT)
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "the script runs",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import find_kind
+from .faults import LIMITS
 from .pool import Item, VerifierPool
 from .problem import Problem, Reward, Task, TaskKind
 from .rows import read_json_lines
@@ -30,10 +31,11 @@ def check_reward(task: Task, config: "TaskConfig") -> None:
         return
     with VerifierPool(task.reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=1) as pool:
         (verdict,) = pool.score([(problem.prompt, "", problem.row)])
-    if verdict.is_fault or verdict.reason in ("timeout", "memory", "recursion", "crashed"):
+    if verdict.is_fault or verdict.reason in LIMITS:
+        limits = f"task.timeout_s = {config.timeout_s:g}, task.memory_mb = {config.memory_mb}"
         raise ValueError(
             f"the reward of task {task.name!r} failed on problem {problem.id!r} with an empty completion: "
-            f"{verdict.reason}. It must return a finite float for every completion, for example 0.0 for this one"
+            f"{verdict.reason} ({limits}). It must return a finite number for every completion, for example 0.0 here"
         )
 
 
