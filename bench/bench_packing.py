@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from fastrl.kernels import TokenLoss
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.micro_batch import computed_tokens, num_inputs
-from fastrl.policy.model import Policy, pack
+from fastrl.policy.model import Policy
+from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollout
 
 SHAPES = {

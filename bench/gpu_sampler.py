@@ -121,14 +121,15 @@ def run(shape: str, mode: str, device: str, folder: str) -> dict:
     prompts = prompts_of(8, model.config.vocab_size)
     rollout_settings = SamplingSettings(num_samples=4, max_new_tokens=16 if is_small else 128)
     first = sampler.generate(prompts, rollout_settings, list(range(8)))
-    before = probe.check(scored(model, first))
+    probe.check(scored(model, first))
     publish_ms, prove_ms = [], []
     for version in range(1, NUM_UPDATES + 1):
         update(policy, optimizer, first)
         publish_ms.append(timed_ms(lambda v=version: sampler.publish(v), device))
         prove_ms.append(timed_ms(lambda v=version: sampler.prove_fresh(v), device))
-    after = probe.check(scored(model, sampler.generate(prompts, rollout_settings, list(range(8)))))
-    result |= {"probe_before": vars(before), "probe_after": vars(after)}
+    last = scored(model, sampler.generate(prompts, rollout_settings, list(range(8))))
+    probe.check(last)
+    result |= {"probe_before": vars(probe.calibration), "probe_after": vars(measure(last))}
     result["stale_mean"] = measure(scored(model, first)).mean
     result["publish_ms"] = round(statistics.median(publish_ms), 4)
     result["publish_bytes"] = sampler.publish(NUM_UPDATES)

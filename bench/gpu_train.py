@@ -30,9 +30,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 
 from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.model import Policy, pack
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollout
 from fastrl.update import Updater, token_loss
 

@@ -3,7 +3,7 @@
     python bench/plan_table.py        # needs vLLM installed (it is not run) and no GPU; writes results/plan_7b.md
 
 Predictions of `fastrl plan` from the model's config alone; nothing here was measured on a GPU. 80 GB are taken as
-80 · 10⁹ bytes: such a GPU has about 5 GiB more, which CUDA, the libraries and vLLM's own working memory need.
+80 · 10⁹ bytes; such a GPU has about 5 GiB more. The peaks hold a reserve for CUDA, the libraries and vLLM.
 """
 
 import tempfile

@@ -18,6 +18,8 @@ namespace fastrl {
 namespace {
 
 constexpr double log2_e = 1.44269504088896340736;
+constexpr double log2_negligible = -64;  // a whole vocabulary of such probabilities changes nothing: their gradient is written as 0
+constexpr double log2_smallest = -122;   // of a gradient: products with it stay away from denormals
 
 size_t element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
@@ -99,9 +101,13 @@ struct RowKernel {
             std::memset(data, 0, static_cast<size_t>(logits.vocab) * element_size(logits.dtype));
             return;
         }
-        const double constant = (entropy_slope * (statistics.entropy - statistics.log_sum) - slope) / sums.sum;
+        const double least = std::max(std::exp2(log2_negligible) * (std::abs(slope) + std::abs(entropy_slope)), std::exp2(log2_smallest));
+        double constant = (entropy_slope * (statistics.entropy - statistics.log_sum) - slope) / sums.sum;
+        if (std::abs(constant) * sums.sum < least) constant = 0;
+        const double per_log2 = entropy_slope / sums.sum / log2_e;
+        const double log2_size = std::log2(std::max(std::abs(constant), std::abs(per_log2)));
         const GradientTerms terms{sums.maximum, static_cast<float>(log2_e / inputs.temperature.at(row)), static_cast<float>(constant),
-                                  static_cast<float>(entropy_slope / sums.sum / log2_e)};
+                                  static_cast<float>(per_log2), static_cast<float>(std::max(log2_negligible, log2_smallest - log2_size))};
         const int dtype = static_cast<int>(logits.dtype);
         // The target's own 1 − p_y is formed without cancellation and written last.
         const double probability = std::exp(statistics.logprob);
@@ -113,7 +119,7 @@ struct RowKernel {
             const double relative = tail.softcap != 0.0f ? statistics.target_logit / static_cast<double>(tail.softcap) : 0.0;
             target *= tail.scale * (1.0 - relative * relative);
         }
-        write_element(data, logits.dtype, inputs.targets[row], static_cast<float>(target));
+        write_element(data, logits.dtype, inputs.targets[row], std::abs(target) < least ? 0.0f : static_cast<float>(target));
     }
 };
 

@@ -15,12 +15,13 @@ struct RowSums {
     double weighted;
 };
 
-// gradient_j = e^u·(constant + per_log2·u/ln 2), times the derivative of the head's tail where there is one.
+// gradient_j = e^u·(constant + per_log2·u/ln 2), times the derivative of the head's tail where there is one; 0 below log2_least.
 struct GradientTerms {
     float maximum;
     float log2_scale;  // log2(e)/τ: u_j = (s_j − maximum)·log2_scale in base 2
     float constant;
     float per_log2;
+    float log2_least;
 };
 
 // Each array is indexed by DType. Sources and destinations may be the same row.

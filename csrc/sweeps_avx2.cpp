@@ -66,6 +66,7 @@ struct Vec {
         const Reg mask = _mm256_set1_ps(-0.0f);
         return _mm256_or_ps(_mm256_andnot_ps(mask, magnitude), _mm256_and_ps(mask, sign));
     }
+    FASTRL_INLINE Reg zero_below(Reg x, Reg u, Reg least) { return _mm256_and_ps(x, _mm256_cmp_ps(u, least, _CMP_NLT_UQ)); }
     FASTRL_INLINE Reg exp2(Reg x) {
         const Reg whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         const Reg rest = _mm256_sub_ps(x, whole);

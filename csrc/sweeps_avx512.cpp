@@ -69,6 +69,9 @@ struct Vec {
         const Reg mask = _mm512_set1_ps(-0.0f);
         return _mm512_or_ps(_mm512_andnot_ps(mask, magnitude), _mm512_and_ps(mask, sign));
     }
+    FASTRL_INLINE Reg zero_below(Reg x, Reg u, Reg least) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(u, least, _CMP_NLT_UQ), x);
+    }
     FASTRL_INLINE Reg exp2(Reg x) {
         const Reg whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         const Reg rest = _mm512_sub_ps(x, whole);

@@ -1,7 +1,9 @@
 // The passes themselves, written once over a vector type. A file that includes this defines, in its own unnamed namespace,
 //   FASTRL_TARGET  the attribute that lets a function use the instruction set
-//   Vec            width, Reg, load, store, load_part, store_part, set1, add, sub, mul, fma, div, max, copy_sign, exp2, reduce_add, reduce_max
+//   Vec            width, Reg, load, store, load_part, store_part, set1, add, sub, mul, fma, div, max, copy_sign, zero_below,
+//                  exp2, reduce_add, reduce_max
 // load_part(row, count, filler) and store_part(row, count, values) are for the last, incomplete vector of a row.
+// Vec::zero_below(x, u, least) is 0 where u < least, and x elsewhere (where u is NaN, too).
 // Vec::max(a, b) returns b where either is NaN; Vec::exp2 is within 1 ulp for x <= 0 and 0 below about -150.
 
 constexpr int64_t block = 4096;  // elements between two flushes of the fp32 sums; a block stays in L1
@@ -75,7 +77,8 @@ FASTRL_TARGET RowSums row_sums(const void* data, int64_t vocab, float log2_scale
 FASTRL_TARGET inline Vec::Reg gradient_of(Vec::Reg logits, Vec::Reg maximum, const GradientTerms& terms) {
     const Vec::Reg u =
         Vec::max(Vec::set1(log2_floor), Vec::mul(Vec::sub(logits, maximum), Vec::set1(terms.log2_scale)));
-    return Vec::mul(Vec::exp2(u), Vec::fma(Vec::set1(terms.per_log2), u, Vec::set1(terms.constant)));
+    const Vec::Reg gradient = Vec::mul(Vec::exp2(u), Vec::fma(Vec::set1(terms.per_log2), u, Vec::set1(terms.constant)));
+    return Vec::zero_below(gradient, u, Vec::set1(terms.log2_least));
 }
 
 template <class Element>

@@ -49,6 +49,7 @@ struct Vec {
         const Ints mask = Ints{} + INT32_MIN;
         return (Reg)(((Ints)magnitude & ~mask) | ((Ints)sign & mask));
     }
+    static Reg zero_below(Reg x, Reg u, Reg least) { return (Reg)((Ints)x & ~(u < least)); }
     static Reg exp2(Reg x) {
         const Reg shifter = set1(12582912.0f);  // 1.5·2^23: adding it rounds to an integer
         const Reg whole = (x + shifter) - shifter;

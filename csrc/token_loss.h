@@ -56,10 +56,11 @@ inline TokenTerm token_term(const TokenLoss& loss, const RowInputs& inputs, int6
         term.slope *= importance;
     }
     if (loss.kl_coef != 0) {
-        const double log_ref_ratio = inputs.ref_logprobs.at(row) - logprob;
+        const double raw_ratio = inputs.ref_logprobs.at(row) - logprob;
+        const double log_ref_ratio = std::clamp(raw_ratio, -max_log_ratio, max_log_ratio);
         const double ref_ratio = std::exp(log_ref_ratio);
         term.loss += loss.kl_coef * (ref_ratio - log_ref_ratio - 1.0);
-        term.slope += loss.kl_coef * (1.0 - ref_ratio);
+        if (std::abs(raw_ratio) <= max_log_ratio) term.slope += loss.kl_coef * (1.0 - ref_ratio);
     }
     if (loss.entropy_coef != 0) term.loss -= loss.entropy_coef * entropy;
     return term;

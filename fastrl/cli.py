@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
-from fastrl.config_files import load_config
+from fastrl.config_files import beside, load_config
 from fastrl.divergence import DivergedError
 from fastrl.interrupts import Interrupts
 from fastrl.sampling.protocol import SamplerError
@@ -62,7 +62,7 @@ class CompareCommand:
 class PlanCommand:
     """Predict a run's memory before anything is loaded: fastrl plan CONFIG.toml [--section.key value …]"""
 
-    config: Annotated[TrainConfig, Flat] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, Flat, Values] = field(default_factory=TrainConfig)
     device: Literal["here", "cpu", "cuda"] = "here"
     """Plan for this kind of device instead of the one the run would choose here."""
     memory_gib: float = 0.0
@@ -89,13 +89,19 @@ class VerifyCommand:
     """Address space of a verifier worker, in MiB."""
     num_workers: int = TaskConfig.num_workers
     """Verifier processes."""
+    correct_threshold: float = 1.0
+    """Correct means reward ≥ this."""
+    truncated: Literal["wrong", "judged"] = "wrong"
+    """Rows whose `finish_reason` is `length` are wrong, or judged like any other."""
 
 
 def _parse(command: type, config_class: type, arguments: list[str], name: str) -> Any:
     """CONFIG.toml first, then overrides. Without a file the defaults are the base."""
     has_file = bool(arguments) and not arguments[0].startswith("-")
     base = load_config(config_class, arguments[0]) if has_file else config_class()
-    return tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=f"fastrl {name} CONFIG.toml")
+    prog = f"fastrl {name} CONFIG.toml"
+    parsed = tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=prog)
+    return replace(parsed, config=beside(Path(arguments[0]), parsed.config)) if has_file else parsed
 
 
 def _without_torchao_noise() -> None:
@@ -169,6 +175,7 @@ def _plan(arguments: list[str]) -> None:
 
 def _verify(arguments: list[str]) -> None:
     command = tyro.cli(VerifyCommand, args=arguments, prog="fastrl verify")
+    from fastrl.tasks.correctness import Correctness
     from fastrl.tasks.verify import verify_file
 
     task = TaskConfig(
@@ -177,7 +184,8 @@ def _verify(arguments: list[str]) -> None:
         memory_mb=command.memory_mb,
         num_workers=command.num_workers,
     )
-    for key, value in verify_file(task, command.input, command.output).items():
+    correctness = Correctness(command.correct_threshold, command.truncated)
+    for key, value in verify_file(task, command.input, command.output, correctness).items():
         print(f"{key}: {value}")
 
 

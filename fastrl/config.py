@@ -39,6 +39,8 @@ class TaskConfig:
 
     name: str = "countdown"
     """countdown | math | reasoning-gym:<dataset> | module:function (your own reward)."""
+    reward_folder: str = ""
+    """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: str = ""
     """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown, reasoning-gym)."""
     validation: str = ""
@@ -132,8 +134,9 @@ class AlgorithmConfig:
     """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
-    truncated: Literal["wrong", "mask"] = "wrong"
-    """Completions cut at max_new_tokens: reward 0, or no gradient at all."""
+    truncated: Literal["wrong", "mask", "judged"] = "wrong"
+    """Completions cut at max_new_tokens: wrong, with reward 0 or their verdict where that is less; no gradient at all;
+    or judged like any other. Evaluations of the run count them in the same way (mask: as judged)."""
     overlong_buffer: int = 0
     """Tokens before max_new_tokens over which the length penalty grows to `overlong_penalty` (DAPO); 0: none."""
     overlong_penalty: float = 1.0
@@ -314,5 +317,7 @@ class EvalConfig:
     """Where the evaluation goes; a plot with the same stem lies beside it."""
     correct_threshold: float = 1.0
     """Correct means reward ≥ this."""
+    truncated: Literal["wrong", "judged"] = "wrong"
+    """Completions cut at max_new_tokens are wrong, or judged like any other."""
     base: str = ""
     """An earlier evaluation to compare with: problems newly solved and lost, paired differences."""

@@ -11,10 +11,13 @@ from fastrl.statistics import ks_up_to
 
 INF = math.inf
 
-# (least, most) allowed values by section and key; a bound in OPEN is itself excluded. Every number must be finite.
+# (least, most) allowed values of every number, by section and key ("": of no section), all of which must be finite; a
+# bound in OPEN is itself excluded.
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "": {"micro_batch_tokens": (2, INF), "correct_threshold": (-INF, INF), "seed": (-INF, INF)},
     "model": {"lora_rank": (0, INF), "lora_alpha": (0, INF)},
     "task": {
+        "seed": (-INF, INF),
         "num_train": (0, INF),
         "num_validation": (0, INF),
         "num_test": (0, INF),
@@ -36,6 +39,10 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "cispo_cap": (0, INF),
         "updates_per_batch": (1, INF),
         "kl_coef": (0, INF),
+        "entropy_coef": (0, INF),
+        "positive_weight": (0, INF),
+        "correct_threshold": (-INF, INF),
+        "dual_clip": (0, INF),
         "importance_cap": (1, INF),
         "overlong_buffer": (0, INF),
         "overlong_penalty": (0, INF),
@@ -52,6 +59,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "max_grad_norm": (0, INF),
     },
     "evaluation": {
+        "seed": (-INF, INF),
         "every": (0, INF),
         "num_samples": (1, INF),
         "temperature": (0, INF),
@@ -61,6 +69,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "max_new_tokens": (0, INF),
     },
     "run": {
+        "seed": (-INF, INF),
         "num_steps": (1, INF),
         "checkpoint_every": (1, INF),
         "keep_last": (1, INF),
@@ -103,26 +112,28 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _numbers(config: Any) -> Iterator[tuple[str, str, float]]:
-    for section in dataclasses.fields(config):
-        values = getattr(config, section.name)
-        if dataclasses.is_dataclass(values):
-            for key, value in dataclasses.asdict(values).items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    yield section.name, key, value
+def numbers_of(config: Any, section: str = "") -> Iterator[tuple[str, str, float]]:
+    """(section, key, value) of every number; section is empty for those of the config itself."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers_of(value, field.name)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield section, field.name, value
 
 
 def check_ranges(config: Any) -> None:
     """ValueError for a number that is not finite or outside RANGES: section.key, the value, what would be right."""
-    for section, key, value in _numbers(config):
-        _require(math.isfinite(value), f"{section}.{key} must be finite, got {value}")
-        least, most = RANGES.get(section, {}).get(key, (-INF, INF))
+    for section, key, value in numbers_of(config):
+        name = f"{section}.{key}" if section else key
+        _require(math.isfinite(value), f"{name} must be finite, got {value}")
+        least, most = RANGES[section][key]
         above = "above" if (section, key, least) in OPEN else "at least"
         below = "below" if (section, key, most) in OPEN else "at most"
         is_high_enough = value > least if above == "above" else value >= least
         is_low_enough = value < most if below == "below" else value <= most
-        _require(is_high_enough, f"{section}.{key} must be {above} {least}, got {value}")
-        _require(is_low_enough, f"{section}.{key} must be {below} {most}, got {value}")
+        _require(is_high_enough, f"{name} must be {above} {least}, got {value}")
+        _require(is_low_enough, f"{name} must be {below} {most}, got {value}")
 
 
 def check_train(config: TrainConfig) -> TrainConfig:
@@ -148,6 +159,11 @@ def check_train(config: TrainConfig) -> TrainConfig:
     _require(
         algorithm.dual_clip == 0 or algorithm.dual_clip > 1,
         f"algorithm.dual_clip must be above 1, or 0 for none, got {algorithm.dual_clip}",
+    )
+    _require(
+        algorithm.overlong_buffer <= sampler.max_new_tokens,
+        f"algorithm.overlong_buffer={algorithm.overlong_buffer} exceeds sampler.max_new_tokens="
+        f"{sampler.max_new_tokens}: every completion would be penalised for its length",
     )
     _check_objective(algorithm, batch.rollouts_per_prompt)
     _check_gradients(config.optimizer)
@@ -266,7 +282,6 @@ def check_warmup(config: WarmupConfig) -> None:
         not config.optimizer.offload,
         "a warm start keeps all on its device: optimizer.offload must be false, got true",
     )
-    _require(config.micro_batch_tokens > 1, f"micro_batch_tokens must be above 1, got {config.micro_batch_tokens}")
     _require(
         config.scratch.hidden_size % (2 * config.scratch.num_heads) == 0,
         f"scratch.hidden_size={config.scratch.hidden_size} must be an even multiple of "

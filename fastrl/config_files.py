@@ -56,10 +56,18 @@ def load_config(cls: type[Config], path: str | Path) -> Config:
     try:
         data = tomllib.loads(path.read_text())
         if cls is EvalConfig and data.keys() & {"algorithm", "batch", "optimizer", "run"}:
-            return eval_config(from_dict(TrainConfig, data))
-        return from_dict(cls, data)
+            return eval_config(beside(path, from_dict(TrainConfig, data)))
+        return beside(path, from_dict(cls, data))
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def beside(path: Path, config: Config) -> Config:
+    """The config with the folder of its file as the one where a user's reward is, unless it names another."""
+    task = config.task
+    if task.reward_folder or ":" not in task.name or task.name.startswith("reasoning-gym:"):
+        return config
+    return dataclasses.replace(config, task=dataclasses.replace(task, reward_folder=str(path.parent.absolute())))
 
 
 def eval_config(config: TrainConfig) -> EvalConfig:
@@ -70,6 +78,7 @@ def eval_config(config: TrainConfig) -> EvalConfig:
         sampler=config.sampler,
         evaluation=config.evaluation,
         correct_threshold=config.algorithm.correct_threshold,
+        truncated="wrong" if config.algorithm.truncated == "wrong" else "judged",
     )
 
 

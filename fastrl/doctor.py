@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaConfig
 
 from fastrl.config import ModelConfig, SamplerConfig
-from fastrl.kernels import choose, native
+from fastrl.kernels import choose
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.model import resolve_device, resolve_dtype
+from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.engine import TESTED_VERSIONS
 
@@ -47,12 +47,14 @@ def report() -> str:
     lines += [
         f"device: {device.type} ({name}), {torch.get_num_threads()} threads, weights in {dtype}",
         f"sampler: {kind} ({reason})",
-        f"vllm versions tested: {', '.join(TESTED_VERSIONS)}",
+        f"vllm versions tested: {', '.join(f'{v} ({where})' for v, where in TESTED_VERSIONS.items())}",
         f"attention: {choose_attention(ModelConfig().attention, device, dtype, LlamaConfig())}, for a model like Llama",
     ]
     for operation in OPERATIONS:
         choice = choose(operation, device, dtype)
         if choice.backend == "native":
+            from fastrl.kernels import native
+
             choice = replace(choice, reason=f"{choice.reason}, {native.path()}")
         lines.append(f"kernel {operation}: {choice.backend} ({choice.reason})")
     return "\n".join(lines)

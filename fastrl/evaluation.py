@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import Verdict, VerifierPool
 
 NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
@@ -54,7 +55,7 @@ class Evaluator:
     policy: Policy
     token_budget: int
     max_new_tokens: int
-    correct_threshold: float = 1.0
+    correctness: Correctness = field(default_factory=Correctness)
 
     def run(self, problems: Sequence[Problem], config: EvaluationConfig) -> dict:
         """The evaluation as a JSON-able dict. ValueError for an empty split."""
@@ -98,7 +99,8 @@ class Evaluator:
         )
 
     def _is_correct(self, outcome: Outcome) -> bool:
-        return (outcome.verdict.reward or 0.0) >= self.correct_threshold
+        reward = self.correctness.reward(outcome.verdict.reward, is_truncated=outcome.is_truncated)
+        return self.correctness.is_correct(reward)
 
     def _summary(self, problems: Sequence[Problem], outcomes: list[Outcome], config: EvaluationConfig) -> dict:
         n = config.num_samples
@@ -126,6 +128,7 @@ class Evaluator:
             "majority_share": float(statistics.majority_share(answers).mean()),
             "pass_slope": dataclasses.asdict(statistics.pass_slope(num_correct, n)) if n > 1 else None,
             "settings": dataclasses.asdict(config),
+            "correctness": dataclasses.asdict(self.correctness),
             "problems": [
                 {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d), "distinct_correct": int(e)}
                 for p, c, d, e in zip(problems, num_correct, distinct, distinct_correct, strict=True)

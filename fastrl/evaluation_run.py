@@ -9,13 +9,15 @@ from transformers import PreTrainedTokenizerBase
 from fastrl.config import EvalConfig
 from fastrl.config_checks import check_eval
 from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
-from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context
+from fastrl.policy.loading import load_model, load_tokenizer, max_context
+from fastrl.policy.model import Policy
 from fastrl.prompts import longest_prompt
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
 from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import Task, load_task
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verify import make_pool
 
 
@@ -78,7 +80,7 @@ def evaluate(config: EvalConfig) -> dict:
             policy=policy,
             token_budget=max(16384, max_sequence_tokens),
             max_new_tokens=config.sampler.max_new_tokens,
-            correct_threshold=config.correct_threshold,
+            correctness=Correctness(config.correct_threshold, config.truncated),
         ).run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}
     if base:

@@ -1,7 +1,9 @@
 """Objectives: rewards of a batch → one signed advantage per rollout. Advantage 0 carries no gradient.
 
-rewards_PG is (P prompts, G rollouts each) fp32; NaN marks a rollout without a reward (its verifier broke): it is left
-out of every baseline and gets advantage 0.
+rewards_PG is (P prompts, G rollouts each), fp64 or fp32; NaN marks a rollout without a reward (its verifier broke): it
+is left out of every baseline and gets advantage 0. Whether a group's rewards differ at all is decided before any
+arithmetic (`has_contrast`): a group of equal ones, whatever the number, gets advantages of exactly 0, as does a reward
+that is its group's mean but for rounding.
 
     psr           A = +1 correct,  0 wrong                        arXiv:2506.01347 eq. 2
     nsr           A =  0 correct, −1 wrong                        arXiv:2506.01347 eq. 3
@@ -24,6 +26,10 @@ from fastrl.config import AlgorithmConfig
 
 Objective = Callable[[Tensor], Tensor]
 SIGN_OBJECTIVES = ("psr", "nsr", "w-reinforce", "reinforce")
+ROUNDING = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-6,
+}  # of a group's largest reward: sums in another order differ by less
 
 
 def signed(rewards_PG: Tensor, *, positive: float, negative: float, threshold: float = 1.0) -> Tensor:
@@ -32,8 +38,20 @@ def signed(rewards_PG: Tensor, *, positive: float, negative: float, threshold: f
     return torch.where(rewards_PG.isnan(), 0.0, advantages)
 
 
+def has_contrast(rewards_PG: Tensor) -> Tensor:
+    """(P,) bool: do any two of a group's rewards differ by more than rounding? Missing ones are no rewards."""
+    missing_PG = rewards_PG.isnan()
+    high_P = rewards_PG.masked_fill(missing_PG, -torch.inf).amax(dim=1)
+    low_P = rewards_PG.masked_fill(missing_PG, torch.inf).amin(dim=1)
+    return high_P - low_P > ROUNDING[rewards_PG.dtype] * torch.maximum(high_P.abs(), low_P.abs())
+
+
 def _centred(rewards_PG: Tensor) -> Tensor:
-    return rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)
+    """r − group mean; NaN where the reward is missing, 0 in groups without contrast."""
+    centred_PG = rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)
+    largest_P1 = rewards_PG.abs().nan_to_num(nan=0.0).amax(dim=1, keepdim=True)
+    is_mean_PG = (centred_PG.abs() <= ROUNDING[rewards_PG.dtype] * largest_P1) | ~has_contrast(rewards_PG).unsqueeze(1)
+    return centred_PG.masked_fill(is_mean_PG & ~rewards_PG.isnan(), 0.0)
 
 
 def dr_grpo(rewards_PG: Tensor) -> Tensor:
@@ -44,8 +62,7 @@ def dr_grpo(rewards_PG: Tensor) -> Tensor:
 def rloo(rewards_PG: Tensor) -> Tensor:
     """r − mean of the others = (r − mean)·n/(n−1) over the n rewards present; 0 for a lone reward."""
     num_present = (~rewards_PG.isnan()).sum(dim=1, keepdim=True)
-    factor = torch.where(num_present > 1, num_present / (num_present - 1).clamp(min=1), 0.0)
-    return (_centred(rewards_PG) * factor).nan_to_num(nan=0.0)
+    return (_centred(rewards_PG) * num_present / (num_present - 1).clamp(min=1)).nan_to_num(nan=0.0)
 
 
 def grpo(rewards_PG: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
 from fastrl.config_checks import check_ranks, check_train
+from fastrl.policy.loading import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
 from fastrl.policy.lora import check_lora, check_targets
-from fastrl.policy.model import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
 from fastrl.policy.optimizer import check_optimizer
 from fastrl.prompts import longest_prompt
 from fastrl.records.metrics import check_sinks

@@ -11,8 +11,11 @@ from fastrl.tasks.templates import chat_messages, render
 
 
 def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of the problem in the task's template; special tokens (<bos>) as the tokenizer adds them by itself."""
-    if task.template == "chat":
+    """Tokens of the problem in the task's template, or in the model's own chat template where it is a chat.
+
+    Special tokens (<bos>) as the tokenizer adds them by itself.
+    """
+    if task.template == "chat" or not isinstance(problem.prompt, str):
         messages = chat_messages(problem.prompt, task.instruction)
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:

@@ -1,13 +1,15 @@
 """Reductions: the weight w of each rollout's tokens in one optimizer step, L = Σ_i w_i Σ_t ℓ_{i,t}.
 
+Each term of the loss is averaged over the tokens that it acts on: the policy term over those of rollouts with an
+advantage, a regulariser (KL, entropy) over all that are computed. So a reduction is asked once for each of the two.
 All but the last are global values of the update, so the result does not depend on how it is cut into micro-batches.
 
-    token-mean-kept    1 / Σ T_i over rollouts with an advantage other than 0
+    token-mean-kept    1 / Σ T_i over rollouts that the term acts on
     token-mean-all     1 / Σ T_i over all rollouts of the mini-batch              DAPO, arXiv:2503.14476
     sequence-mean      1 / (B·T_i)                                               GRPO, arXiv:2402.03300
     constant           1 / (B·T_max), T_max the token limit                      Dr.GRPO, arXiv:2503.20783
-    micro-batch-mean   (sequences in the micro-batch / mini-batch size) / Σ T_i over the micro-batch
-                       (the NSR authors' code; depends on the micro-batch size)
+    micro-batch-mean   (sequences in the micro-batch / mini-batch size) / Σ T_i over the micro-batch, both counting
+                       rollouts that the term acts on (the NSR authors' code; depends on the micro-batch size)
 """
 
 from collections.abc import Callable
@@ -21,8 +23,8 @@ from torch import Tensor
 class UpdateShape:
     """What a reduction may know about one optimizer step of B rollouts.
 
-    num_tokens_B: loss tokens of each rollout; has_gradient_B: is its advantage other than 0; micro_batch_B: index of
-    its micro-batch (−1: not computed); max_new_tokens: the token limit; nominal_size: rollouts of a full mini-batch.
+    num_tokens_B: loss tokens of each rollout; has_gradient_B: does the term in question act on it; micro_batch_B: index
+    of its micro-batch (−1: not computed); max_new_tokens: the token limit; nominal_size: rollouts of a full mini-batch.
     """
 
     num_tokens_B: Tensor
@@ -33,9 +35,7 @@ class UpdateShape:
 
 
 def token_mean_kept(shape: UpdateShape) -> Tensor:
-    if not shape.has_gradient_B.any():  # only regularisers act
-        return token_mean_all(shape)
-    total = shape.num_tokens_B[shape.has_gradient_B].sum()
+    total = shape.num_tokens_B[shape.has_gradient_B].sum().clamp(min=1)
     return (1.0 / total).expand(shape.num_tokens_B.shape)
 
 
@@ -56,7 +56,7 @@ def constant(shape: UpdateShape) -> Tensor:
 def micro_batch_mean(shape: UpdateShape) -> Tensor:
     weights = torch.zeros(shape.num_tokens_B.shape)
     for index in shape.micro_batch_B[shape.micro_batch_B >= 0].unique():
-        rows = shape.micro_batch_B == index
+        rows = (shape.micro_batch_B == index) & shape.has_gradient_B
         weights[rows] = rows.sum() / shape.nominal_size / shape.num_tokens_B[rows].sum().clamp(min=1)
     return weights
 

@@ -19,9 +19,9 @@ class Rollout:
     weight_version: int = 0
     loss_mask: list[int] = field(default_factory=list)
     problem_id: str = ""
-    prompt_text: str = ""
+    prompt_text: str | list[dict[str, str]] = ""
     text: str = ""
-    reward: float | None = None
+    reward: float | None = None  # what the verdict counts as: see `tasks.correctness`
     penalty: float = 0.0  # added to the reward where rewards are compared (≤ 0), never to the verdict itself
     reason: str = ""
     advantage: float = 0.0
@@ -50,4 +50,5 @@ class Rollout:
         return self.finish_reason == "length"
 
 
-FILLER = Rollout([0], [0], [0.0], "stop", 0)  # carries no gradient; runs where another rank has a micro-batch more
+# Carries no gradient; runs where another rank has a micro-batch more, and so has every column that a loss may ask for.
+FILLER = Rollout([0], [0], [0.0], "stop", 0, old_logprobs=[0.0], ref_logprobs=[0.0])

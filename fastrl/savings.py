@@ -25,7 +25,7 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
         settings |= more
         plan = make_plan(changed(config, settings), device_type=device_type, **machine)
         if not plan.fits and plan.fitting_tokens:
-            budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.token_budget)}
+            budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.filled_tokens)}
             plan = make_plan(changed(config, settings | budget), device_type=device_type, **machine)
             if plan.fits:
                 return _differing(config, settings | budget)

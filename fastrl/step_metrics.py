@@ -1,14 +1,18 @@
 """What a step says about its rollouts, always split by sign: positive and negative samples behave differently."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 
+from fastrl.objectives import has_contrast
 from fastrl.rollouts import Rollout
-from fastrl.tasks.pool import POOL_REASONS
+from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.pool import LIMIT_REASONS, POOL_REASONS
 
 
-def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold: float) -> dict[str, float]:
+def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], correctness: Correctness) -> dict[str, float]:
     """Reward, sign split, lengths of all rollouts; entropy and |Δlogp| of the scored ones, split by correctness.
 
     Δlogp = trainer − sampler log-prob per token, in nats: what the loss believes against what was sampled. `ratio` is
@@ -18,7 +22,7 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
     rewards = [r.reward for r in rollouts if r.reward is not None]
     metrics = {
         "reward/mean": _mean(rewards),
-        "reward/correct_share": _mean([r >= threshold for r in rewards]),
+        "reward/correct_share": _mean(map(correctness.is_correct, rewards)),
         "rollouts/num": num,
         "rollouts/num_positive": sum(r.advantage > 0 for r in rollouts),
         "rollouts/num_negative": sum(r.advantage < 0 for r in rollouts),
@@ -32,7 +36,7 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
     for reason in POOL_REASONS:
         metrics[f"verify/num_{reason.replace(' ', '_')}"] = sum(r.reason == reason for r in rollouts)
     parts = {"mean": scored} | {
-        name: [r for r in scored if r.reward is not None and (r.reward >= threshold) == is_correct]
+        name: [r for r in scored if r.reward is not None and correctness.is_correct(r.reward) == is_correct]
         for name, is_correct in (("correct", True), ("wrong", False))
     }
     for name, part in parts.items():
@@ -47,14 +51,24 @@ def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], *, threshold
     return metrics
 
 
+def verifier_warning(rollouts: list[Rollout]) -> str:
+    """What of the verifier a person should know in this step: limits that were hit, completions without a verdict."""
+    hits = Counter(r.reason for r in rollouts if r.reason in LIMIT_REASONS)
+    faults = [r.reason for r in rollouts if r.reward is None]
+    said = [f"{reason} on {hits[reason]}" for reason in LIMIT_REASONS if hits[reason]]
+    said += [f"no verdict on {len(faults)} ({faults[0]:.80})"] if faults else []
+    return f"verifier: {', '.join(said)} of {len(rollouts)}" if said else ""
+
+
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return float(np.mean(values)) if values else float("nan")
 
 
 def _equal_share(rollouts: list[Rollout]) -> float:
-    """Share of groups whose rewards are all equal: they carry no gradient under group objectives."""
-    rewards: dict[int, set] = {}
+    """Share without contrast of the groups that have rewards: they carry no gradient under group objectives."""
+    groups: dict[int, list[float]] = {}
     for rollout in rollouts:
-        rewards.setdefault(rollout.group, set()).add(rollout.reward)
-    return sum(len(r) == 1 for r in rewards.values()) / len(rewards)
+        if rollout.reward is not None:
+            groups.setdefault(rollout.group, []).append(rollout.reward + rollout.penalty)
+    return _mean(not has_contrast(torch.tensor([rewards], dtype=torch.float64)).item() for rewards in groups.values())

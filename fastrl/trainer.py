@@ -1,5 +1,6 @@
 """One training step, from prompts to moved weights. Everything else (files, signals, schedules) is in `training`."""
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
-from fastrl.objectives import OBJECTIVES, overlong_penalty
+from fastrl.objectives import OBJECTIVES, has_contrast, overlong_penalty
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
@@ -19,20 +20,22 @@ from fastrl.rollouts import Rollout
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
-from fastrl.step_metrics import rollout_metrics
+from fastrl.step_metrics import rollout_metrics, verifier_warning
 from fastrl.tasks import Problem, Task
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.pool import POOL_REASONS, VerifierPool
 from fastrl.update import Updater
 from fastrl.watchdog import alive
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All rollouts of a step, in prompt order, and the fixed random sample of them that was scored."""
+    """All rollouts of a step, in prompt order, the fixed random sample of them that was scored, and what was odd."""
 
     step: int
     rollouts: list[Rollout]
     scored: list[Rollout]
+    warning: str = ""
 
 
 class Trainer:
@@ -58,6 +61,7 @@ class Trainer:
         self.sampler, self.verifier, self.policy, self.updater = sampler, verifier, policy, updater
         self.probe, self.ranks = probe, policy.ranks
         self.objective = OBJECTIVES[config.algorithm.objective](config.algorithm)
+        self.correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
         self.settings = SamplingSettings(
             num_samples=config.batch.rollouts_per_prompt,
             max_new_tokens=config.sampler.max_new_tokens,
@@ -73,21 +77,21 @@ class Trainer:
         rollouts = self.sample_and_verify(step)
         self.assign_advantages(rollouts)
         scored = self.score_sample(step, rollouts)
-        self.probe.check(scored)
-        return Batch(step, rollouts, scored)
+        return Batch(step, rollouts, scored, self.probe.check(scored))
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Move the weights; returns the metrics of the update."""
         self.sampler.pause()
         with self.timed("train"):
-            return self.updater.run(batch.rollouts)
+            metrics = self.updater.run(batch.rollouts)
+        warnings = [batch.warning, verifier_warning(batch.rollouts), metrics.pop("warnings", "")]
+        return metrics | ({"warnings": "; ".join(filter(None, warnings))} if any(warnings) else {})
 
     def publish(self, batch: Batch) -> dict[str, float]:
         """Hand the moved weights to the sampler; returns the metrics of the step besides those of the update."""
         with self.timed("publish"):
             num_bytes = self.sampler.publish(batch.step)
-        threshold = self.config.algorithm.correct_threshold
-        metrics = rollout_metrics(batch.rollouts, batch.scored, threshold=threshold) | {"publish/bytes": num_bytes}
+        metrics = rollout_metrics(batch.rollouts, batch.scored, self.correctness) | {"publish/bytes": num_bytes}
         num_tokens = sum(len(r.completion_ids) for r in batch.rollouts)
         metrics["throughput/tokens_per_s"] = num_tokens / sum(self.times.values())
         return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.times.items()}
@@ -98,7 +102,7 @@ class Trainer:
         rounds = self.config.algorithm.dynamic_sampling_rounds
         groups = self._draw_groups(step, 0, num_prompts)
         for attempt in range(1, rounds + 1):
-            groups = [g for g in groups if len({r.reward for r in g}) > 1]
+            groups = with_contrast(groups)
             if len(groups) == num_prompts:
                 break
             groups += self._draw_groups(step, attempt, num_prompts - len(groups))
@@ -143,10 +147,11 @@ class Trainer:
         algorithm = self.config.algorithm
         if rollout.reward is None:
             return
+        rollout.reward = self.correctness.reward(rollout.reward, is_truncated=rollout.is_truncated)
         if rollout.is_truncated and algorithm.truncated == "mask":
             rollout.loss_mask = [0] * len(rollout.completion_ids)
-        elif rollout.is_truncated:
-            rollout.reward, rollout.reason = 0.0, "truncated"
+        elif rollout.is_truncated and algorithm.truncated == "wrong" and rollout.reason not in POOL_REASONS:
+            rollout.reason = "truncated"
         rollout.penalty = overlong_penalty(
             len(rollout.completion_ids),
             self.config.sampler.max_new_tokens,
@@ -156,8 +161,8 @@ class Trainer:
 
     def assign_advantages(self, rollouts: list[Rollout]) -> None:
         """Rewards of the batch → signed advantages; a missing reward and a masked rollout get 0."""
-        rewards = [float("nan") if r.reward is None else r.reward + r.penalty for r in rollouts]
-        rewards_PG = torch.tensor(rewards).view(-1, self.settings.num_samples)
+        penalties = torch.tensor([r.penalty for r in rollouts], dtype=torch.float64)
+        rewards_PG = (rewards_of(rollouts) + penalties).view(-1, self.settings.num_samples)
         for rollout, advantage in zip(rollouts, self.objective(rewards_PG).flatten().tolist(), strict=True):
             rollout.advantage = advantage if rollout.num_tokens else 0.0
 
@@ -180,3 +185,14 @@ class Trainer:
         if self.policy.device.type == "cuda":
             torch.cuda.synchronize()
         self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start
+
+
+def rewards_of(rollouts: list[Rollout]) -> torch.Tensor:
+    """(R,) float64, NaN where there is none."""
+    return torch.tensor([math.nan if r.reward is None else r.reward for r in rollouts], dtype=torch.float64)
+
+
+def with_contrast(groups: list[list[Rollout]]) -> list[list[Rollout]]:
+    """The groups of which not all verdicts are equal, missing ones aside; all of one size."""
+    rewards_PG = rewards_of([rollout for group in groups for rollout in group]).view(len(groups), -1)
+    return [group for group, is_kept in zip(groups, has_contrast(rewards_PG).tolist(), strict=True) if is_kept]

@@ -15,7 +15,7 @@ from fastrl.importance import choose_importance
 from fastrl.interrupts import Interrupts
 from fastrl.ledger.ledger import open_ledger
 from fastrl.objectives import SIGN_OBJECTIVES
-from fastrl.policy.model import resolve_device
+from fastrl.policy.loading import resolve_device
 from fastrl.policy.optimizer import build_optimizer
 from fastrl.policy.optimizer_bytes import training_bytes
 from fastrl.policy.roles import reference_policy, trained_policy
@@ -165,7 +165,7 @@ class Run:
             policy=self.policy,
             token_budget=config.batch.micro_batch_tokens,
             max_new_tokens=config.sampler.max_new_tokens,
-            correct_threshold=config.algorithm.correct_threshold,
+            correctness=self.trainer.correctness,
         )
 
     def __enter__(self) -> "Run":

@@ -7,12 +7,14 @@ ones take the sampler's or those of a no-gradient pass made before the first upd
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from fastrl.config import AlgorithmConfig, TrainConfig
 from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
+from fastrl.kernels.losses import MAX_LOG_RATIO
 from fastrl.policy.lora import adapters_off
 from fastrl.policy.micro_batch import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.model import Policy
@@ -90,15 +92,13 @@ class Updater:
                 scores = score(self.reference, kept, self.token_budget)
             for rollout, (logprobs, _) in zip(kept, scores, strict=True):
                 rollout.ref_logprobs = logprobs
-        later = [r for m in mini_batches[1:] for r in m if self._is_kept(r)]
-        if self.algorithm.surrogate == "reinforce":
-            later = []
-        if later and (self.old_source == "recompute" or self.importance != "off"):
-            for rollout, (logprobs, _) in zip(later, score(self.policy, later, self.token_budget), strict=True):
-                rollout.old_logprobs = logprobs
-        else:
-            for rollout in later:
-                rollout.old_logprobs = rollout.sampler_logprobs
+        is_asked_for = self.algorithm.surrogate != "reinforce" or self.importance != "off"
+        later = [r for m in mini_batches[1:] for r in m if is_asked_for and self._is_kept(r)]
+        needs_policy = self.importance != "off" or self.old_source == "recompute"
+        scores = score(self.policy, later, self.token_budget) if later and needs_policy else []
+        logprobs = [row for row, _ in scores] or [r.sampler_logprobs for r in later]
+        for rollout, row in zip(later, logprobs, strict=True):
+            rollout.old_logprobs = row
         self._attach_importance(mini_batches, later)
 
     def _attach_importance(self, mini_batches: list[list[Rollout]], later: list[Rollout]) -> None:
@@ -115,18 +115,24 @@ class Updater:
         logprobs = [r.old_logprobs for r in known] + scores
         attach_weights(known + unknown, logprobs, self.importance, self.algorithm.importance_cap)
 
-    def _token_weights(self, mini_batch: list[Rollout], micro_batches: list[list[int]]) -> list[float]:
+    def _token_weights(
+        self, mini_batch: list[Rollout], micro_batches: list[list[int]]
+    ) -> tuple[list[float], list[float]]:
+        """Weight of each rollout's tokens in the terms that act on all that are computed, and in the policy term."""
         micro_batch_B = torch.full((len(mini_batch),), -1)
         for index, members in enumerate(micro_batches):
             micro_batch_B[members] = index
-        shape = UpdateShape(
-            num_tokens_B=torch.tensor([r.num_tokens for r in mini_batch]),
+        num_tokens_B = torch.tensor([r.num_tokens for r in mini_batch])
+        policy = UpdateShape(
+            num_tokens_B=num_tokens_B,
             has_gradient_B=torch.tensor([r.has_gradient for r in mini_batch]),
             micro_batch_B=micro_batch_B,
             max_new_tokens=self.max_new_tokens,
             nominal_size=self.nominal_size,
         )
-        return REDUCTIONS[self.algorithm.reduction](shape).tolist()
+        everything = replace(policy, has_gradient_B=num_tokens_B > 0) if self.policy.loss.has_regulariser else policy
+        reduction = REDUCTIONS[self.algorithm.reduction]
+        return reduction(everything).tolist(), reduction(policy).tolist()
 
     def _update(self, mini_batch: list[Rollout]) -> Counter[str]:
         kept = [i for i, r in enumerate(mini_batch) if self._is_kept(r)]
@@ -136,7 +142,8 @@ class Updater:
         num_ranks = 1 if self.algorithm.reduction == "micro-batch-mean" else ranks.world_size  # that one sees the cut
         parts = self.policy.cut([mini_batch[i] for i in kept], self.token_budget, num_ranks=num_ranks)
         micro_batches = [[kept[i] for i in members] for members in parts]
-        weights = self._token_weights(mini_batch, micro_batches)
+        weights, policy_weights = self._token_weights(mini_batch, micro_batches)
+        shares = [p / w if w else 0.0 for p, w in zip(policy_weights, weights, strict=True)]
         totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
         for indices in micro_batches:
             members = [mini_batch[i] for i in indices]
@@ -146,19 +153,23 @@ class Updater:
         for indices in ranks.share(micro_batches, filler=[]):
             alive()
             members = [mini_batch[i] for i in indices]
-            mine.update(self._backward(members, [weights[i] for i in indices]))
+            mine.update(self._backward(members, [weights[i] for i in indices], [shares[i] for i in indices]))
         totals.update(ranks.sum(mine))
         norm, has_moved = self.optimizer.step()
         totals.update(grad_norm=norm if has_moved else 0.0, num_updates=has_moved, num_nonfinite=not has_moved)
         return totals
 
-    def _backward(self, members: list[Rollout], token_weights: list[float]) -> Counter[str]:
-        """Forward and backward of one micro-batch; without members, of a loss of zero (ranks run equally many)."""
+    def _backward(self, members: list[Rollout], token_weights: list[float], shares: list[float]) -> Counter[str]:
+        """Forward and backward of one micro-batch; without members, of a loss of zero (ranks run equally many).
+
+        shares: the policy term's weight over the token weight. It multiplies the advantage, in which every surrogate is
+        linear.
+        """
         if not members:
             self.policy(self.policy.micro_batch([FILLER])).loss.backward()
             return Counter()
         in_kernel = self.importance == "token" and members[0].importance is None
-        batch = self.policy.micro_batch(members, token_weights, has_importance=in_kernel)
+        batch = self.policy.micro_batch(members, token_weights, shares, has_importance=in_kernel)
         with sparse_embedding(self.policy):
             result = self.policy(batch, grad_weight=head_gradient(self.policy))
         result.loss.backward()
@@ -180,7 +191,7 @@ def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
         ratio = (result.logprobs[is_active] - batch.old_logprobs_N[is_active]).exp()
         totals.update(ratio_sum=ratio.sum().item(), ratio_tokens=ratio.numel())
     if batch.ref_logprobs_N is not None:
-        log_ratio = batch.ref_logprobs_N - result.logprobs
+        log_ratio = (batch.ref_logprobs_N - result.logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         totals.update(k3_sum=(log_ratio.exp() - log_ratio - 1).sum().item(), k3_tokens=log_ratio.numel())
     return totals
 

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastrl.config import WarmupConfig
 from fastrl.config_checks import check_warmup
 from fastrl.config_files import to_toml
-from fastrl.policy.model import Policy, load_model, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.policy.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.progress import Progress

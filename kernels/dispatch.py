@@ -41,6 +41,12 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result
+def has_native() -> bool:
+    """True where the C++ kernels were built; they are not imported to find out."""
+    return importlib.util.find_spec("fastrl._native") is not None
+
+
 def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
     """The back-end for `operation` (token_logprobs | policy_loss | linear_policy_loss) on tensors like these."""
     if _forced is not None:
@@ -48,6 +54,8 @@ def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Ch
     device_type = torch.device(device).type
     if dtype not in FUSED_DTYPES:
         return Choice("reference", f"the fused kernels take fp32, bf16 and fp16, not {dtype}")
+    if device_type == "cpu" and not has_native():
+        return Choice("reference", "fastrl._native, the C++ kernels, is not built here")
     if device_type == "cpu":
         return Choice("native", f"C++ row kernel for {operation} on CPU")
     if device_type == "cuda" and has_triton():

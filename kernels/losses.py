@@ -22,7 +22,10 @@ MAX_LOG_RATIO = 20.0
 
 
 class Surrogate(Protocol):
-    """`surrogate(logprobs, old_logprobs, advantages) -> (loss, clipped)`, all (N,), differentiable in `logprobs`."""
+    """`surrogate(logprobs, old_logprobs, advantages) -> (loss, clipped)`, all (N,), differentiable in `logprobs`.
+
+    loss is linear in the size of the advantage: k·A gives k times the loss for k ≥ 0.
+    """
 
     name: ClassVar[str]
 
@@ -94,7 +97,8 @@ SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Reinforce, P
 class TokenLoss:
     """What one token pays: a surrogate, a k3 KL penalty to a reference policy, and an entropy bonus.
 
-    ℓ = importance·surrogate + kl_coef·(e^d − d − 1) − entropy_coef·H,  d = ref_logp − logp (Schulman's k3 estimator),
+    ℓ = importance·surrogate + kl_coef·(e^d − d − 1) − entropy_coef·H,  d = ref_logp − logp clamped to ±20 as the ratios
+    are (Schulman's k3 estimator),
     importance = min(exp(sg[logp] − sampler_logp), importance_cap) where `importance_cap` is set, else 1.
     """
 

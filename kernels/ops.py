@@ -7,7 +7,7 @@ from . import chunks, library, reference
 from .autograd import ConsumedLogits, IntoGivenBuffer
 from .dispatch import choose, row_kernel
 from .losses import Head, PolicyLoss, TokenLoss
-from .rows import check_coefficients, token_rows
+from .rows import check_coefficients, check_half, token_rows
 
 
 def token_logprobs(
@@ -42,6 +42,8 @@ def policy_loss(
     log-probs (N,) fp32 carry no gradient. L = Σ_i w_i·ℓ_i with ℓ as in `TokenLoss`. A graph break under torch.compile.
     """
     columns = {"old_logprobs": old_logprobs, "sampler_logprobs": sampler_logprobs, "ref_logprobs": ref_logprobs}
+    if torch.is_grad_enabled() and logits.requires_grad:
+        check_half(logits.dtype, token_weights, advantages, logits.shape[1])
     backend = choose("policy_loss", logits.device, logits.dtype).backend
     if backend == "reference":
         return reference.policy_loss(
@@ -78,6 +80,8 @@ def linear_policy_loss(
     finding the rows with a gradient then waits for nothing. grad_weight: fp32 (V,H) buffer that receives the head's
     gradient here, in the forward: the loss must then be differentiated with an upstream gradient of 1.
     """
+    if torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad):
+        check_half(hidden.dtype, token_weights, advantages, head.weight.shape[0])
     backend = choose("linear_policy_loss", hidden.device, hidden.dtype).backend
     columns = {"old_logprobs": old_logprobs, "sampler_logprobs": sampler_logprobs, "ref_logprobs": ref_logprobs}
     if backend == "reference":

@@ -8,7 +8,11 @@ Statistics are in fp32 (fp64 for fp64 input). It materialises the logits: simple
 import torch
 from torch import Tensor
 
-from .losses import Head, PolicyLoss, TokenLoss
+from .losses import MAX_LOG_RATIO, Head, PolicyLoss, TokenLoss
+
+NEGLIGIBLE = 2.0**-64  # a whole vocabulary of such probabilities changes nothing: their gradient is written as 0
+NEGLIGIBLE_NATS = -44.3614195558365  # its logarithm
+SMALLEST = 2.0**-110  # of a gradient
 
 
 def check_rows(targets: Tensor, num_rows: int, vocab: int) -> None:
@@ -37,11 +41,28 @@ def _as_column(temperature: float | Tensor) -> float | Tensor:
     return temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
 
 
+class _NegligibleCut(torch.autograd.Function):
+    """The same (N,V) values. In the backward 0 for what has a negligible probability, the targets aside, and for what
+    is so small that products with it would be denormal."""
+
+    @staticmethod
+    def forward(ctx, scaled_NV: Tensor, targets_N: Tensor) -> Tensor:
+        least_N1 = scaled_NV.amax(dim=-1, keepdim=True) + NEGLIGIBLE_NATS
+        ctx.save_for_backward((scaled_NV < least_N1).scatter(-1, targets_N.unsqueeze(-1), False))
+        return scaled_NV.view_as(scaled_NV)
+
+    @staticmethod
+    def backward(ctx, gradient_NV: Tensor) -> tuple[Tensor, None]:
+        (is_negligible_NV,) = ctx.saved_tensors
+        return gradient_NV.masked_fill(is_negligible_NV | (gradient_NV.abs() < SMALLEST), 0.0), None
+
+
 def logits_statistics(logits_NV: Tensor, targets_N: Tensor, temperature: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
     """(logprobs, entropy), both (N,) fp32 (fp64 for fp64 logits). ValueError where the target's own logit is −inf."""
     check_rows(targets_N, *logits_NV.shape)
     dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    logprobs_NV = torch.log_softmax(logits_NV.to(dtype) / _as_column(temperature), dim=-1)
+    scaled_NV = _NegligibleCut.apply(logits_NV.to(dtype) / _as_column(temperature), targets_N)
+    logprobs_NV = torch.log_softmax(scaled_NV, dim=-1)
     logprobs = logprobs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
     if not logprobs.is_cuda and torch.isneginf(logprobs).any():
         row = int(torch.isneginf(logprobs).nonzero()[0])
@@ -69,7 +90,7 @@ def token_losses(
     if loss.kl_coef:
         if ref_logprobs is None:
             raise ValueError("kl_coef needs ref_logprobs")
-        log_ratio = ref_logprobs - logprobs_N
+        log_ratio = (ref_logprobs - logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         value = value + loss.kl_coef * (log_ratio.exp() - log_ratio - 1)
     if loss.entropy_coef:
         value = value - loss.entropy_coef * entropy_N

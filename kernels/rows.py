@@ -8,6 +8,8 @@ from torch import Tensor
 from .losses import Head, TokenLoss
 from .reference import check_rows
 
+HALF_TINY = 2.0**-24  # the smallest float16 above 0
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -96,6 +98,27 @@ def token_rows(
     if "advantages" in checked and (checked["advantages"] is None or checked["advantages"].shape != (num_rows,)):
         raise ValueError(f"advantages must be of shape ({num_rows},), got {columns['advantages']!r:.80}")
     return TokenRows(targets.contiguous(), as_column("temperature", temperature, num_rows, device), **checked)
+
+
+def check_half(dtype: torch.dtype, token_weights: float | Tensor, advantages: Tensor, vocab: int) -> None:
+    """ValueError for float16 gradients that would vanish: an even share of a row's, |w·A|/V, below float16's 2⁻²⁴.
+
+    Weights of one over the number of tokens do that: scale token_weights by a power of two, and the gradients back.
+    CUDA values are not read; there the assertion is the device's.
+    """
+    if dtype != torch.float16 or not advantages.numel():
+        return
+    sizes_N = (torch.as_tensor(token_weights, device=advantages.device) * advantages).abs()
+    is_lost = ((sizes_N > 0) & (sizes_N < vocab * HALF_TINY)).any()
+    message = (
+        "float16 gradients of these token weights underflow: multiply token_weights by a power of two (and divide the "
+        "gradients by it in float32), or train in bfloat16 or float32"
+    )
+    if is_lost.is_cuda:
+        torch._assert_async(~is_lost, message)
+    elif is_lost:
+        smallest = sizes_N[sizes_N > 0].min().item()
+        raise ValueError(f"{message}; the smallest |weight·advantage| is {smallest:.3g}, at V = {vocab}")
 
 
 def check_coefficients(loss: TokenLoss, rows: TokenRows) -> None:

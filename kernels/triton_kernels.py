@@ -9,10 +9,15 @@ data, so neither compiles anything anew. Formulas: `reference`. Leaves out: seve
 import triton
 import triton.language as tl
 
+from .triton_losses import MAX_LOG_RATIO, surrogate_term
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 LOG2_FLOOR: tl.constexpr = tl.constexpr(-1000.0)  # 2^u is 0 there, and 0·(−inf) never arises
+LOG2_NEGLIGIBLE: tl.constexpr = tl.constexpr(-64.0)  # a vocabulary of such probabilities changes nothing: gradient 0
+NEGLIGIBLE: tl.constexpr = tl.constexpr(2.0**-64)
+SMALLEST: tl.constexpr = tl.constexpr(2.0**-122)  # of a gradient: products with it stay away from denormals
 
 # Pointers to one number per row begin wherever a chunk begins: a kernel specialised on their alignment would be
 # compiled anew for other row counts. Their strides are 0 (one number for all rows) or 1.
@@ -104,16 +109,17 @@ def _token_term(
     log_ratio = 0.0 * logprob
     if HAS_OLD:
         log_ratio = logprob - tl.load(old_ptr + row)
-    loss, slope, clipped = SURROGATE(logprob, log_ratio, advantage, first, second, third)
+    loss, slope, clipped = surrogate_term(logprob, log_ratio, advantage, first, second, third, SURROGATE)
     if HAS_CAP:
         importance = tl.minimum(tl.exp(logprob - tl.load(sampler_ptr + row)), importance_cap)
         loss *= importance
         slope *= importance
     if HAS_KL:
-        log_ref_ratio = tl.load(ref_ptr + row) - logprob
+        raw_ratio = tl.load(ref_ptr + row) - logprob
+        log_ref_ratio = tl.minimum(tl.maximum(raw_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO)
         ref_ratio = tl.exp(log_ref_ratio)
         loss += kl_coef * (ref_ratio - log_ref_ratio - 1)
-        slope += kl_coef * (1 - ref_ratio)
+        slope += tl.where(tl.abs(raw_ratio) > MAX_LOG_RATIO, 0.0, kl_coef * (1 - ref_ratio))
     return loss - entropy_coef * entropy, slope, clipped
 
 
@@ -153,6 +159,9 @@ def _policy_rows_kernel(
         per_log2 = entropy_slope * LN_2 / total
         probability = tl.exp(logprob)
         target_gradient = slope * (1 - probability) + entropy_slope * probability * (logprob + entropy)
+        least = tl.maximum(NEGLIGIBLE * (tl.abs(slope) + tl.abs(entropy_slope)), SMALLEST)
+        is_negligible = tl.abs(target_gradient) < least
+        target_gradient = tl.where(is_negligible, 0.0, target_gradient)
         offs = tl.arange(0, BLOCK_V)
         num_blocks = tl.cdiv(vocab, BLOCK_V)
         for block in range(num_blocks):
@@ -165,6 +174,7 @@ def _policy_rows_kernel(
             gradient = e * constant
             if HAS_ENTROPY:
                 gradient = e * (constant + per_log2 * tl.maximum(u, LOG2_FLOOR))
+            gradient = tl.where((u < LOG2_NEGLIGIBLE) | (tl.abs(gradient) < SMALLEST), 0.0, gradient)
             gradient = tl.where(offs_v == target, target_gradient, gradient)
             if TAIL:
                 gradient *= scale

@@ -1,5 +1,7 @@
-"""The surrogates of `losses` as Triton functions of one token, passed to the row kernel as a constexpr.
+"""The surrogates of `losses` as Triton functions of one token; `surrogate_term` picks one by its name.
 
+The name is what a kernel gets as a constant: constants must be serialisable (a hook may write them as JSON, as vLLM's
+does), which a function is not. A new surrogate is a function, a branch of `surrogate_term` and a number of parameters.
 Each maps (logprob, log_ratio, advantage, first, second, third) to (loss, slope = ∂loss/∂logprob, clipped), all fp32
 scalars; log_ratio is 0 where there are no old log-probs, the three numbers are the surrogate's own parameters.
 """
@@ -40,4 +42,26 @@ def cispo(logprob, log_ratio, advantage, cap, second, third):
     return slope * logprob, slope, (ratio > cap) & (advantage != 0)
 
 
-SURROGATE_FUNCTIONS = {"reinforce": reinforce, "ppo_clip": ppo_clip, "cispo": cispo}
+@triton.jit
+def surrogate_term(logprob, log_ratio, advantage, first, second, third, SURROGATE: tl.constexpr):
+    if SURROGATE == "reinforce":
+        loss, slope, clipped = reinforce(logprob, log_ratio, advantage, first, second, third)
+    elif SURROGATE == "ppo_clip":
+        loss, slope, clipped = ppo_clip(logprob, log_ratio, advantage, first, second, third)
+    else:
+        tl.static_assert(SURROGATE == "cispo")
+        loss, slope, clipped = cispo(logprob, log_ratio, advantage, first, second, third)
+    return loss, slope, clipped
+
+
+NUM_PARAMETERS = {"reinforce": 0, "ppo_clip": 3, "cispo": 1}
+
+
+def parameters_of(surrogate: str, parameters: tuple[float, ...]) -> tuple[float, float, float]:
+    """The three numbers that a kernel takes. ValueError for a surrogate without a twin here, or other parameters."""
+    if surrogate not in NUM_PARAMETERS:
+        raise ValueError(f"the surrogate must be one of {', '.join(NUM_PARAMETERS)}, got {surrogate!r}")
+    if len(parameters) != NUM_PARAMETERS[surrogate]:
+        raise ValueError(f"{surrogate} takes {NUM_PARAMETERS[surrogate]} parameters, got {len(parameters)}")
+    first, second, third = (*parameters, 0.0, 0.0, 0.0)[:3]
+    return first, second, third

@@ -7,7 +7,7 @@ from torch import Tensor
 from .losses import TokenLoss
 from .rows import HeadTail, RowResults, TokenRows
 from .triton_kernels import _policy_rows_kernel, _scale_kernel, _score_rows_kernel
-from .triton_losses import SURROGATE_FUNCTIONS
+from .triton_losses import parameters_of
 
 MAX_BLOCK_V = 8192
 THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
@@ -89,9 +89,9 @@ def policy_rows(
     num_rows, vocab = logits_NV.shape
     _check_logits(logits_NV)
     _check_targets(logits_NV, rows.targets)
+    first, second, third = parameters_of(loss.surrogate.name, loss.surrogate_parameters)
     if num_rows == 0:
         return -1
-    first, second, third = (*loss.surrogate_parameters, 0.0, 0.0, 0.0)[:3]
     absent = out.losses  # a pointer that is never read
     _policy_rows_kernel[(num_rows,)](
         logits_NV,
@@ -116,7 +116,7 @@ def policy_rows(
         kl_coef=float(loss.kl_coef),
         entropy_coef=float(loss.entropy_coef),
         importance_cap=float(loss.importance_cap or 0.0),
-        SURROGATE=SURROGATE_FUNCTIONS[loss.surrogate.name],
+        SURROGATE=loss.surrogate.name,
         HAS_OLD=rows.old_logprobs is not None,
         HAS_CAP=loss.importance_cap is not None,
         HAS_KL=loss.kl_coef != 0,

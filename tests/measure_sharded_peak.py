@@ -15,8 +15,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.model import Policy, pack
+from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of, recompute_blocks
+from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollout
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -52,7 +52,7 @@ LAYERS = [
     {"fastrl.cli"},
 ]
 ALLOWED_HOMES = {
-    "vllm": ("fastrl/sampling/engine.py",),
+    "vllm": ("fastrl/sampling/engine.py", "fastrl/sampling/side_effects.py"),
     "peft": ("fastrl/policy/lora.py",),
     "triton": ("kernels/triton",),
     "flash_attn": ("fastrl/policy/attention.py",),

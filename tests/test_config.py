@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fastrl.config import BatchConfig, EvalConfig, ModelConfig, TrainConfig, WarmupConfig
-from fastrl.config_checks import check_eval, check_ranks, check_train, check_warmup
+from fastrl.config_checks import RANGES, check_eval, check_ranks, check_train, check_warmup, numbers_of
 from fastrl.config_files import from_dict, load_config, to_toml
 
 MODEL = {"model": {"path": "some/model"}}
@@ -50,11 +50,30 @@ def checked(data: dict) -> TrainConfig:
             "'pass_at_k/3' is not in an evaluation of 16",
         ),
         ({"algorithm": {"updates_per_batch": 65}}, "updates_per_batch=65 exceeds"),
+        ({"algorithm": {"entropy_coef": -1.0}}, r"algorithm\.entropy_coef must be at least 0, got -1"),
+        ({"algorithm": {"positive_weight": -1.0}}, r"algorithm\.positive_weight must be at least 0, got -1"),
+        ({"algorithm": {"correct_threshold": float("nan")}}, r"algorithm\.correct_threshold must be finite, got nan"),
+        (
+            {"algorithm": {"objective": "grpo", "overlong_buffer": 65}, "sampler": {"max_new_tokens": 64}},
+            "overlong_buffer=65 exceeds sampler.max_new_tokens=64",
+        ),
     ],
 )
 def test_bad_settings_are_named(data, message):
     with pytest.raises(ValueError, match=message):
         checked(data)
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, WarmupConfig, EvalConfig])
+def test_every_number_has_a_range(cls):
+    """A setting that nobody thought about would be checked by nobody."""
+    assert not [(section, key) for section, key, _ in numbers_of(cls()) if key not in RANGES.get(section, {})]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_outside_of_sections_are_checked_too(value):
+    with pytest.raises(ValueError, match="correct_threshold must be finite"):
+        check_eval(EvalConfig(model=ModelConfig("m"), correct_threshold=value))
 
 
 def test_a_model_is_needed():
@@ -91,6 +110,9 @@ def test_an_evaluation_takes_a_training_config(tmp_path):
     path.write_text("[model]\npath = 'm'\n[algorithm]\ncorrect_threshold = 0.5\n[evaluation]\nnum_samples = 7\n")
     config = load_config(EvalConfig, path)
     assert (config.model.path, config.correct_threshold, config.evaluation.num_samples) == ("m", 0.5, 7)
+    assert config.truncated == "wrong"
+    path.write_text("[model]\npath = 'm'\n[algorithm]\ntruncated = 'mask'\n")
+    assert load_config(EvalConfig, path).truncated == "judged"
 
 
 def test_evaluation_and_warmup_are_checked_too():

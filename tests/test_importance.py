@@ -64,7 +64,9 @@ def gradient_after(model, mode: str, updates: int, surrogate: str = "reinforce",
     return moved
 
 
-@pytest.mark.parametrize(("updates", "surrogate"), [(1, "reinforce"), (2, "ppo_clip"), (1, "ppo_clip")])
+@pytest.mark.parametrize(
+    ("updates", "surrogate"), [(1, "reinforce"), (2, "reinforce"), (2, "ppo_clip"), (1, "ppo_clip")]
+)
 @pytest.mark.parametrize("mode", ["token", "sequence", "masked"])
 def test_weights_multiply_the_advantage(tiny_model, mode, updates, surrogate):
     """Constant shifts per completion: every mode equals plain training with advantages scaled by hand."""

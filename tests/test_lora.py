@@ -27,8 +27,9 @@ from fastrl.config import (
 )
 from fastrl.config_files import to_toml
 from fastrl.policy import roles
+from fastrl.policy.loading import load_model
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.scoring import score

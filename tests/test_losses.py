@@ -4,12 +4,21 @@ One row of two logits (ln p, ln(1 − p)) with p = 1/2 for its target: logp = �
 target's logit is slope·(1 − p) = slope/2 while the entropy term is 0 at its maximum.
 """
 
-from math import log
+from math import exp, log
 
 import pytest
 import torch
 
-from fastrl.kernels import Cispo, PpoClip, Reinforce, TokenLoss, forced_backend, policy_loss
+from fastrl.kernels import (
+    Cispo,
+    Head,
+    PpoClip,
+    Reinforce,
+    TokenLoss,
+    forced_backend,
+    linear_policy_loss,
+    policy_loss,
+)
 
 HALF = log(0.5)
 CLIP = PpoClip(0.2, 0.2)
@@ -74,6 +83,47 @@ def test_a_ratio_beyond_the_clamp_has_no_gradient(backend) -> None:
     result, gradient = evaluate(backend, TokenLoss(CLIP), -1.0, old=HALF - 25)
     assert result.loss.item() == pytest.approx(4.851651954e8, rel=1e-5)  # e^20
     assert gradient.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_k3_is_clamped_as_the_ratios_are(backend, sign) -> None:
+    """Far away the penalty is finite, e^±20 ∓ 20 − 1, and without gradient."""
+    for distance in (25.0, 500.0):
+        result, gradient = evaluate(backend, TokenLoss(kl_coef=1.0), 0.0, ref=HALF + sign * distance)
+        assert result.loss.item() == pytest.approx(exp(sign * 20) - sign * 20 - 1, rel=1e-5)
+        assert gradient.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_an_importance_weight_of_any_size_is_its_cap(backend) -> None:
+    result, _ = evaluate(backend, TokenLoss(importance_cap=2.0), 1.0, sampler=HALF - 1000.0)
+    assert result.loss.item() == pytest.approx(2 * log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("surrogate", [Reinforce(), CLIP, PpoClip(0.2, 0.2, dual=3.0), Cispo(1.1)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_surrogates_are_linear_in_the_size_of_the_advantage(backend, surrogate) -> None:
+    for advantage in (1.0, -1.0):
+        for old in (0.1, 0.4, 0.8):
+            one, gradient = evaluate(backend, TokenLoss(surrogate), advantage, old=log(old))
+            many, larger = evaluate(backend, TokenLoss(surrogate), 16 * advantage, old=log(old))
+            assert many.loss.item() == pytest.approx(16 * one.loss.item(), rel=1e-6)
+            assert larger.tolist() == pytest.approx((16 * gradient).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_float16_gradients_that_would_vanish_are_refused(backend) -> None:
+    hidden, weight = torch.randn(6, 8).half().requires_grad_(), torch.randn(5000, 8).half().requires_grad_()
+    targets, advantages = torch.arange(6), torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, 1.0])
+    with forced_backend(backend):
+        for weights in (1e-6, torch.full((6,), 1e-6)):
+            with pytest.raises(ValueError, match=r"float16 gradients .* \|weight·advantage\| is 1e-06, at V = 5000"):
+                linear_policy_loss(hidden, Head(weight), targets, advantages, weights, TokenLoss())
+        with pytest.raises(ValueError, match="float16 gradients"):
+            policy_loss((hidden @ weight.t()) * 1, targets, advantages, 1e-6, TokenLoss())
+        linear_policy_loss(hidden, Head(weight), targets, advantages, 1e-6 * 2**20, TokenLoss())
+        linear_policy_loss(hidden.detach(), Head(weight.detach()), targets, advantages, 1e-6, TokenLoss())
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

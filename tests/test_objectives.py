@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from fastrl.config import AlgorithmConfig, ObjectiveName
-from fastrl.objectives import OBJECTIVES, overlong_penalty
+from fastrl.objectives import OBJECTIVES, has_contrast, overlong_penalty
 
 NAN = float("nan")
 
 
-def advantages(name: str, rewards: list[list[float]], **settings) -> list[list[float]]:
+def advantages(name: str, rewards: list[list[float]], dtype=torch.float64, **settings) -> list[list[float]]:
     config = replace(AlgorithmConfig(), objective=name, **settings)
-    return OBJECTIVES[name](config)(torch.tensor(rewards, dtype=torch.float32)).tolist()
+    return OBJECTIVES[name](config)(torch.tensor(rewards, dtype=dtype)).tolist()
 
 
 def test_config_and_registry_name_the_same_objectives():
@@ -71,6 +71,35 @@ def test_a_missing_reward_gets_no_advantage_and_enters_no_baseline(name):
 @pytest.mark.parametrize("name", ["rloo", "grpo", "dr-grpo"])
 def test_a_lone_reward_has_no_baseline_to_beat(name):
     assert advantages(name, [[1, NAN], [NAN, NAN]]) == [[0, 0], [0, 0]]
+
+
+EQUAL = [0.1, 1 / 3, -0.7, 1e-12, 3.3e7, 0.1 + 0.2]
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 8, 16, 1000])
+@pytest.mark.parametrize("name", ["rloo", "grpo", "dr-grpo"])
+def test_equal_rewards_carry_no_signal_whatever_the_number(name, size):
+    for reward in EQUAL:
+        assert advantages(name, [[reward] * size]) == [[0.0] * size]
+        assert advantages(name, [[reward] * size + [NAN]]) == [[0.0] * (size + 1)]
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo", "dr-grpo"])
+def test_rewards_that_differ_by_rounding_alone_are_equal(name):
+    assert advantages(name, [[0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]]) == [[0.0] * 4]
+    assert all(a != 0 for a in advantages(name, [[0.3, 0.300001]])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["rloo", "grpo", "dr-grpo"])
+def test_a_reward_that_is_the_mean_has_advantage_zero(name, dtype):
+    low, middle, high = advantages(name, [[0.1, 0.2, 0.3]], dtype)[0]
+    assert low < 0 < high and middle == 0.0
+
+
+def test_contrast_is_asked_of_the_rewards_that_there_are():
+    rewards = torch.tensor([[1.0, NAN], [NAN, NAN], [1.0, 0.0], [0.1, 0.1]], dtype=torch.float64)
+    assert has_contrast(rewards).tolist() == [False, False, True, False]
 
 
 def test_overlong_penalty_is_linear_over_the_buffer():

@@ -103,3 +103,24 @@ def test_learning_rate_is_a_function_of_the_step(schedule, expected):
         optimizer.start_step(number)
         rates.append(optimizer.lr / 2)
     assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_moments_hold_no_denormals_and_weights_cannot_tell():
+    """Rows seen once, and gradients of 1e-20, as improbable tokens of a head get them, for a thousand steps."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 8, generator=generator)
+    gradients = torch.cat([torch.full((2, 8), 1e-3), torch.full((1, 8), 1e-20), torch.full((1, 8), 1e-30)])
+    module = nn.ParameterDict({"weight": nn.Parameter(start.clone())})
+    optimizer = MasterOptimizer(module, OptimizerConfig(lr=1e-3, max_grad_norm=0.0), 10)
+    plain = nn.Parameter(start.clone())
+    adamw = torch.optim.AdamW([plain], lr=1e-3, weight_decay=0.0, fused=True)
+    for step in range(1, 1200):
+        for weight in (module["weight"], plain):
+            weight.grad = gradients.clone() if step == 1 else torch.cat([torch.zeros(2, 8), gradients[2:]])
+        optimizer.step()
+        adamw.step()
+    state = optimizer.adamw.state[module["weight"]]
+    for moment in (state["exp_avg"], state["exp_avg_sq"]):
+        assert not ((moment != 0) & (moment.abs() < torch.finfo(torch.float32).tiny)).any()
+    assert ((adamw.state[plain]["exp_avg"] != 0) & (adamw.state[plain]["exp_avg"].abs() < 1e-38)).any()
+    assert module["weight"].equal(plain)

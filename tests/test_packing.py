@@ -1,9 +1,11 @@
 """A pack is worth its sequences: nothing leaks, bit for bit, and one sequence at a time gives the same."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 from rollout_cases import group_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -26,11 +28,13 @@ from transformers import (
 )
 
 from fastrl.kernels import TokenLoss
-from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, use_packed_attention
+from fastrl.policy import attention, soundness
+from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, takes_groups, use_packed_attention
 from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE
 from fastrl.policy.micro_batch import build_micro_batch
-from fastrl.policy.model import Policy, pack
+from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
+from fastrl.policy.soundness import pack, packing_problem
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
@@ -290,6 +294,74 @@ def test_a_model_that_forgets_the_lengths_is_padded_and_named():
     choice = pack(model, choose_attention("auto", CPU, torch.float32, model.config))
     assert not choice.is_packed and not is_packed(model) and model.config._attn_implementation == "sdpa"
     assert "ForgetfulForCausalLM has other hidden states in a pack than alone" in choice.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("boundary", range(8))
+def test_a_pack_that_leaks_at_one_boundary_is_refused(monkeypatch, dtype, boundary):
+    """The first token behind one boundary sees the last one before it: a single row of the comparison is off."""
+    model = random_model(FAMILIES["llama"], dtype)
+    sound = attention._FORWARDS["sdpa"]
+
+    def leaking(module, query, key, value, mask, *, layout=None, **kwargs):
+        out, _ = sound(module, query, key, value, mask, layout=layout, **kwargs)
+        if layout is not None:
+            start = int(layout.query_starts[boundary + 1])
+            out = out.clone()
+            out[:, start] = (out[:, start] + out[:, start - 1]) / 2
+        return out, None
+
+    monkeypatch.setitem(attention._FORWARDS, "sdpa", leaking)
+    choice = pack(model, choose_attention("sdpa", CPU, dtype, model.config))
+    assert not choice.is_packed and "has other hidden states in a pack than alone" in choice.reason
+    use_packed_attention(model, "sdpa")  # registers the sound one again
+    monkeypatch.undo()
+    assert pack(model, choose_attention("sdpa", CPU, dtype, model.config)).is_packed
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_sound_packs_are_far_from_the_tolerance(monkeypatch, name, dtype):
+    """Half of what is allowed would do: the check refuses no family by chance."""
+    monkeypatch.setitem(soundness.PACK_TOLERANCE, dtype, soundness.PACK_TOLERANCE[dtype] / 2)
+    assert packing_problem(packed_model(name, dtype)) == ""
+
+
+def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    """torch 2.11's signature, by a loop over segments; refuses grouped queries, as the kernel does."""
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    rows = []
+    for (q0, q1), (k0, k1) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
+        q, k, v = (t[a:b].transpose(0, 1) for t, a, b in ((query, q0, q1), (key, k0, k1), (value, k0, k1)))
+        places = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0)
+        keys = torch.arange(k1 - k0)[None]
+        mask = (keys <= places) & ((window_size[0] < 0) | (keys >= places - window_size[0]))
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
+        rows.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+def grouped_varlen(*tensors, enable_gqa=False, **options):
+    """torch 2.12's: shares keys and values between the query heads of a group where it is told to."""
+    query, key, value, *rest = tensors
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    return plain_varlen(query, key, value, *rest, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral window", "gpt2"])
+@pytest.mark.parametrize("version", [plain_varlen, grouped_varlen])
+def test_grouped_queries_are_packed_by_either_varlen(monkeypatch, name, version):
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", version)
+    rollouts = mixed_pack()
+    ours, plain = packed_model(name), packed_model(name)
+    assert use_packed_attention(ours, "varlen")
+    assert takes_groups(version) == (version is grouped_varlen)
+    assert (hidden(ours, rollouts) - hidden(plain, rollouts)).abs().max() < 1e-5 * hidden(plain, rollouts).abs().max()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    choice = choose_attention("auto", torch.device("cuda"), torch.bfloat16, FAMILIES["llama"])
+    if choice.path == "varlen":  # no flash-attn here
+        assert choice.is_packed and ("repeated" in choice.reason) == (version is plain_varlen)
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,27 @@ import plan_table
 import pytest
 import torch
 from test_footprint import SHAPE
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from fastrl.cli import main
-from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.plan import GIB, make_plan, plan_text
-from fastrl.policy.model import Policy, load_architecture
+from fastrl.config import (
+    AlgorithmConfig,
+    BatchConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from fastrl.plan import ALLOCATOR_SHARE, GIB, filled_tokens, make_plan, plan_text
+from fastrl.policy.loading import load_architecture
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer_bytes import training_bytes
-from fastrl.sampling.kv_budget import kv_cache_bytes
+from fastrl.sampling.kv_budget import CUDA_RESERVE_BYTES, kv_cache_bytes
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
 NUM_BLOCKS = 3
-BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
+BATCH = BatchConfig(prompts_per_step=400, rollouts_per_prompt=4, micro_batch_tokens=512)
 
 
 @pytest.fixture
@@ -59,6 +68,37 @@ def test_the_largest_budget_fits_and_a_larger_one_does_not(config):
     assert peak(int(0.97 * best)) <= memory * GIB < peak(int(1.03 * best))
 
 
+def test_a_micro_batch_is_no_fuller_than_an_update(config):
+    """4 prompts × 4 rollouts in 2 updates are 8 sequences of 27 tokens, whatever the budget."""
+    small = replace(config, batch=BatchConfig(4, 4, 16384), algorithm=AlgorithmConfig(updates_per_batch=2))
+    assert filled_tokens(small, 27) == 8 * 27 and filled_tokens(config, 27) == 512
+    exact = replace(small, batch=BatchConfig(4, 4, 8 * 27))
+    plans = [make_plan(c, device_type="cpu", memory_gib=1.0, prompt_tokens=11) for c in (small, exact)]
+    assert plans[0].training == plans[1].training and plans[0].peak == plans[1].peak
+    alone = replace(small, evaluation=EvaluationConfig(at_end=False))  # a step draws 16 sequences, an evaluation more
+    plan = make_plan(alone, device_type="cpu", memory_gib=1.0, prompt_tokens=11)
+    assert plan.kv_cache * 512 == plans[0].kv_cache * 16 and plan.sampler_logits * 512 == plans[0].sampler_logits * 16
+
+
+def test_plan_takes_the_overrides_of_train(config, capsys):
+    overrides = ["--model.path", config.model.path, "--evaluation.at-end", "False", "--optimizer.offload", "False"]
+    assert main(["plan", *overrides, "--batch.micro-batch-tokens", "512", "--sampler.max-new-tokens", "16"]) == 0
+    assert "peak:" in capsys.readouterr().out
+
+
+def test_the_prediction_for_what_an_h100_measured(tmp_path):
+    """Qwen3-0.6B, 16 × 1024 tokens a micro-batch: 43.8 GiB allocated at most (bench/results/h100.md)."""
+    Qwen3Config(
+        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(tmp_path)  # fmt: skip
+    sampler = SamplerConfig(kind="embedded", max_new_tokens=768)
+    config = TrainConfig(ModelConfig(str(tmp_path)), sampler=sampler, batch=BatchConfig(8, 8, 16384))
+    plan = make_plan(config, device_type="cuda", memory_gib=79, prompt_tokens=256)
+    tensors = plan.training.static + plan.training.computing
+    assert tensors + plan.reserve - CUDA_RESERVE_BYTES == pytest.approx(43.8 * GIB, rel=0.02)
+
+
 def test_recomputing_lowers_activations_and_raises_the_budget(config):
     plain = make_plan(config, device_type="cpu", memory_gib=0.25, prompt_tokens=11)
     model = replace(config.model, gradient_checkpointing=True)
@@ -70,7 +110,9 @@ def test_recomputing_lowers_activations_and_raises_the_budget(config):
 def test_a_gpu_can_be_planned_without_one(config):
     plan = make_plan(config, device_type="cuda", memory_gib=80, prompt_tokens=11)
     assert plan.training.masters == 2 * plan.training.weights  # bfloat16 weights, float32 masters
-    assert plan.checkpoint == 7 * plan.training.weights and plan.resident == plan.kv_cache * plan.keeps_kv_cache
+    assert plan.checkpoint == 7 * plan.training.weights
+    assert plan.resident == plan.kv_cache * plan.keeps_kv_cache + plan.reserve
+    assert plan.reserve == CUDA_RESERVE_BYTES + int(ALLOCATOR_SHARE * plan.training.computing)
     assert "packed" in plan.paths["attention"] and plan.paths["device"] == "cuda, weights in bfloat16"
     tight = make_plan(config, device_type="cuda", memory_gib=0.0001, prompt_tokens=11)
     assert tight.fitting_tokens == 0 and tight.peak > tight.memory
@@ -187,9 +229,10 @@ def test_offload_needs_the_gpu_for_blocks_only(larger):
     ours = make_plan(replace(reference, optimizer=OptimizerConfig(offload=True)), **machine)
     t, count = ours.training, plain.training.weights // 2
     assert (t.weights, t.gradients, t.masters, t.optimizer) == (4 * count, 4 * count, 0, 8 * count)
-    assert ours.reference == 4 * count and ours.resident == ours.static == 0
+    assert ours.reference == 4 * count and ours.static == 0 and ours.resident == ours.reserve
     assert t.gathered > 0 and ours.unsharded == 2 * count
-    assert ours.peak == max(t.computing, t.update, ours.unsharded + ours.kv_cache + ours.sampler_logits) < plain.peak
+    sampling = ours.unsharded + ours.kv_cache + ours.sampler_logits
+    assert ours.peak - ours.reserve == max(t.computing, t.update, sampling) < plain.peak - plain.reserve
     assert plan_text(ours).count("of CPU memory, not counted below") == 5
     with pytest.raises(ValueError, match=r"optimizer\.offload = true: .* not 'adamw-8bit'"):
         make_plan(replace(larger, optimizer=OptimizerConfig(kind="adamw-8bit", offload=True)), **machine)
@@ -206,12 +249,13 @@ def test_the_kv_cache_is_cut_as_the_run_cuts_it(larger, weights, monkeypatch):
     """Beside what training keeps and the copy that vLLM serves, if any."""
     sampler = replace(larger.sampler, kind="vllm", weights=weights, batch_size=4096)
     config = replace(larger, sampler=sampler)
-    plan = make_plan(config, device_type="cuda", memory_gib=1.0, prompt_tokens=64)
+    plan = make_plan(config, device_type="cuda", memory_gib=3.0, prompt_tokens=64)
     whole = plan.training.weights
-    assert plan.kv_cache == (GIB - plan.training.static - (whole if weights == "copy" else 0)) // 2
+    spare = 3 * GIB - plan.training.static - (whole if weights == "copy" else 0)
+    assert plan.kv_cache == (spare - CUDA_RESERVE_BYTES) // 2
     policy = Policy(AutoModelForCausalLM.from_config(load_architecture(config.model), dtype=torch.bfloat16))
     policy.device = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB - whole, GIB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GIB - whole, 3 * GIB))
     assert plan.kv_cache == kv_cache_bytes(policy, sampler, 256, training_bytes(policy, config.optimizer))
 
 

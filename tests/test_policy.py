@@ -15,9 +15,11 @@ from transformers import (
 
 from fastrl.config import ModelConfig
 from fastrl.kernels import TokenLoss
-from fastrl.policy.model import Policy, check_head, load_model, load_tokenizer
+from fastrl.policy.loading import load_model, load_tokenizer
+from fastrl.policy.model import Policy
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.scoring import score
+from fastrl.policy.soundness import check_head
 from fastrl.rollouts import Rollout
 
 SMALL = {

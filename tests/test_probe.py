@@ -16,27 +16,40 @@ def rollouts(*gaps: float) -> list[Rollout]:
     return [rollout]
 
 
-def test_noise_is_mean_and_maximum_of_absolute_differences():
-    assert measure(rollouts(0.5, -1.0, 0.0)) == Noise(0.5, 1.0)
-    assert measure([]) == Noise(0.0, 0.0)
+def test_noise_is_mean_quantile_and_maximum_of_absolute_differences():
+    assert measure(rollouts(0.5, -1.0, 0.0)) == Noise(0.5, 1.0, 1.0)
+    spread = measure(rollouts(*[i / 1000 for i in range(1001)], 9.0))
+    assert spread.high == pytest.approx(0.991, abs=1e-6) and spread.max == pytest.approx(9.0)
+    assert measure([]) == measure(rollouts()) == Noise(0.0, 0.0, 0.0)
     assert math.isnan(measure(rollouts(0.5, math.nan)).mean)
 
 
 def test_later_steps_are_held_against_the_first_one():
     probe = LogprobProbe(torch.bfloat16)
-    assert probe.check(rollouts(0.02, 0.0)).mean == pytest.approx(0.01)
-    assert probe.limit.mean == pytest.approx(0.05) and probe.limit.max == 1.0
-    probe.check(rollouts(0.09, 0.0))
+    assert probe.check(rollouts(0.02, 0.0)) == "" and probe.calibration.mean == pytest.approx(0.01)
+    assert probe.limit.mean == pytest.approx(0.05) and probe.limit.high == pytest.approx(0.2) and probe.limit.max == 1.0
+    assert probe.check(rollouts(0.09, 0.0)) == ""
     with pytest.raises(StaleWeightsError, match=r"by 0.06 nats on average .* mismatch/"):
         probe.check(rollouts(0.12, 0.0))
-    with pytest.raises(StaleWeightsError, match=r"and 1\.5 at most"):
-        probe.check(rollouts(1.5, *[0.0] * 60))
+    with pytest.raises(StaleWeightsError, match=r"0\.3 or more in one of 100 tokens"):
+        probe.check(rollouts(*[0.3] * 3, *[0.0] * 60))
     with pytest.raises(StaleWeightsError, match="nan"):
         probe.check(rollouts(math.nan))
     resumed = LogprobProbe(torch.bfloat16, probe.state())
     assert resumed.limit == probe.limit
     with pytest.raises(StaleWeightsError):
         resumed.check(rollouts(0.12, 0.0))
+
+
+def test_one_odd_token_among_many_is_said_and_stops_nothing():
+    probe = LogprobProbe(torch.bfloat16)
+    probe.check(rollouts(*[0.007] * 1000))
+    assert "differs by 3.5 nats" in probe.check(rollouts(3.5, *[0.007] * 1000))
+    assert probe.check(rollouts(0.9, *[0.007] * 1000)) == ""
+
+
+def test_a_state_without_a_quantile_is_read():
+    assert LogprobProbe(torch.bfloat16, {"mean": 0.01, "max": 0.05}).limit.high == pytest.approx(0.5)
 
 
 def test_rounding_below_the_floor_never_stops_a_run():

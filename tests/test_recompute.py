@@ -10,8 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fastrl.config import ModelConfig
 from fastrl.policy.attention import use_packed_attention
+from fastrl.policy.loading import load_model
 from fastrl.policy.micro_batch import build_micro_batch
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.rollouts import Rollout
 

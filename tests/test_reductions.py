@@ -1,5 +1,6 @@
 """Token weights against numbers worked out by hand: lengths 2, 6, 4, of which the second is dropped."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -41,6 +42,20 @@ def test_micro_batch_mean_joins_the_tokens_of_one_micro_batch():
     shape = UpdateShape(SHAPE.num_tokens_B, SHAPE.has_gradient_B, torch.tensor([0, -1, 0]), 10, 4)
     weights = REDUCTIONS["micro-batch-mean"](shape).tolist()
     assert [weights[0], weights[2]] == pytest.approx([2 / 4 / 6, 2 / 4 / 6])
+
+
+def test_micro_batch_mean_counts_what_the_term_acts_on():
+    """The second rollout is computed for a regulariser's sake: the policy term's weights are as if it were not."""
+    computed = replace(SHAPE, micro_batch_B=torch.tensor([0, 0, 0]))
+    policy = REDUCTIONS["micro-batch-mean"](computed).tolist()
+    assert policy == pytest.approx([2 / 4 / 6, 0.0, 2 / 4 / 6])
+    everything = replace(computed, has_gradient_B=torch.ones(3, dtype=torch.bool))
+    assert REDUCTIONS["micro-batch-mean"](everything).tolist() == pytest.approx([3 / 4 / 12] * 3)
+
+
+def test_a_term_that_acts_on_nothing_has_finite_weights():
+    nothing = replace(SHAPE, has_gradient_B=torch.zeros(3, dtype=torch.bool))
+    assert all(REDUCTIONS[name](nothing).isfinite().all() for name in REDUCTIONS)
 
 
 def test_masked_rollouts_are_no_sequences():

@@ -68,7 +68,7 @@ def test_a_missing_file_is_an_error():
             '{"problem": "p", "answer": "1"}\n{"problem": "p"}\n',
             r"bad\.jsonl:2: no field 'answer'; the row has \['problem'\]",
         ),
-        ('{"answer": "1"}\n', r"bad\.jsonl:1: no field 'problem' or 'question'; the row has \['answer'\]"),
+        ('{"answer": "1"}\n', r"bad\.jsonl:1: no field 'problem' or 'question' or 'prompt'; the row has \['answer'\]"),
         ('{"problem": "p", "answer": ["1"]}\n', r"bad\.jsonl:1: field 'answer' must be text, found \['1'\]"),
         ('{"problem": "p", "answer": true}\n', r"bad\.jsonl:1: field 'answer' must be text, found True"),
         ('{"problem": "p", "answer": "1"}\nnot json\n', r"bad\.jsonl:2: not a JSON object"),
@@ -198,7 +198,7 @@ def test_a_users_reward_gets_every_field_but_the_prompt(own_rewards):
     (problem,) = task.train
     assert problem.prompt == "Write 5 letters"
     assert problem.row == {"target": 5, "topic": "letters"}
-    assert task.reward == CustomReward("own_rewards:length")
+    assert task.reward == CustomReward("own_rewards:length", str(Path.cwd()))
     assert "own_rewards" not in sys.modules  # imported in workers only
     check_reward(task, config)
 

@@ -21,8 +21,12 @@ from fastrl.divergence import DivergedError
 from fastrl.prompts import PromptStream
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
+from fastrl.rollouts import Rollout
+from fastrl.step_metrics import rollout_metrics
 from fastrl.tasks import Problem
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import VerifierError
+from fastrl.trainer import with_contrast
 from fastrl.training import train
 
 REWARDS = """
@@ -31,6 +35,8 @@ def length(prompt, completion, **row):
     return len(completion) / 4
 def even(prompt, completion, **row):
     return float(len(completion) % 2 == 0)
+def signed(prompt, completion, **row):
+    return 1.0 if len(completion) % 2 == 0 else -1.0
 def rare(prompt, completion, **row):
     return float("7" in completion and "(" in completion)
 def constant(prompt, completion, **row):
@@ -83,6 +89,32 @@ def test_truncated_completions_are_wrong_or_masked(run, tmp_path):
     cut = [r for r in rollouts if r["finish_reason"] == "length"]
     assert cut and all(r["reward"] > 0 and r["advantage"] == 0 for r in cut)
     assert rows[0]["update/num_kept"] == len(rollouts) - len(cut)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "reinforce"])
+def test_with_rewards_below_zero_truncation_does_not_pay(run, objective):
+    rows, rollouts, _ = run("signed", objective=objective, correct_threshold=0.0)
+    cut = [r for r in rollouts if r["finish_reason"] == "length"]
+    verdicts = [1.0 if len(r["completion"]) % 2 == 0 else -1.0 for r in cut]
+    assert cut and all(r["reward"] <= min(v, 0.0) for r, v in zip(cut, verdicts, strict=True))
+    correct = [r for r in rollouts if r["finish_reason"] == "stop" and len(r["completion"]) % 2 == 0]
+    assert rows[0]["reward/correct_share"] == len(correct) / len(rollouts)
+    if objective == "reinforce":
+        assert all(r["advantage"] == (1 if r in correct else -1) for r in rollouts)
+
+
+def test_a_missing_reward_makes_no_contrast_and_enters_no_share():
+    def group(index: int, *rewards: float | None) -> list[Rollout]:
+        rollouts = [Rollout([1], [2, 3], [0.0, 0.0], "stop", index) for _ in rewards]
+        for rollout, reward in zip(rollouts, rewards, strict=True):
+            rollout.reward = reward
+        return rollouts
+
+    groups = [group(0, 0.1, None), group(1, 0.1, 0.2), group(2, None, None), group(3, 0.3, 0.1 + 0.2)]
+    assert with_contrast(groups) == [groups[1]]
+    metrics = rollout_metrics([r for g in groups for r in g], [], Correctness(0.2))
+    assert metrics["groups/equal_share"] == pytest.approx(2 / 3)  # of three groups that have rewards
+    assert metrics["reward/correct_share"] == pytest.approx(3 / 5) and metrics["rollouts/num_unverified"] == 3
 
 
 def test_overlong_completions_lose_reward(run):

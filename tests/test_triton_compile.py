@@ -4,6 +4,7 @@ No GPU is needed; the numbers are read from the cubin with the cuobjdump inside 
 """
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -20,7 +21,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from fastrl.kernels import triton_kernels as kernels  # noqa: E402
-from fastrl.kernels.triton_losses import SURROGATE_FUNCTIONS  # noqa: E402
+from fastrl.kernels.triton_losses import NUM_PARAMETERS  # noqa: E402
 from fastrl.kernels.triton_rows import launch_shape  # noqa: E402
 
 ARCHITECTURES = [80, 90, 100]
@@ -86,7 +87,7 @@ def assert_fits(compiled, architecture: int, num_warps: int, folder: Path, recor
 
 def policy_constants(surrogate: str, *, full: bool, tail: int, block: int) -> dict:
     return {
-        "SURROGATE": SURROGATE_FUNCTIONS[surrogate],
+        "SURROGATE": surrogate,
         "HAS_OLD": full or surrogate != "reinforce",
         "HAS_CAP": full,
         "HAS_KL": full,
@@ -101,7 +102,7 @@ def policy_constants(surrogate: str, *, full: bool, tail: int, block: int) -> di
 VARIANTS = {
     **{
         f"{name}-{'full' if full else 'plain'}": (name, full, 0)
-        for name, full in itertools.product(SURROGATE_FUNCTIONS, (False, True))
+        for name, full in itertools.product(NUM_PARAMETERS, (False, True))
     },
     "ppo_clip-full-bias": ("ppo_clip", True, 1),
     "ppo_clip-full-softcap": ("ppo_clip", True, 2),
@@ -156,6 +157,26 @@ def test_row_offsets_are_64_bit() -> None:
     assert wide, text[:3000]
     assert re.search(rf"arith.muli {wide[1]}\w*, .* : i64", text), text[:3000]
     assert not re.search(rf"arith.muli {row}\b.* : i32", text), text[:3000]
+
+
+@pytest.mark.parametrize("surrogate", NUM_PARAMETERS)
+def test_every_constant_can_be_serialised(surrogate) -> None:
+    """A process with a vLLM engine on CUDA has a hook that writes each kernel's specialisation as JSON."""
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import serialize_specialization_data
+
+    target = GPUTarget("cuda", 90, 32)
+    for kernel, constants in (
+        (kernels._policy_rows_kernel, policy_constants(surrogate, full=True, tail=2, block=1024)),
+        (kernels._score_rows_kernel, {"TAIL": 2, "HAS_BIAS": True, "BLOCK_V": 1024}),
+        (kernels._scale_kernel, {"BLOCK": 4096}),
+    ):
+        constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        for value in constexprs.values():
+            assert json.loads(json.dumps(value)) == value  # older versions of Triton serialise nothing else
+        options = make_backend(target).parse_options({"num_warps": 4})
+        written = serialize_specialization_data("kernel", {}, constexprs, {}, options, "key", target)
+        assert json.loads(written)["constant_vals"] == list(constexprs.values())
 
 
 def test_nothing_compiles_anew_per_length_or_temperature() -> None:

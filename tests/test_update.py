@@ -10,6 +10,7 @@ from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, Sampler
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.scoring import score
+from fastrl.reductions import REDUCTIONS
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
@@ -25,6 +26,14 @@ def rollouts_of(model, advantages: list[float]) -> list[Rollout]:
     for rollout, advantage in zip(rollouts, advantages, strict=True):
         rollout.advantage = advantage
     return rollouts
+
+
+class Recorded(MasterOptimizer):
+    """Keeps the gradient of the last update."""
+
+    def _update(self) -> None:
+        self.gradient = torch.cat([m.grad.flatten() for m in self.masters.values() if m.grad is not None])
+        super()._update()
 
 
 def config_of(micro_batch_tokens=10_000, lr=1e-2, **algorithm) -> TrainConfig:
@@ -104,6 +113,47 @@ def test_computing_rollouts_without_advantage_changes_no_weight(tiny_model, redu
     computed = run(tiny_model, config_of(reduction=reduction, lr=1e-3, entropy_coef=1e-30), SIGNS)[1]
     assert (dropped["update/num_kept"], computed["update/num_kept"]) == (sum(a != 0 for a in SIGNS), len(SIGNS))
     assert dropped["grad_norm"] == pytest.approx(computed["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("cut", ["before-dropping", "after-dropping"])
+@pytest.mark.parametrize("reduction", sorted(REDUCTIONS))
+def test_every_term_is_averaged_over_the_tokens_that_it_acts_on(tiny_model, reduction, cut):
+    """One rollout of twelve has an advantage: the gradient of all terms is the sum of each term's own."""
+    reference = Policy(copy.deepcopy(tiny_model))
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(0.9)
+    penalties = {"entropy_coef": 0.3, "kl_coef": 0.2}
+    one = [0.0] * 11 + [-1.0]
+
+    def gradient(advantages: list[float], **settings) -> torch.Tensor:
+        config = config_of(reduction=reduction, minibatch_cut=cut, **settings)
+        policy = Policy(copy.deepcopy(tiny_model), token_loss(config.algorithm))
+        optimizer = Recorded(policy, config.optimizer, 10)
+        given = reference if settings.get("kl_coef") else None
+        Updater(policy, optimizer, config, reference=given).run(rollouts_of(tiny_model, advantages))
+        return optimizer.gradient
+
+    policy_term = gradient(one)
+    if cut == "after-dropping":  # by advantage alone: regularisers act on what is left
+        terms = [gradient([0.0] * 11 + [-1e-12], **{name: value}) for name, value in penalties.items()]
+    else:
+        terms = [gradient([0.0] * 12, **{name: value}) for name, value in penalties.items()]
+    assert min(term.norm() for term in (policy_term, *terms)) > 1e-4
+    total = gradient(one, **penalties)
+    assert (total - policy_term - sum(terms)).norm() < 1e-5 * total.norm()
+
+
+def test_ranks_fill_with_every_column_that_a_micro_batch_can_have(tiny_model):
+    """A rank without a micro-batch runs a filler: with a KL penalty, old log-probs and importance weights, too."""
+    for settings in ({}, {"kl_coef": 0.1}, {"entropy_coef": 0.1}, {"kl_coef": 0.1, "surrogate": "reinforce"}):
+        config = config_of(**settings)
+        policy = Policy(copy.deepcopy(tiny_model), token_loss(config.algorithm))
+        updater = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config)
+        for importance in ("off", "token", "sequence"):
+            updater.importance = importance
+            assert updater._backward([], [], []) == {}
+            assert all(not p.grad.any() for p in policy.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 1e-4])

@@ -1,6 +1,5 @@
 """A broken reward is no hostile completion: it is named, it stops the run, and nothing that it started outlives it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,11 @@ class Mute(BaseException):
 
 class TimeoutException(Exception): pass
 
+class Unpicklable(Exception):
+    def __init__(self):
+        super().__init__("has", "parts")
+        self.lock = lock
+
 def slow(prompt, completion, **row): time.sleep(5)
 def segfault(prompt, completion, **row): return ctypes.string_at(0)
 def exits(prompt, completion, **row): os._exit(0)
@@ -46,9 +50,9 @@ def leaks_in_silence(prompt, completion, **row):
     except MemoryError:
         return 0.0
 
-def gets_stuck(prompt, completion, **row):  # a worker's third call and every later one hangs
+def gets_stuck(prompt, completion, **row):  # a worker's fifth call and every later one hangs
     held.append(1)
-    if len(held) > 2: time.sleep(60)
+    if len(held) > 4: time.sleep(60)
     return 1.0
 
 def slow_at_times(prompt, completion, **row):
@@ -81,6 +85,7 @@ def raises(prompt, completion, **row):
         "generator": GeneratorExit(), "local": Local(1, 2), "mute": Mute(), "timeout": TimeoutException("too slow"),
         "base": BaseException("base"), "lambda": ValueError(lambda: 1), "group": BaseExceptionGroup("g", [Mute()]),
         "surrogate": ValueError("half \\ud83d"), "timeout error": TimeoutError(),
+        "lock": Unpicklable(), "system": OSError(),
     }[completion]
 
 class Item:
@@ -115,7 +120,7 @@ def items(*completions):
     ("function", "message"),
     [
         ("slow", r"limits on \d+ of 64 .*timeout; task.timeout_s = 0.3, .*raise task.timeout_s"),
-        ("deadlock", r"limits on \d+ of 64 .*timeout"),
+        pytest.param("deadlock", r"limits on \d+ of 64 .*timeout", marks=pytest.mark.slow),
         ("segfault", r"limits on \d+ of 64 .*crashed"),
         ("allocates", r"limits on \d+ of 64 .*memory; .*raise task.memory_mb"),
         ("recursion", r"limits on \d+ of 64 .*recursion"),
@@ -130,7 +135,7 @@ def test_a_reward_that_breaks_on_every_completion_is_an_error(rewards, function,
 
 
 def test_small_batches_do_not_hide_a_broken_reward(rewards):
-    with rewards("slow", timeout_s=0.2) as pool, pytest.raises(VerifierError, match="3 of 4"):
+    with rewards("slow", timeout_s=0.2) as pool, pytest.raises(VerifierError, match="4 of 4"):
         pool.score(items(*["text"] * 4))
     with rewards("slow_at_times", timeout_s=0.2) as pool, pytest.raises(VerifierError, match="timeout"):
         for _ in range(20):
@@ -198,13 +203,12 @@ pool.score([("", "hang", {})] * 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="daemons are found by Linux's child subreaper")
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_the_main_process(rewards, tmp_path, by):
+def test_nothing_outlives_a_killed_main_process(rewards, tmp_path):
     main = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert main.stdout.readline() == "scored\n"
     time.sleep(0.5)
-    os.kill(main.pid, by)
-    assert main.wait(timeout=10) == -by
+    main.kill()
+    assert main.wait(timeout=10) == -signal.SIGKILL
     start = time.monotonic()
     assert main.stdout.read() == ""  # its end: nobody else holds the pipe
     assert time.monotonic() - start < 5
@@ -216,31 +220,23 @@ def test_a_forked_child_that_comes_back_is_no_second_worker(rewards):
         assert pool.score(items(*["text"] * 20)) == [Verdict(1.0, "")] * 20
 
 
-@pytest.mark.parametrize(
-    ("completion", "reason"),
-    [
-        ("cancelled", "CancelledError"),
-        ("interrupt", "KeyboardInterrupt"),
-        ("exit", "SystemExit: 0"),
-        ("generator", "GeneratorExit"),
-        ("local", "Local: 1"),
-        ("mute", "Mute"),
-        ("timeout", "TimeoutException: too slow"),
-        ("timeout error", "TimeoutError"),
-        ("base", "BaseException: base"),
-        ("lambda", "ValueError: <function raises"),
-        ("group", "BaseExceptionGroup: g (1 sub-exception)"),
-        ("surrogate", "ValueError: half \\ud83d"),
-    ],
-)
-def test_whatever_a_reward_raises_is_a_fault_with_its_name(rewards, completion, reason):
+def test_whatever_a_reward_raises_is_a_fault_with_its_name(rewards):
+    names = {
+        "cancelled": "CancelledError", "interrupt": "KeyboardInterrupt", "exit": "SystemExit: 0",
+        "generator": "GeneratorExit", "local": "Local: 1", "mute": "Mute", "timeout": "TimeoutException: too slow",
+        "timeout error": "TimeoutError", "base": "BaseException: base", "lambda": "ValueError: <function raises",
+        "group": "BaseExceptionGroup: g (1 sub-exception)", "surrogate": "ValueError: half \\ud83d",
+        "lock": "Unpicklable: ('has', 'parts')", "system": "OSError",
+    }  # fmt: skip
     start = time.monotonic()
-    with rewards("raises", timeout_s=20.0, num_workers=1) as pool:
-        harmless, verdict = pool.score(items("", completion))
+    with rewards("raises", timeout_s=30.0, num_workers=1) as pool:
+        for completion, name in names.items():
+            pool.num_faults = 0  # so that they do not end it together
+            verdict, harmless = pool.score(items(completion, ""))
+            assert verdict.is_fault and verdict.reward is None and verdict.reason.startswith(name), verdict
+            assert harmless == Verdict(0.0, "")
         assert pool.num_restarts == 0
-    assert harmless == Verdict(0.0, "") and verdict.is_fault and verdict.reward is None
-    assert verdict.reason.startswith(reason)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20  # nothing waited for the limit
 
 
 def test_a_module_may_raise_anything_while_it_is_imported(tmp_path, monkeypatch):
@@ -256,18 +252,14 @@ def test_numbers_of_any_library_are_numbers(rewards):
     good |= dict.fromkeys(["np.float16", "0-d", "one", "decimal", "fraction"], 0.5)
     bad = ["huge", "huge int", "array", "text", "nan", "complex", "np.nan", "loud", "str array"]
     with rewards("returns", num_workers=1) as pool:
-        verdicts = [pool.score(items(c))[0] for c in good]
-        assert [v.reward for v in verdicts] == list(good.values())
-        pool.num_scored = 10_000  # so that the faults do not end it
-        for completion in bad[:2]:
+        for completion in [*good, *bad]:
+            pool.num_faults = 0
             (verdict,) = pool.score(items(completion))
-            assert verdict.is_fault, verdict
-    for completion in bad[2:]:
-        with rewards("returns", num_workers=1) as pool:
-            (verdict,) = pool.score(items(completion))
-            assert verdict.is_fault and verdict.reason, completion
+            assert verdict.reward == good.get(completion) and verdict.is_fault == (completion in bad), completion
+            assert completion in good or verdict.reason.startswith(("returned", "KeyboardInterrupt")), verdict
 
 
+@pytest.mark.slow
 def test_torch_scalars_are_numbers(tmp_path, monkeypatch):
     (tmp_path / "torch_reward.py").write_text(
         "import torch\ndef reward(prompt, completion, **row): return torch.tensor(True)\n"

@@ -1,15 +1,17 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors. test_triton_interpreter.py runs this file in a process of
 its own (TRITON_INTERPRET=1 must not reach a process that compiles); its name keeps it out of the usual collection."""
 
-from dataclasses import replace
-from math import log
+from dataclasses import dataclass, replace
+from math import exp, log
+from typing import ClassVar
 
 import pytest
 import torch
 from policy_cases import LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
+from test_denormals import TINY, gradient_of, peaked_rows
 from test_losses import HALF, SURROGATES, evaluate
 
-from fastrl.kernels import TokenLoss, forced_backend, token_logprobs, triton_rows
+from fastrl.kernels import PpoClip, TokenLoss, forced_backend, token_logprobs, triton_rows
 from fastrl.kernels.rows import HeadTail, RowResults, token_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -161,3 +163,38 @@ def test_scaling_in_place(upstream) -> None:
     expected = (values.float() * upstream).bfloat16()
     triton_rows.scale_(values, torch.tensor(upstream))
     assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("target", [7, 3])
+def test_no_gradient_of_peaked_logits_is_denormal(loss, target) -> None:
+    logits = peaked_rows(torch.float32, 200)
+    columns = {f"{name}_logprobs": torch.full((len(logits),), -1.0) for name in ("old", "sampler", "ref")}
+    targets = torch.full((len(logits),), target)
+    sizes = gradient_of(logits, targets, 1e-6, loss, "triton", **columns).abs()
+    assert sizes.isfinite().all() and not ((sizes > 0) & (sizes < TINY)).any()
+
+
+def test_k3_is_clamped_as_the_ratios_are() -> None:
+    for sign in (1, -1):
+        result, gradient = evaluate("triton", TokenLoss(kl_coef=1.0), 0.0, ref=HALF + sign * 500.0)
+        assert result.loss.item() == pytest.approx(exp(sign * 20) - sign * 20 - 1, rel=1e-5)
+        assert gradient.tolist() == [0.0, 0.0]
+
+
+def test_other_surrogates_and_numbers_of_parameters_are_refused() -> None:
+    """A surrogate of four numbers, or one that has no twin here, is an error; none is dropped."""
+
+    @dataclass(frozen=True)
+    class Four(PpoClip):
+        fourth: float = 1.0
+
+    with pytest.raises(ValueError, match="ppo_clip takes 3 parameters, got 4"):
+        evaluate("triton", TokenLoss(Four()), 1.0)
+
+    @dataclass(frozen=True)
+    class Unknown(PpoClip):
+        name: ClassVar[str] = "unknown"
+
+    with pytest.raises(ValueError, match="one of reinforce, ppo_clip, cispo, got 'unknown'"):
+        evaluate("triton", TokenLoss(Unknown()), 1.0)

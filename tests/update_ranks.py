@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.loading import load_model
+from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.policy.sharding import shard
@@ -32,9 +33,13 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
     "one-kept": (DEFAULT, SPARSE, ModelConfig()),
     "none-kept": (DEFAULT, {}, ModelConfig()),
     "penalties": (replace(DEFAULT, kl_coef=0.1, entropy_coef=0.01, updates_per_batch=2), SIGNS, ModelConfig()),
-    "micro-batch-mean": (replace(DEFAULT, reduction="micro-batch-mean"), SIGNS, ModelConfig()),
+    "micro-batch-mean": (
+        replace(DEFAULT, reduction="micro-batch-mean", kl_coef=0.1, entropy_coef=0.01, updates_per_batch=2),
+        SIGNS,
+        ModelConfig(),
+    ),
     "recomputed": (DEFAULT, SIGNS, ModelConfig(gradient_checkpointing=True)),
-    "padded": (DEFAULT, SIGNS, ModelConfig()),
+    "padded": (replace(DEFAULT, kl_coef=0.1), SIGNS, ModelConfig()),
 }
 
 

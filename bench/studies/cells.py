@@ -150,7 +150,8 @@ def tier3() -> Iterator[Cell]:
         yield Cell(f"tier3.base{steps}.{name}", 1, OBJECTIVES[name] | LEDGER, sweep_of(name), warmup=steps)
     for name in ("psr", "nsr", "w-reinforce-0.1"):
         yield Cell(f"tier3.long.{name}", 1, OBJECTIVES[name], sweep_of(name), num_steps=LONG_STEPS)
-        yield Cell(f"tier3.entropy.{name}", 1, OBJECTIVES[name] | {"algorithm.entropy_coef": 1e-3}, sweep_of(name))
+    for seed, name in product((1, 2, 3), ("psr", "nsr", "w-reinforce-0.1")):
+        yield Cell(f"tier3.entropy.{name}", seed, OBJECTIVES[name] | {"algorithm.entropy_coef": 1e-3}, sweep_of(name))
     for name, lr in (("psr", 1.5e-5), ("nsr", 1.5e-5), ("w-reinforce-0.1", 1.5e-5), ("grpo", 3e-5)):
         yield Cell(f"tier3.lr{lr:g}.{name}", 1, OBJECTIVES[name] | {"optimizer.lr": lr})
     for name in ("psr", "nsr"):

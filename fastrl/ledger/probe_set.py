@@ -27,6 +27,7 @@ from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import VerifierPool
 
 Kind = Literal["correct", "penalised", "other_wrong"]
@@ -82,15 +83,15 @@ def build_probe_set(
     rollouts = sampler.generate(prompts, settings, seeds)
     texts = completion_texts(tokenizer, rollouts)
     items = [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
+    correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
     for rollout, text, verdict in zip(rollouts, texts, verifier.score(items), strict=True):
-        rollout.text, rollout.reward = text, verdict.reward
-        if rollout.is_truncated and config.algorithm.truncated == "wrong" and verdict.reward is not None:
-            rollout.reward = 0.0
+        rollout.text = text
+        rollout.reward = correctness.reward(verdict.reward, is_truncated=rollout.is_truncated)
     probes = []
     for index, problem in enumerate(problems):
         known = _known_solutions(task, problem, tokenizer, config.sampler.max_new_tokens)
         mine = [r for r in rollouts if r.group == index and r.reward is not None]
-        probes += _sorted_out(index, known, mine, config)
+        probes += _sorted_out(index, known, mine, config.batch.rollouts_per_prompt, correctness)
     return ProbeSet([p.id for p in problems], prompts, probes)
 
 
@@ -104,17 +105,21 @@ def _known_solutions(
 
 
 def _sorted_out(
-    prompt: int, known: dict[tuple[int, ...], str], rollouts: list[Rollout], config: TrainConfig
+    prompt: int,
+    known: dict[tuple[int, ...], str],
+    rollouts: list[Rollout],
+    num_penalised: int,
+    correctness: Correctness,
 ) -> list[Probe]:
-    """The different completions of one prompt with their kinds."""
+    """The different completions of one prompt with their kinds; the wrong of the first num_penalised are penalised."""
     count = Counter(tuple(r.completion_ids) for r in rollouts)
-    first = {tuple(r.completion_ids) for r in rollouts[: config.batch.rollouts_per_prompt]}
+    first = {tuple(r.completion_ids) for r in rollouts[:num_penalised]}
     probes = [Probe(prompt, "correct", list(ids), text, "stop", count[ids]) for ids, text in known.items()]
     for rollout in {tuple(r.completion_ids): r for r in rollouts}.values():
         ids = tuple(rollout.completion_ids)
         if ids in known:
             continue
-        is_correct = rollout.reward >= config.algorithm.correct_threshold
+        is_correct = correctness.is_correct(rollout.reward)
         kind = "correct" if is_correct else "penalised" if ids in first else "other_wrong"
         probes.append(Probe(prompt, kind, list(ids), rollout.text, rollout.finish_reason, count[ids]))
     return probes

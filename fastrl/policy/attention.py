@@ -6,8 +6,11 @@ sees it too. Cost on CPU: about Σ len², not (Σ len)². Legend: T packed token
 C count.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +71,8 @@ def choose_attention(
     refused = [f"{p}: {obstacles[p]}" for p in PACKED_PATHS[: PACKED_PATHS.index(path)]]
     if device.type == "cpu" and path == "sdpa":
         refused = ["one SDPA call for sequences of similar lengths on CPU"]
+    if path == "varlen" and not takes_groups(import_module("torch.nn.attention.varlen").varlen_attn):
+        refused.append("this torch's varlen_attn takes no grouped queries: keys and values are repeated for them")
     return AttentionChoice(path, True, "; ".join(refused) or "the fastest there is")
 
 
@@ -222,9 +227,20 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tens
     if pattern.softcap:
         raise ValueError("torch's varlen_attn cannot cap attention scores: set model.attention = 'eager'")
     left = -1 if pattern.window is None else pattern.window - 1
-    tensors = (t.contiguous() for t in (query, *_seen(key, value, pattern.layout)))
-    spans = _spans(pattern.layout)
-    return varlen_attn(*tensors, *spans, scale=pattern.scale, window_size=(left, 0), enable_gqa=True)
+    key, value = _seen(key, value, pattern.layout)
+    if takes_groups(varlen_attn):
+        options = {"enable_gqa": True}
+    else:
+        options = {}
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    tensors = (t.contiguous() for t in (query, key, value))
+    return varlen_attn(*tensors, *_spans(pattern.layout), scale=pattern.scale, window_size=(left, 0), **options)
+
+
+@cache
+def takes_groups(varlen_attn: Callable) -> bool:
+    """Whether this version of torch's function shares keys and values between query heads by itself (2.12 on)."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _seen(key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -59,22 +59,25 @@ def computed_tokens(rollouts: Sequence[Rollout], *, is_packed: bool) -> int:
 def build_micro_batch(
     rollouts: Sequence[Rollout],
     token_weights: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None,
     *,
     is_packed: bool,
     has_importance: bool = False,
 ) -> MicroBatch:
     """Tensors of one forward. token_weights: one per rollout, for each of its tokens that the loss mask keeps.
 
+    shares: one per rollout, a factor of its advantage: the policy term's weight over the token weight; None: 1.
     has_importance: carry the sampler's log-probs, for truncated importance sampling. Not is_packed: prompts are not
     shared, sequences lie in the order of the rollouts.
     """
     token_weights = token_weights if token_weights is not None else [0.0] * len(rollouts)
+    shares = shares if shares is not None else [1.0] * len(rollouts)
     row = _Row(rollouts, is_packed)
     targets, advantages, weights = [], [], []
-    for rollout, weight in zip(rollouts, token_weights, strict=True):
+    for rollout, weight, share in zip(rollouts, token_weights, shares, strict=True):
         targets.extend(rollout.completion_ids)
         factors = rollout.importance or [1.0] * len(rollout.completion_ids)
-        advantages.extend(rollout.advantage * m * f for m, f in zip(rollout.loss_mask, factors, strict=True))
+        advantages.extend(rollout.advantage * share * m * f for m, f in zip(rollout.loss_mask, factors, strict=True))
         weights.extend(weight * m for m in rollout.loss_mask)
     return MicroBatch(
         row.layout(),

@@ -1,59 +1,19 @@
-"""The policy: one module whose forward holds backbone, head and loss (FSDP2 gathers parameters in a forward only).
+"""The policy: one module whose forward holds backbone, head and loss (FSDP2 gathers parameters in a forward only)."""
 
-Loading compares on random tokens: log-probs through `Head` with the model's own (an architecture whose head does more
-than `Head` says is refused by name), and a packed forward with one sequence at a time (an architecture that cannot be
-packed runs padded, and says so).
-"""
-
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
-from fastrl.config import ModelConfig
 from fastrl.kernels import Head, PolicyLoss, TokenLoss, linear_policy_loss, token_logprobs
-from fastrl.policy.attention import (
-    AttentionChoice,
-    choose_attention,
-    is_packed,
-    packed_arguments,
-    use_packed_attention,
-)
-from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
+from fastrl.policy.attention import is_packed, packed_arguments
 from fastrl.policy.micro_batch import MicroBatch, build_micro_batch
 from fastrl.policy.packing import cut_micro_batches
-from fastrl.policy.recompute import recompute_blocks
 from fastrl.ranks import ALONE
 from fastrl.rollouts import Rollout
-
-CHECKED = (
-    (1, 9),
-    (5, 4),
-    (5, 4),
-    (5, 1),
-    (1, 14),
-    (6, 7),
-    (2, 0),
-    (6, 9),
-)  # prompt, completion; as long is the same prompt
-CHECKED_WINDOW = 4
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class Policy(nn.Module):
@@ -91,17 +51,23 @@ class Policy(nn.Module):
         return cut_micro_batches(rollouts, token_budget, is_packed=self.is_packed, num_ranks=num_ranks)
 
     def micro_batch(
-        self, rollouts: Sequence[Rollout], token_weights: Sequence[float] | None = None, *, has_importance: bool = False
+        self,
+        rollouts: Sequence[Rollout],
+        token_weights: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
+        *,
+        has_importance: bool = False,
     ) -> MicroBatch:
         """Their tensors on the policy's device; see `build_micro_batch`."""
-        batch = build_micro_batch(rollouts, token_weights, has_importance=has_importance, is_packed=self.is_packed)
+        is_packed = self.is_packed
+        batch = build_micro_batch(rollouts, token_weights, shares, has_importance=has_importance, is_packed=is_packed)
         return batch.to(self.device)
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """(N,H) hidden states that predict the completion tokens."""
-        return self._row(batch).index_select(0, batch.rows_N)
+        return self.row(batch).index_select(0, batch.rows_N)
 
-    def _row(self, batch: MicroBatch) -> Tensor:
+    def row(self, batch: MicroBatch) -> Tensor:
         """(T,H) hidden states of all tokens."""
         if not self.is_packed:
             return self._padded(batch)
@@ -153,174 +119,4 @@ class Policy(nn.Module):
             ref_logprobs=batch.ref_logprobs_N,
             temperature=self.temperature,
             grad_weight=grad_weight,
-        )
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one. ValueError for cuda without a device."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("model.device = 'cuda', but torch sees no CUDA device; use 'cpu' or 'auto'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
-
-
-@cache
-def _check_path(path: str) -> None:
-    """A path that looks local must hold a model; anything else is taken for a hub id, which is said once."""
-    is_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
-    if is_local and not (Path(path).expanduser() / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model.path = '{path}': no config.json there; a Hugging Face folder or hub id is needed"
-        )
-    if not is_local:
-        print(f"model.path = '{path}' is no folder in {Path.cwd()}: taking it for a hub id", file=sys.stderr)
-
-
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, the base model's where path holds adapters. ValueError when it has no end-of-sequence token."""
-    path = base_path(config.path)
-    _check_path(path)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of '{path}' has no eos_token: completions could never stop")
-    return tokenizer
-
-
-def load_architecture(config: ModelConfig) -> PreTrainedConfig:
-    """The model's config, without its weights; the base model's where path holds adapters."""
-    path = base_path(config.path)
-    _check_path(path)
-    return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-
-
-def max_context(config: ModelConfig) -> int | None:
-    """Longest sequence the model was made for, in tokens, from its config alone; None where it names none."""
-    return getattr(load_architecture(config).get_text_config(), "max_position_embeddings", None)
-
-
-def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTrainedModel:
-    """The causal LM on its device and in its dtype, dropout off, head and packing checked; adapters that path holds."""
-    device = resolve_device(config.device)
-    architecture = load_architecture(config)
-    dtype = resolve_dtype(config.dtype, device)
-    choice = choose_attention(config.attention, device, dtype, architecture)
-    model = AutoModelForCausalLM.from_pretrained(
-        base_path(config.path),
-        config=architecture,
-        dtype=dtype,
-        attn_implementation=None if choice.is_packed else choice.path,
-        trust_remote_code=config.trust_remote_code,
-    )
-    model = model.to(device).eval()
-    say(f"attention: {pack(model, choice) if choice.is_packed else choice}")
-    check_head(model)
-    _make_savable(model)
-    if is_adapter_folder(config.path):
-        load_adapters(model, config.path)
-    if config.gradient_checkpointing:
-        say(f"activation checkpointing: {recompute_blocks(model)} blocks")
-    return model
-
-
-def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
-    """Make the model take packed sequences if a comparison shows that it can; else it stays padded, with a reason."""
-    own = model.config._attn_implementation
-    try:
-        is_routed = use_packed_attention(model, choice.path)
-        problem = packing_problem(model) if is_routed else "does not follow transformers' attention interface"
-    except ValueError as error:  # transformers refuses the implementation for this architecture
-        problem = f"cannot be packed: {error}"
-    if not problem:
-        return choice
-    model.set_attn_implementation(own)
-    return AttentionChoice(own, False, f"{type(model).__name__} {problem}")
-
-
-def _make_savable(model: PreTrainedModel) -> None:
-    """transformers refuses to save some generation configs that it loads (temperature beside greedy decoding)."""
-    own = model.generation_config
-    try:
-        own.validate(strict=True)
-    except ValueError as error:
-        warnings.warn(
-            f"the model's generation_config is not valid and is reset but for its stop tokens: {error}", stacklevel=3
-        )
-        model.generation_config = GenerationConfig(
-            eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id, bos_token_id=own.bos_token_id
-        )
-
-
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """End-of-sequence ids of the tokenizer and of the model's generation config (chat models stop at end-of-turn)."""
-    from_model = model.generation_config.eos_token_id if model.generation_config else None
-    ids = from_model if isinstance(from_model, list) else [from_model]
-    return sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)})
-
-
-def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length: int = 1) -> Rollout:
-    """A completion of `length` tokens; prompts of one length are the same."""
-    vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
-    sizes = ((prompt_length, -prompt_length - 1), (length, seed))
-    draws = (torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(s)).tolist() for size, s in sizes)
-    return Rollout(*draws, [0.0] * length, "length", 0)
-
-
-@torch.no_grad()
-def packing_problem(model: PreTrainedModel) -> str:
-    """What keeps the model from being packed; empty where a pack has the hidden states of one sequence at a time.
-
-    The other side is transformers' eager attention. Windows are shortened for the comparison, so that they act.
-    """
-    policy = Policy(model)
-    rollouts = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
-    packed = model.config._attn_implementation
-    with _short_windows(model):
-        try:
-            ours_NH = policy.hidden_states(policy.micro_batch(rollouts)).float()
-        except (TypeError, ValueError, RuntimeError) as error:
-            return f"cannot be packed: {error}"
-        model.set_attn_implementation("eager")
-        own_NH = torch.cat([policy.hidden_states(policy.micro_batch([r])).float() for r in rollouts])
-        model.set_attn_implementation(packed)
-    worst = ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).mean().item()
-    tolerance = TOLERANCE[model.dtype]
-    if worst <= tolerance:
-        return ""
-    return f"has other hidden states in a pack than alone (relative difference {worst:.3g}, allowed {tolerance})"
-
-
-@contextmanager
-def _short_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Sliding windows of CHECKED_WINDOW tokens, in the config (masks) and in the layers (attention)."""
-    holders = [model.config, model.config.get_text_config(), *model.modules()]
-    saved = [(h, h.sliding_window) for h in holders if isinstance(getattr(h, "sliding_window", None), int)]
-    try:
-        for holder, _ in saved:
-            holder.sliding_window = CHECKED_WINDOW
-        yield
-    finally:
-        for holder, window in reversed(saved):
-            holder.sliding_window = window
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, num_tokens: int = 16) -> None:
-    """ValueError, naming the architecture, when log-probs through `Head` differ from the model's own."""
-    policy, rollout = Policy(model), random_rollout(model, num_tokens, seed=0)
-    ours, _ = policy(policy.micro_batch([rollout]), mode="score")
-    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    own = torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None]).squeeze(-1)
-    worst = (ours - own).abs().max().item()
-    tolerance = TOLERANCE[model.dtype]
-    if not worst <= tolerance:
-        name = type(model).__name__
-        raise ValueError(
-            f"{name}: log-probs through its output embedding differ from its own by {worst:.3g} (allowed {tolerance}); "
-            "its head does more than scale, bias and softcap, so fastrl cannot train it"
         )

@@ -16,6 +16,9 @@ from transformers import get_scheduler
 
 from fastrl.config import OptimizerConfig
 
+LEAST_GRADIENT = 2.0**-58  # (1 − β₂)·g² is a normal float32 number above it, at the usual β₂ of 0.999
+LEAST_MOMENT = 2.0**-126
+
 
 class Optimizer(ABC):
     """What every kind shares. The weights are written in place: whoever holds their storage sees the update."""
@@ -80,9 +83,15 @@ class Optimizer(ABC):
 
 
 class MasterOptimizer(Optimizer):
-    """kind `adamw`: fused AdamW over float32 masters, 12 bytes a parameter (8 for float32 weights)."""
+    """kind `adamw`: fused AdamW over float32 masters, 12 bytes a parameter (8 for float32 weights).
+
+    On CPU, gradients whose squares would be denormal and denormal moments become 0: rows of the embedding that are not
+    seen again and a head's improbable tokens would fill both with them, and arithmetic on them is slow. Beside eps no
+    weight can tell.
+    """
 
     def _build(self, config: OptimizerConfig) -> torch.optim.Optimizer:
+        self._least_gradient = min(LEAST_GRADIENT, config.eps * 2.0**-20)
         self.masters = {name: _master(p) for name, p in self.weights.items()}
         return torch.optim.AdamW(self.masters.values(), **adamw_settings(config), fused=True)
 
@@ -92,7 +101,13 @@ class MasterOptimizer(Optimizer):
         return _whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)).item()
 
     def _update(self) -> None:
+        on_cpu = [master for master in self.masters.values() if master.device.type == "cpu"]
+        for gradient in (_local(m.grad) for m in on_cpu if m.grad is not None):
+            torch.hardshrink(gradient, self._least_gradient, out=gradient)
         self.adamw.step()
+        for state in (self.adamw.state[m] for m in on_cpu if m in self.adamw.state):
+            for moment in (_local(state["exp_avg"]), _local(state["exp_avg_sq"])):
+                torch.hardshrink(moment, LEAST_MOMENT, out=moment)
         self._publish()
 
     @torch.no_grad()
@@ -131,6 +146,11 @@ class MasterOptimizer(Optimizer):
             if f"master.{name}" in tensors:
                 master.copy_(tensors[f"master.{name}"])
         self._publish()
+
+
+def _local(value: Tensor) -> Tensor:
+    """This rank's part."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _whole(value: Tensor) -> Tensor:

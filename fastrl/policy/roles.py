@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fastrl.config import ModelConfig, TrainConfig
 from fastrl.kernels import TokenLoss
+from fastrl.policy.loading import load_model
 from fastrl.policy.lora import attach
-from fastrl.policy.model import Policy, load_model
+from fastrl.policy.model import Policy
 from fastrl.policy.sharding import shard
 from fastrl.ranks import Ranks
 from fastrl.seeds import seed_of

@@ -14,8 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from fastrl.policy.model import TOLERANCE, Policy, random_rollout
+from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of
+from fastrl.policy.soundness import TOLERANCE, random_rollout
 from fastrl.ranks import Ranks
 
 

@@ -25,6 +25,7 @@ FREE_ON_RESUME = {
     ("run", "max_nonfinite_steps"),
     ("run", "watchdog_s"),
     ("task", "num_workers"),
+    ("task", "reward_folder"),
 }
 
 

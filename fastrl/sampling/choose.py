@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.config import SamplerConfig
+from fastrl.policy.loading import stop_token_ids
 from fastrl.policy.lora import adapters
-from fastrl.policy.model import Policy, stop_token_ids
+from fastrl.policy.model import Policy
 from fastrl.policy.sharding import whole
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings

@@ -1,17 +1,16 @@
-"""The one file that knows vLLM: an engine inside this process, behind a handful of plain operations.
+"""An engine of vLLM inside this process, behind a handful of plain operations. Only here and in `side_effects` is vLLM.
 
-Nothing of vLLM is imported before the first `Engine`. What an engine does to its process is undone or kept inside:
-global random states, `torch.set_num_threads` and the environment of child processes are as they were before;
+Nothing of vLLM is imported before the first `Engine`. What an engine does to its process is undone there, but
 torch.distributed stays initialised until `close`, with world size 1 unless it was initialised before (torchrun: one
 engine per process, each its own replica).
 tests/test_vllm_contract.py says, assumption by assumption, what a vLLM version has to keep true.
 """
 
+import importlib.util
 import io
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
+from fastrl.sampling.side_effects import linear_weights_kept, own_stream, undone_side_effects
 from fastrl.watchdog import alive
 
-TESTED_VERSIONS = ("0.29.0", "0.31.0", "0.32.0")
+TESTED_VERSIONS = {"0.25.1": "CUDA", "0.29.0": "CPU", "0.31.0": "CPU", "0.32.0": "CPU"}
 ADAPTER_ID = 1  # the only adapter's
 NO_PATH = "(handed over in memory)"  # read only if vLLM had lost the adapter: an error that names it
 
@@ -83,7 +83,7 @@ class Engine:
         if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
             raise ValueError("TRITON_INTERPRET is set: vLLM cannot run in a process that interprets Triton; unset it")
         self.settings = settings
-        with _undone_side_effects():
+        with undone_side_effects():
             self._llm = _build(settings)
 
     @property
@@ -116,7 +116,7 @@ class Engine:
         ]
         # the CPU sampler draws from the global generator before it honours a request's own seed
         adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
-        with _as_sampler_error("generate"), torch.random.fork_rng(devices=[]):
+        with _as_sampler_error("generate"), own_stream(), torch.random.fork_rng(devices=[]):
             outputs = self._llm.generate(prompts, parameters, use_tqdm=_SilentBar, lora_request=adapter)
         return [_completion(output) for output in outputs]
 
@@ -196,13 +196,15 @@ def _build(settings: EngineSettings) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if importlib.util.find_spec("flashinfer") is None:  # else vLLM on CUDA fails at its first sample
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     try:
         from vllm import LLM
     except ImportError as error:
         raise ValueError(f"vLLM cannot be imported ({error}); sampler.kind = 'embedded' does without it") from error
     if settings.can_release_kv_cache and not hasattr(LLM, "release_kv_cache_memory"):
         raise ValueError("sampler.release_kv_cache: this vLLM cannot give back its KV cache alone (0.32 can)")
-    with _linear_weights_kept_on_cpu():
+    with nullcontext() if torch.cuda.is_available() else linear_weights_kept(TESTED_VERSIONS):
         try:
             return LLM(
                 model=settings.path,
@@ -268,54 +270,6 @@ def _as_sampler_error(action: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise SamplerError(f"vLLM failed to {action}: {type(error).__name__}: {_one_line(error)}") from error
-
-
-@contextmanager
-def _undone_side_effects() -> Iterator[None]:
-    """Building an engine reseeds every global generator, disables torch.set_num_threads and sets LD_PRELOAD."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
-    environment = dict(os.environ)
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        torch.set_num_threads(num_threads)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-        for name in {n for n in os.environ if not n.startswith("VLLM_")} - environment.keys():
-            del os.environ[name]
-        os.environ.update({n: v for n, v in environment.items() if not n.startswith("VLLM_")})
-
-
-def _keep_weight(layer: nn.Module, remove_weight: bool = False) -> None:
-    """In place of packing a layer's weight away: compute with the weight itself."""
-    layer.cpu_linear = torch.nn.functional.linear
-
-
-@contextmanager
-def _linear_weights_kept_on_cpu() -> Iterator[None]:
-    """While a model loads: keep vLLM's CPU back-end from packing linear weights into copies that nobody can reach."""
-    import vllm.model_executor.layers.linear as linear
-    import vllm.model_executor.layers.utils as utils
-    import vllm.model_executor.layers.vocab_parallel_embedding as embedding
-
-    name = "dispatch_cpu_unquantized_gemm"  # looked up in `utils`, or imported by name into the others: by version
-    modules = [m for m in (utils, linear, embedding) if hasattr(m, name)]
-    if utils not in modules:
-        raise ValueError(f"this vLLM has no {name}: it moved; tested versions: {', '.join(TESTED_VERSIONS)}")
-    originals = {module: getattr(module, name) for module in modules}
-    for module in modules:
-        setattr(module, name, _keep_weight)
-    try:
-        yield
-    finally:
-        for module, original in originals.items():
-            setattr(module, name, original)
 
 
 def _completion(output: Any) -> Completion:

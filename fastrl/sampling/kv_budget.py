@@ -14,6 +14,9 @@ from fastrl.policy.sharding import is_sharded
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
+CUDA_RESERVE_BYTES = (
+    2 << 30
+)  # CUDA's context, workspaces of its libraries and vLLM's CUDA graphs, which no tensor holds
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters in vLLM
 
 
@@ -47,8 +50,8 @@ def served_rank(rank: int) -> int:
 
 
 def available_bytes(device: torch.device, total: int, spare: int) -> int:
-    """Memory a KV cache may take: on CUDA half of what is spare, on CPU an eighth of the machine's `total`."""
-    return max(0, spare) // 2 if device.type == "cuda" else total // 8
+    """Memory a KV cache may take: on CUDA half of what is spare but for a reserve, on CPU an eighth of `total`."""
+    return max(0, spare - CUDA_RESERVE_BYTES) // 2 if device.type == "cuda" else total // 8
 
 
 def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: int, training_bytes: int = 0) -> int:

@@ -9,6 +9,7 @@ says which update is being sampled from, and `prove_fresh` looks at the tensors:
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fastrl.policy.lora import base_parameters
@@ -49,6 +50,8 @@ class AliasedWeights:
         for name, place in places(slots).items():
             parameters[name].data = place.view()
         self.num_tensors = len(parameters)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the weights that were loaded are gone: give their memory to the KV cache's users
 
     def publish(self, version: int) -> int:
         self.version = version

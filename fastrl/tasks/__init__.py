@@ -27,8 +27,8 @@ SPLITS = ("train", "validation", "test")
 MAX_UNUSABLE = 0.01  # of the rows of a dataset; MATH train has 4 empty answers among 7500
 
 
-def find_kind(name: str) -> TaskKind:
-    """The kind of task that `name` asks for; ValueError names the nearest known one."""
+def find_kind(name: str, reward_folder: str = "") -> TaskKind:
+    """The kind of task that `name` asks for; ValueError names the nearest known one. reward_folder: of TaskConfig."""
     if name == "countdown":
         from .countdown import COUNTDOWN
 
@@ -44,7 +44,7 @@ def find_kind(name: str) -> TaskKind:
     if ":" in name:
         from .custom import custom_kind
 
-        return custom_kind(name)
+        return custom_kind(name, reward_folder)
     known = ["countdown", "math", "reasoning-gym:<dataset>", "<module>:<function>"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -59,7 +59,7 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
     config.num_<split> keeps that many problems, 0 all: the first of a file, a seeded sample of what is generated.
     Raises ValueError or FileNotFoundError with one message: file, line, offending value, what would be right.
     """
-    kind = find_kind(config.name)
+    kind = find_kind(config.name, config.reward_folder)
     problems = {split: _load_split(kind, config, split) if split in splits else [] for split in SPLITS}
     return Task(
         name=config.name,

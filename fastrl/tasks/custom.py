@@ -3,7 +3,7 @@
     def reward(prompt, completion, **row) -> float
 
 `row` holds every field of the dataset row besides the prompt. The module is imported in the verifier workers only; it
-is looked for on sys.path and then in the current directory, so a `my_reward.py` beside the config works.
+is looked for beside the config file, then in the current directory, then on sys.path.
 """
 
 import importlib
@@ -12,38 +12,49 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-from .problem import Score, TaskKind
-from .rows import require_text
-
-PROMPT_FIELDS = ("prompt", "problem", "question")
+from .problem import Prompt, Score, TaskKind
+from .rows import PROMPT_FIELDS, require_prompt
 
 
 @dataclass(frozen=True)
 class CustomReward:
-    """Calls `module:function`, which it imports on first use: pickling it imports nothing."""
+    """Calls `module:function`, which it imports on first use: pickling it imports nothing.
+
+    folder: where the module is, if it is a file of the user's; empty: in the current directory or on sys.path.
+    """
 
     name: str
+    folder: str = ""
 
     def prepare(self) -> None:
         """Import the function now; ImportError, AttributeError or whatever the module raises."""
-        _load(self.name)
+        _load(self.name, self.folder)
 
     def __call__(self, prompt: str, completion: str, **row) -> float | Score:
-        return _load(self.name)(prompt, completion, **row)
+        return _load(self.name, self.folder)(prompt, completion, **row)
 
 
-def custom_kind(name: str) -> TaskKind:
-    """The task of a user's reward; ValueError when `name` cannot be `module:function`."""
+def custom_kind(name: str, folder: str = "") -> TaskKind:
+    """The task of a user's reward; ValueError when `name` cannot be `module:function`. folder: looked into first."""
     module, _, function = name.partition(":")
     if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"task {name!r}: expected module:function, such as my_reward:reward")
-    return TaskKind(reward=CustomReward(name), read_prompt=read_prompt, read_row=read_row, template="none")
+    reward = CustomReward(name, home_of(module, folder))
+    return TaskKind(reward=reward, read_prompt=read_prompt, read_row=read_row, template="none")
 
 
-def read_prompt(fields: dict, where: str) -> str:
-    """The question: `prompt`, `problem` or `question`, whichever comes first."""
-    return require_text(fields, PROMPT_FIELDS, where)
+def home_of(module: str, folder: str = "") -> str:
+    """The absolute path of `folder` or the current directory, whichever has the module first; empty: neither has."""
+    top = module.partition(".")[0]
+    places = [Path(place).expanduser().absolute() for place in (folder, os.getcwd()) if place]
+    return next((str(p) for p in places if (p / f"{top}.py").is_file() or (p / top).is_dir()), "")
+
+
+def read_prompt(fields: dict, where: str) -> Prompt:
+    """The question: `prompt`, `problem` or `question`, whichever comes first; text, or messages of a chat."""
+    return require_prompt(fields, PROMPT_FIELDS, where)
 
 
 def read_row(fields: dict, where: str) -> dict:
@@ -55,10 +66,10 @@ def read_row(fields: dict, where: str) -> dict:
 
 
 @cache
-def _load(name: str) -> Callable[..., float]:
+def _load(name: str, folder: str) -> Callable[..., float]:
     module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if home := folder or home_of(module_name):
+        sys.path.insert(0, home)
     function = getattr(importlib.import_module(module_name), function_name)
     if not callable(function):
         raise TypeError(f"{name} is {function!r}, not a function")

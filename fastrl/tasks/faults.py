@@ -1,16 +1,17 @@
 """When the verifier is broken, rather than a completion hostile: a share of faults, and a share of limits hit.
 
 One completion of many may make any verifier hang, run out of memory or crash; that completion gets 0. A verifier that
-does so again and again says nothing about completions.
+does so again and again says nothing about completions. Counted are the completions that hit a limit, also those that a
+fresh worker could settle afterwards.
 """
 
 from collections import Counter
 
 MAX_FAULT_SHARE = 0.01
-MIN_SCORED = 200  # the share of faults is of at least this many completions: two never end a run
 MAX_LIMIT_SHARE = 0.03
-MIN_LIMITS = 8  # so many may hit a limit in a small batch, but not more than half of it
-LIMITS = ("timeout", "memory", "recursion", "crashed")
+MIN_LIMIT_HITS = 4  # so many of a small batch may hit limits, if not all
+MIN_SCORED = 200  # shares of all completions, and the one of faults in a batch, are of at least so many
+LIMIT_REASONS = ("timeout", "memory", "recursion", "crashed")
 
 _ADVICE = {
     "timeout": "raise task.timeout_s or make the reward faster",
@@ -24,7 +25,7 @@ class VerifierError(RuntimeError):
     """The verifier itself is broken; no completion is to blame."""
 
 
-def check_faults(num_scored: int, num_faults: int, last_fault: str) -> None:
+def check_faults(num_faults: int, num_scored: int, last_fault: str) -> None:
     """VerifierError when more than 1 % of the completions (of at least 200) got no reward."""
     if num_faults > MAX_FAULT_SHARE * max(num_scored, MIN_SCORED):
         raise VerifierError(
@@ -33,12 +34,21 @@ def check_faults(num_scored: int, num_faults: int, last_fault: str) -> None:
         )
 
 
-def check_limits(num_scored: int, limits: Counter[str], settings: str) -> None:
-    """VerifierError when more than 3 % of the completions hit a limit; 8 may in a small batch, but only half of it."""
-    num_hit = limits.total()
-    if num_hit > max(1, MAX_LIMIT_SHARE * num_scored, min(MIN_LIMITS, num_scored / 2)):
+def most_of_batch(num: int) -> float:
+    """How many completions of a batch may hit limits: 3 %, or 4 if that is not all of them; one alone may."""
+    return min(max(MAX_LIMIT_SHARE * num, MIN_LIMIT_HITS), max(num - 1, 1))
+
+
+def most_so_far(num: int) -> float:
+    """How many of all completions so far may have hit limits: 3 % of at least 200."""
+    return MAX_LIMIT_SHARE * max(num, MIN_SCORED)
+
+
+def check_limits(limits: Counter[str], num_scored: int, most: float, settings: str) -> None:
+    """VerifierError when more completions than `most` hit a limit; limits: how many by reason."""
+    if limits.total() > most:
         shown = ", ".join(f"{count} {reason}" for reason, count in limits.most_common())
         raise VerifierError(
-            f"the verifier hit its limits on {num_hit} of {num_scored} completions ({shown}; {settings}), too many "
-            f"to be the completions' doing: {_ADVICE[limits.most_common(1)[0][0]]}"
+            f"the verifier hit its limits on {limits.total()} of {num_scored} completions ({shown}; {settings}), too "
+            f"many to be the completions' doing: {_ADVICE[limits.most_common(1)[0][0]]}"
         )

@@ -1,16 +1,18 @@
 """The procedural datasets of reasoning-gym, by name: `reasoning-gym:leg_counting`.
 
 The reward is the dataset's own `score_answer`, between 0 and 1, on what stands in the last `<answer>...</answer>` of
-the completion, or else on the whole stripped text. A few of those scorers run the answer as Python, by `eval` or by
-sympy's parser; here the first get `ast.literal_eval` in its place, the others see nothing but formulas.
+the completion, or else on the whole stripped text. Some of those scorers run text as Python, by `eval` or by sympy's
+parser: the model's answer, or fields of an entry, which may come from a data file. Here `eval` is `ast.literal_eval` or
+a calculator of whole numbers in those modules, and what reaches sympy's parser is a formula and nothing else.
 """
 
 import ast
 import difflib
+import operator
 import re
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from .problem import Problem, Score, TaskKind
@@ -26,13 +28,21 @@ INSTRUCTION = "Write your final answer between <answer> and </answer>."
 _SEED_STRIDE = 10_000_000
 _SPLIT_SEED = {"train": 0, "validation": 1, "test": 2}
 
-EVAL_SCORERS = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
+EVAL_SCORERS = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"}
+CALCULATING_SCORERS = {"bitwise_arithmetic"}
+MAX_BITS = 100_000  # of a number in such an expression
 SYMPY_SCORERS = {
     "simple_integration",
     "intermediate_integration",
     "polynomial_multiplication",
     "puzzle24",
     "countdown",
+}
+# What of an entry those parse: a path of keys.
+SYMPY_FIELDS = {
+    "simple_integration": ("metadata", "integrand"),
+    "intermediate_integration": ("metadata", "integrand"),
+    "polynomial_multiplication": ("answer",),
 }
 # Numbers, operators, one-letter names and a few functions: no quote, bracket, underscore or attribute.
 _FORMULA = re.compile(
@@ -60,6 +70,7 @@ class GymReward:
         answer = extract_answer(completion)
         if self.dataset in SYMPY_SCORERS and not _FORMULA.fullmatch(answer):
             return Score(0.0, "not a formula")
+        entry = _like(_template(self.dataset), entry)
         try:
             value = float(_dataset(self.dataset).score_answer(answer, entry))
         except (MemoryError, RecursionError, ImportError):
@@ -83,7 +94,7 @@ def gym_kind(dataset: str) -> TaskKind:
     return TaskKind(
         reward=GymReward(dataset),
         read_prompt=read_prompt,
-        read_row=read_row,
+        read_row=partial(read_row, dataset=dataset),
         template="none",
         instruction=INSTRUCTION,
         generate=generate,
@@ -120,13 +131,60 @@ def read_prompt(fields: dict, where: str) -> str:
     return require_text(fields, ("question",), where)
 
 
-def read_row(fields: dict, where: str) -> dict:
-    """A stored entry (`question`, `answer`, `metadata`), or one under the name `entry`."""
+def read_row(fields: dict, where: str, *, dataset: str) -> dict:
+    """A stored entry (`question`, `answer`, `metadata`), or one under the name `entry`. ValueError also for text that a
+    scorer would run and that is no formula.
+    """
     entry = fields.get("entry", fields)
     missing = [name for name in ("question", "answer", "metadata") if name not in entry]
     if missing:
         raise ValueError(f"{where}: no field {missing[0]!r} of a reasoning-gym entry; the row has {sorted(entry)}")
+    evaluated = entry
+    for key in SYMPY_FIELDS.get(dataset, ()):
+        evaluated = evaluated.get(key, "") if isinstance(evaluated, dict) else evaluated
+    if dataset in SYMPY_FIELDS and not (isinstance(evaluated, str) and _FORMULA.fullmatch(evaluated)):
+        field = ".".join(SYMPY_FIELDS[dataset])
+        raise ValueError(f"{where}: {field!r} must be a formula, which sympy will read; found {evaluated!r:.80}")
     return {"entry": {name: entry[name] for name in ("question", "answer", "metadata")}}
+
+
+def _like(template: Any, value: Any) -> Any:
+    """`value` with tuples and whole-number keys where the dataset's own entries have them, which JSON has not."""
+    if isinstance(template, dict) and isinstance(value, dict):
+        has_numbers = bool(template) and all(isinstance(key, int) for key in template)
+        some = next(iter(template.values()), None)
+        keys = {key: int(key) if has_numbers and re.fullmatch(r"-?\d+", str(key)) else key for key in value}
+        return {keys[key]: _like(template.get(keys[key], some), item) for key, item in value.items()}
+    if isinstance(template, list | tuple) and isinstance(value, list | tuple):
+        items = [_like(template[min(i, len(template) - 1)] if template else None, v) for i, v in enumerate(value)]
+        return tuple(items) if isinstance(template, tuple) else items
+    return value
+
+
+def calculate(text: str) -> int:
+    """The value of an expression of whole numbers, + - * & | ^ ~ << >> and parentheses. ValueError for others."""
+    return _calculated(ast.parse(text.strip(), mode="eval").body)
+
+
+_OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.LShift: operator.lshift, ast.RShift: operator.rshift,
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert,
+}  # fmt: skip
+
+
+def _calculated(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_calculated(node.operand))
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _calculated(node.left), _calculated(node.right)
+        grown = right if isinstance(node.op, ast.LShift) else right.bit_length()
+        if left.bit_length() + grown > MAX_BITS:
+            raise ValueError(f"a number of more than {MAX_BITS} bits")
+        return _OPERATORS[type(node.op)](left, right)
+    raise ValueError(f"{ast.dump(node):.80} is no arithmetic of whole numbers")
 
 
 def _known_datasets() -> dict:
@@ -142,6 +200,15 @@ def _dataset(name: str) -> Any:
     from reasoning_gym import create_dataset
 
     dataset = create_dataset(name)
-    if name in EVAL_SCORERS:
-        sys.modules[type(dataset).__module__].eval = ast.literal_eval  # shadows the builtin in that module only
+    shadow = ast.literal_eval if name in EVAL_SCORERS else calculate if name in CALCULATING_SCORERS else None
+    if shadow:
+        sys.modules[type(dataset).__module__].eval = shadow  # in place of the builtin, in that module only
     return dataset
+
+
+@cache
+def _template(name: str) -> dict:
+    """An entry as the dataset makes it, whose types those read from JSON should have."""
+    from reasoning_gym import create_dataset
+
+    return create_dataset(name, size=1, seed=0)[0]

@@ -5,8 +5,8 @@ the gold answer (`equality.is_equal`), else 0.0. There is no format reward and n
 """
 
 from .answers import MAX_LENGTH, extract_answer, normalise
-from .problem import Score, TaskKind
-from .rows import UnusableRow, require_text
+from .problem import Prompt, Score, TaskKind
+from .rows import UnusableRow, require_prompt, require_text
 from .templates import MATH_INSTRUCTION
 
 
@@ -44,9 +44,9 @@ class MathReward:
         return Score(float(is_correct), "ok" if is_correct else "different", normalise(found))
 
 
-def read_prompt(fields: dict, where: str) -> str:
-    """The question: `problem` or `question`."""
-    return require_text(fields, ("problem", "question"), where)
+def read_prompt(fields: dict, where: str) -> Prompt:
+    """The question: `problem`, `question` or `prompt`; text, or messages of a chat."""
+    return require_prompt(fields, ("problem", "question", "prompt"), where)
 
 
 def read_row(fields: dict, where: str) -> dict:

@@ -22,14 +22,14 @@ from typing import Any
 
 from fastrl.watchdog import alive
 
-from .faults import LIMITS, VerifierError, check_faults, check_limits
-from .problem import Reward
+from .faults import LIMIT_REASONS, VerifierError, check_faults, check_limits, most_of_batch, most_so_far
+from .problem import Prompt, Reward
 from .process import WorkerProcess
 from .worker import Orders, Verdict, fault
 
-__all__ = ["POOL_REASONS", "Item", "Verdict", "VerifierError", "VerifierPool"]
+__all__ = ["LIMIT_REASONS", "POOL_REASONS", "Item", "Verdict", "VerifierError", "VerifierPool"]
 
-Item = tuple[str, str, dict]  # prompt, completion, row
+Item = tuple[Prompt, str, dict]  # prompt, completion, row
 
 MAX_BYTES = 1_000_000  # of a completion, as UTF-8
 CHUNK_SECONDS = 0.25  # what a chunk should take; its size follows the measured time per completion
@@ -42,7 +42,7 @@ MAX_DEATHS = 3  # of a worker on one completion, before that is a fault
 WAIT_S = 5.0  # between signs of life to the watchdog
 REPORT_S = 1.0  # for the keeper of a worker that has gone
 
-POOL_REASONS = (*LIMITS, "too long", "invalid unicode")
+POOL_REASONS = (*LIMIT_REASONS, "too long", "invalid unicode")
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
@@ -197,14 +197,13 @@ class VerifierPool:
         return WorkerProcess(self._orders, START_GRACE_S)
 
     def _check(self, batch: "_Batch") -> None:
-        """Of all completions so far, and of this batch alone: a verifier may break after a million good verdicts."""
-        num_scored, limits = len(batch.items), Counter(batch.limits.values())
+        """Of this batch alone, and of all completions so far: a verifier may break after a million good verdicts."""
+        limits, num = Counter(batch.limits.values()), len(batch.items)
         settings = f"task.timeout_s = {self.timeout_s:g}, task.memory_mb = {self._orders.memory_mb}"
-        check_faults(num_scored, batch.num_faults, batch.last_fault)
-        check_limits(num_scored, limits, settings)
-        num_scored += self.num_scored
-        check_faults(num_scored, self.num_faults + batch.num_faults, batch.last_fault)
-        check_limits(num_scored, self.num_limits + limits, settings)
+        check_faults(batch.num_faults, num, batch.last_fault)
+        check_faults(self.num_faults + batch.num_faults, self.num_scored + num, batch.last_fault)
+        check_limits(limits, num, most_of_batch(num), settings)
+        check_limits(self.num_limits + limits, self.num_scored + num, most_so_far(self.num_scored + num), settings)
 
 
 class _Batch:

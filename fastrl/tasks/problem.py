@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
+Prompt = str | list[dict[str, str]]  # a question, or the messages of a chat: {"role": …, "content": …}
+
 
 @dataclass(frozen=True)
 class Score:
@@ -25,7 +27,7 @@ class Score:
 class Reward(Protocol):
     """The signature of a reward. It may have `prepare()`, too: called once in each worker before any work."""
 
-    def __call__(self, prompt: str, completion: str, **row) -> float | Score: ...
+    def __call__(self, prompt: Prompt, completion: str, **row) -> float | Score: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Problem:
     """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward."""
 
     id: str
-    prompt: str
+    prompt: Prompt
     row: dict
 
 
@@ -54,7 +56,7 @@ class TaskKind:
     """
 
     reward: Reward
-    read_prompt: Callable[[dict, str], str]
+    read_prompt: Callable[[dict, str], Prompt]
     read_row: Callable[[dict, str], dict]
     template: str
     instruction: str = ""

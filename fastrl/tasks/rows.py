@@ -7,6 +7,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from .problem import Prompt
+
+PROMPT_FIELDS = ("prompt", "problem", "question")
+
 
 class UnusableRow(ValueError):
     """A row that is well formed but cannot be used (an empty gold answer): a few are skipped, with a warning."""
@@ -47,6 +51,20 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(fields, dict):
                 raise ValueError(f"{where}: expected a JSON object, found {type(fields).__name__}: {line[:80]!r}")
             yield where, fields
+
+
+def require_prompt(fields: dict, names: tuple[str, ...], where: str) -> Prompt:
+    """As `require_text`; a list of messages of a chat, each with `role` and `content` as text, is a prompt, too."""
+    name = next((name for name in names if fields.get(name) is not None), "")
+    if not isinstance(fields.get(name), list):
+        return require_text(fields, names, where)
+    messages = fields[name]
+    are_messages = all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages)
+    if not messages or not are_messages or not all(isinstance(m.get("content"), str) for m in messages):
+        raise ValueError(
+            f"{where}: field {name!r} must be text or messages with 'role' and 'content', found {messages!r:.80}"
+        )
+    return messages
 
 
 def require_text(fields: dict, names: tuple[str, ...], where: str) -> str:

@@ -6,6 +6,8 @@ template, which only its tokenizer can render: see `chat_messages`. The Llama te
 that tokenizer adds by itself.
 """
 
+from .problem import Prompt
+
 _CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n{input}<|im_end|>\n"
@@ -38,9 +40,15 @@ def render(template: str, question: str, instruction: str = MATH_INSTRUCTION) ->
     return text.replace("{question}", question, 1)
 
 
-def chat_messages(question: str, instruction: str = MATH_INSTRUCTION) -> list[dict[str, str]]:
-    """The conversation for `tokenizer.apply_chat_template(..., add_generation_prompt=True)`; no system message."""
-    return [{"role": "user", "content": _instructed(question, instruction)}]
+def chat_messages(prompt: Prompt, instruction: str = MATH_INSTRUCTION) -> list[dict[str, str]]:
+    """The conversation for `tokenizer.apply_chat_template(..., add_generation_prompt=True)`.
+
+    A question becomes a user's message, no system message before it; of messages the last gets the instruction.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": _instructed(prompt, instruction)}]
+    *before, last = prompt
+    return [*before, last | {"content": _instructed(last["content"], instruction)}]
 
 
 def _instructed(question: str, instruction: str) -> str:

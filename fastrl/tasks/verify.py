@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import find_kind
-from .faults import LIMITS
+from .correctness import Correctness
+from .faults import LIMIT_REASONS
 from .pool import Item, VerifierPool
-from .problem import Problem, Reward, Task, TaskKind
-from .rows import read_json_lines
+from .problem import Problem, Prompt, Reward, Task, TaskKind
+from .rows import PROMPT_FIELDS, read_json_lines
+from .worker import Verdict
 
 if TYPE_CHECKING:
     from fastrl.config import TaskConfig
@@ -31,44 +33,58 @@ def check_reward(task: Task, config: "TaskConfig") -> None:
         return
     with VerifierPool(task.reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=1) as pool:
         (verdict,) = pool.score([(problem.prompt, "", problem.row)])
-    if verdict.is_fault or verdict.reason in LIMITS:
+    if verdict.is_fault or verdict.reason in LIMIT_REASONS:
         limits = f"task.timeout_s = {config.timeout_s:g}, task.memory_mb = {config.memory_mb}"
         raise ValueError(
             f"the reward of task {task.name!r} failed on problem {problem.id!r} with an empty completion: "
-            f"{verdict.reason} ({limits}). It must return a finite number for every completion, for example 0.0 here"
+            f"{verdict.reason} ({limits}). It must return a finite float for every completion, for example 0.0 here"
         )
 
 
-def verify_file(config: "TaskConfig", input: Path, output: Path) -> dict:
+def verify_file(
+    config: "TaskConfig",
+    input: Path,
+    output: Path,
+    correctness: Correctness = Correctness(),  # noqa: B008
+) -> dict:
     """Score a JSON-lines file of completions; write the same rows, in order, with `reward` and `reason` added.
 
     Each row has `completion` and what the task needs: `answer` for math, `numbers` and `target` for countdown, the
-    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed.
+    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed. A row
+    whose `finish_reason` is "length" was cut at the token limit and counts as `correctness` says.
     The output appears under its name only when it is complete.
 
-    Returns {"num_rows", "num_correct" (reward 1 or more), "mean_reward", "num_faults", "reasons": {reason: count}}.
+    Returns {"num_rows", "num_correct", "mean_reward", "num_faults", "reasons": {reason: count}}.
     Raises FileNotFoundError, or ValueError naming file and line of a row that lacks something.
     """
     input, output = Path(input), Path(output)
     if not input.is_file():
         raise FileNotFoundError(f"no such file: {str(input)!r} (looked in {Path.cwd()})")
-    kind = find_kind(config.name)
+    kind = find_kind(config.name, config.reward_folder or str(input.parent))
     located = list(read_json_lines(input))
     items = [_read_item(kind, fields, where) for where, fields in located]
     if not items:
         raise ValueError(f"{input} has no rows; at least one with 'completion' is needed")
     with make_pool(kind.reward, config) as pool:
         verdicts = pool.score(items)
-    scored = [v.reward for v in verdicts if v.reward is not None]
-    pairs = zip(located, verdicts, strict=True)
-    _write_rows(output, [fields | {"reward": v.reward, "reason": v.reason} for (_, fields), v in pairs])
+    rows = [_counted(fields, v, correctness) for (_, fields), v in zip(located, verdicts, strict=True)]
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    _write_rows(output, rows)
     return {
         "num_rows": len(verdicts),
-        "num_correct": sum(reward >= 1.0 for reward in scored),
-        "mean_reward": sum(scored) / len(scored) if scored else None,
+        "num_correct": sum(map(correctness.is_correct, rewards)),
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
         "num_faults": pool.num_faults,
-        "reasons": dict(Counter(v.reason for v in verdicts).most_common()),
+        "reasons": dict(Counter(row["reason"] for row in rows).most_common()),
     }
+
+
+def _counted(fields: dict, verdict: Verdict, correctness: Correctness) -> dict:
+    """The row with what its verdict counts as, as training would count it."""
+    is_truncated = fields.get("finish_reason") == "length"
+    is_wrong = is_truncated and correctness.truncated == "wrong" and not verdict.is_fault
+    reward = correctness.reward(verdict.reward, is_truncated=is_truncated)
+    return fields | {"reward": reward, "reason": "truncated" if is_wrong else verdict.reason}
 
 
 def _first_problem(task: Task) -> Problem | None:
@@ -81,8 +97,17 @@ def _read_item(kind: TaskKind, fields: dict, where: str) -> Item:
         found = f"it is {completion!r}" if "completion" in fields else f"the row has {sorted(fields)}"
         raise ValueError(f"{where}: 'completion' must be the model's text; {found}")
     data = {name: value for name, value in fields.items() if name not in ("completion", "reward", "reason")}
-    prompt = next((data[name] for name in ("prompt", "problem", "question") if isinstance(data.get(name), str)), "")
-    return prompt, completion, kind.read_row(data, where)
+    return _prompt(kind, data, where), completion, kind.read_row(data, where)
+
+
+def _prompt(kind: TaskKind, data: dict, where: str) -> Prompt:
+    """What training would give the reward; empty where the row has no prompt, which a reward may do without."""
+    try:
+        return kind.read_prompt(data, where)
+    except ValueError:
+        if any(data.get(name) for name in PROMPT_FIELDS):
+            raise
+        return ""
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
