@@ -49,6 +49,8 @@ class TaskConfig:
     """Same, for the numbers that are reported; empty: the generator's own split, or none."""
     template: str = "auto"
     """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
+    max_prompt_tokens: int = 0
+    """Problems with longer prompts are dropped, and counted; 0: one that does not fit is an error that names it."""
     num_train: int = 0
     """Use the first n training problems; 0: all."""
     num_validation: int = 200

@@ -18,6 +18,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "model": {"lora_rank": (0, INF), "lora_alpha": (0, INF)},
     "task": {
         "seed": (-INF, INF),
+        "max_prompt_tokens": (0, INF),
         "num_train": (0, INF),
         "num_validation": (0, INF),
         "num_test": (0, INF),

@@ -29,7 +29,9 @@ from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import Verdict, VerifierPool
+from fastrl.watchdog import alive
 
+BLOCK_TOKENS = 2_000_000  # of completions held at once: about 1 GB of Python objects
 NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
 
 
@@ -68,25 +70,41 @@ class Evaluator:
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Outcome]:
-        """Of every rollout, problem-major. Each rank samples and verifies a part of the problems; all get all."""
+        """Of every rollout, problem-major. Each rank samples and verifies a part of the problems; all get all.
+
+        A rank goes block by block, of about `BLOCK_TOKENS` new tokens each: what is kept of a block are its outcomes.
+        All ranks go through equally many, the last of which may be empty: sampling gathers sharded weights.
+        """
         n, ranks = config.num_samples, self.policy.ranks
         chooser = random.Random(seed_of(config.seed, "entropy"))
         num_rollouts = n * len(problems)
         scored = set(chooser.sample(range(num_rollouts), min(NUM_ENTROPY_ROLLOUTS, num_rollouts)))
         prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
-        mine = spread([len(ids) for ids in prompts], ranks.world_size)[ranks.rank]
-        seeds = [seed_of(config.seed, problems[i].id) for i in mine]
-        rollouts = self.sampler.generate([prompts[i] for i in mine], self._settings(config), seeds)
+        parts = spread([len(ids) for ids in prompts], ranks.world_size)
+        size = max(1, BLOCK_TOKENS // (n * self._settings(config).max_new_tokens))
+        mine, outcomes = parts[ranks.rank], {}
+        for start in range(0, max(map(len, parts)), size):
+            alive()
+            block = mine[start : start + size]
+            outcomes |= self._block({i: (problems[i], prompts[i]) for i in block}, config, scored)
+        everyones = ranks.merge(outcomes)
+        return [everyones[i] for i in range(num_rollouts)]
+
+    def _block(
+        self, block: dict[int, tuple[Problem, list[int]]], config: EvaluationConfig, scored: set[int]
+    ) -> dict[int, Outcome]:
+        """Outcomes of some problems, by the number of the rollout; rollouts in `scored` keep their tokens."""
+        n, asked = config.num_samples, list(block)
+        seeds = [seed_of(config.seed, problem.id) for problem, _ in block.values()]
+        rollouts = self.sampler.generate([ids for _, ids in block.values()], self._settings(config), seeds)
         texts = completion_texts(self.tokenizer, rollouts)
-        asked = [problems[mine[r.group]] for r in rollouts]
-        verdicts = self.verifier.score([(p.prompt, t, p.row) for p, t in zip(asked, texts, strict=True)])
-        indices = [n * i + sample for i in mine for sample in range(n)]
-        outcomes = {
+        of_rollout = [block[asked[r.group]][0] for r in rollouts]
+        verdicts = self.verifier.score([(p.prompt, t, p.row) for p, t in zip(of_rollout, texts, strict=True)])
+        indices = [n * i + sample for i in asked for sample in range(n)]
+        return {
             i: Outcome(verdict, stated_confidence(t), len(r.completion_ids), r.is_truncated, r if i in scored else None)
             for i, r, t, verdict in zip(indices, rollouts, texts, verdicts, strict=True)
         }
-        everyones = ranks.merge(outcomes)
-        return [everyones[i] for i in range(num_rollouts)]
 
     def _settings(self, config: EvaluationConfig) -> SamplingSettings:
         return SamplingSettings(

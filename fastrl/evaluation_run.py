@@ -4,14 +4,15 @@ import dataclasses
 from contextlib import closing
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fastrl.config import EvalConfig
 from fastrl.config_checks import check_eval
 from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
-from fastrl.policy.loading import load_model, load_tokenizer, max_context
+from fastrl.lengths import longest_sequence
+from fastrl.policy.loading import check_weight_files, context_of, load_architecture, load_model, load_tokenizer
 from fastrl.policy.model import Policy
-from fastrl.prompts import longest_prompt
+from fastrl.prompts import without_overlong
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
@@ -41,13 +42,18 @@ def same_problems(base: dict, ids: list[str]) -> None:
         )
 
 
-def _longest_sequence(config: EvalConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest prompt and completion to come. ValueError beyond the model's context."""
+def _longest_sequence(
+    config: EvalConfig, task: Task, tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig
+) -> int:
+    """Tokens of the longest prompt and completion to come. ValueError beyond the model's context or vocabulary."""
     new_tokens = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
-    total = longest_prompt(task, getattr(task, config.evaluation.split), tokenizer) + new_tokens
-    if (context := max_context(config.model)) and total > context:
-        raise ValueError(f"prompt and completion make up to {total} tokens, more than the model's context={context}")
-    return total
+    context = context_of(architecture)
+    limits = {"the model's context": context} if context else {}
+    problems = getattr(task, config.evaluation.split)
+    setting = f"sampler.max_new_tokens={new_tokens}"
+    return longest_sequence(
+        task, problems, tokenizer, architecture, limits, use="evaluation", setting=setting, new=new_tokens
+    )
 
 
 def evaluate(config: EvalConfig) -> dict:
@@ -59,10 +65,12 @@ def evaluate(config: EvalConfig) -> dict:
     if output.exists():
         raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
     task = load_task(config.task, splits=(split,))
+    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
+    check_weight_files(config.model)
+    task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
+    max_sequence_tokens = _longest_sequence(config, task, tokenizer, architecture)
     if base:
         same_problems(base, [p.id for p in getattr(task, split)])
-    tokenizer = load_tokenizer(config.model)
-    max_sequence_tokens = _longest_sequence(config, task, tokenizer)
     policy = Policy(load_model(config.model), temperature=config.sampler.temperature)
     sampler = build_sampler(
         config.sampler,

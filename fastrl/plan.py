@@ -11,17 +11,18 @@ import os
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from fastrl.config import TrainConfig
 from fastrl.config_checks import check_ranks, check_train
 from fastrl.kernels import choose
+from fastrl.lengths import longest_sequence
 from fastrl.policy.attention import AttentionChoice, choose_attention
 from fastrl.policy.footprint import Footprint, footprint, storageless_model
-from fastrl.policy.loading import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
+from fastrl.policy.loading import context_of, load_architecture, load_tokenizer, resolve_device, resolve_dtype
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer import check_weights
-from fastrl.prompts import longest_prompt
+from fastrl.prompts import without_overlong
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.kv_budget import (
     BLOCK_TOKENS,
@@ -113,7 +114,7 @@ def make_plan(
     if config.model.lora_rank:
         check_targets(config.model, architecture)
     attention = choose_attention(config.model.attention, device, dtype, architecture)
-    sequence_tokens = _longest_sequence(config, prompt_tokens)
+    sequence_tokens = _longest_sequence(config, architecture, prompt_tokens)
     sampler, sampler_reason = choose_sampler(config.sampler, device)
     is_vllm, filled = sampler == "vllm", filled_tokens(config, sequence_tokens)
     is_sharded = num_ranks > 1 or config.optimizer.offload
@@ -173,19 +174,24 @@ def detected_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _longest_sequence(config: TrainConfig, prompt_tokens: int) -> int:
+def _longest_sequence(config: TrainConfig, architecture: PreTrainedConfig, prompt_tokens: int) -> int:
     """Prompt and full completion of the longest training sequence. ValueError when they exceed budget or context."""
-    if not prompt_tokens:
-        task = load_task(config.task)
-        prompt_tokens = longest_prompt(task, task.train, load_tokenizer(config.model))
-    total = prompt_tokens + config.sampler.max_new_tokens
+    new_tokens = config.sampler.max_new_tokens
     limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
-    if context := max_context(config.model):
+    if context := context_of(architecture):
         limits["the model's context"] = context
+    if not prompt_tokens:
+        tokenizer = load_tokenizer(config.model)
+        task = without_overlong(load_task(config.task), tokenizer, config.task.max_prompt_tokens)
+        setting = f"sampler.max_new_tokens={new_tokens}"
+        return longest_sequence(
+            task, task.train, tokenizer, architecture, limits, use="training", setting=setting, new=new_tokens
+        )
     for name, limit in limits.items():
-        if total > limit:
+        if prompt_tokens + new_tokens > limit:
+            total = prompt_tokens + new_tokens
             raise ValueError(f"the longest prompt and completion make {total} tokens, more than {name}={limit}")
-    return total
+    return prompt_tokens + new_tokens
 
 
 def _kv_cache_bytes(config: TrainConfig, model: PreTrainedModel, sequence_tokens: int, *, is_vllm: bool) -> int:

@@ -2,14 +2,22 @@
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
 from fastrl.config_checks import check_ranks, check_train
-from fastrl.policy.loading import load_architecture, load_tokenizer, max_context, resolve_device, resolve_dtype
+from fastrl.lengths import longest_sequence
+from fastrl.policy.loading import (
+    check_weight_files,
+    context_of,
+    load_architecture,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer import check_optimizer
-from fastrl.prompts import longest_prompt
+from fastrl.prompts import without_overlong
 from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
@@ -44,39 +52,33 @@ def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
     check_reward(task, config.task)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
+    check_weight_files(config.model)
     if config.model.lora_rank:
-        check_targets(config.model, load_architecture(config.model))
-    return Preflight(config, folder, task, tokenizer, check_lengths(config, task, tokenizer))
+        check_targets(config.model, architecture)
+    task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
+    return Preflight(config, folder, task, tokenizer, check_prompts(config, task, tokenizer, architecture))
 
 
-def check_lengths(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+def check_prompts(
+    config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig
+) -> int:
     """Tokens of the longest sequence to come: prompt and full completion, in training or in an evaluation.
 
-    ValueError when that exceeds the micro-batch budget or the model's context.
+    ValueError when that exceeds the micro-batch budget or the model's context, or a token the model's vocabulary.
     """
-    splits = {"validation"} if config.evaluation.every or config.ledger.every else set()
-    splits |= {config.evaluation.split} if config.evaluation.at_end else set()
+    evaluation, new_tokens = config.evaluation, config.sampler.max_new_tokens
+    evaluated_tokens = evaluation.max_new_tokens or new_tokens
+    splits = {"validation"} if evaluation.every or config.ledger.every else set()
+    splits |= {evaluation.split} if evaluation.at_end else set()
     evaluated = [p for split in splits for p in getattr(task, split)]
-    uses = {
-        "training": (task.train, config.sampler.max_new_tokens, "sampler.max_new_tokens"),
-        "evaluation": (
-            evaluated,
-            config.evaluation.max_new_tokens or config.sampler.max_new_tokens,
-            "evaluation.max_new_tokens (0: the sampler's)",
-        ),
-    }
     limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
-    if context := max_context(config.model):
+    if context := context_of(architecture):
         limits["the model's context"] = context
-    totals = []
-    for use, (problems, new_tokens, setting) in uses.items():
-        longest = longest_prompt(task, problems, tokenizer)
-        totals.append(longest + new_tokens)
-        for name, limit in limits.items():
-            if longest and totals[-1] > limit:
-                raise ValueError(
-                    f"the longest {use} prompt ({longest} tokens) and {setting}={new_tokens} "
-                    f"make {totals[-1]} tokens, more than {name}={limit}"
-                )
-    return max(totals)
+    common = (tokenizer, architecture, limits)
+    setting = f"sampler.max_new_tokens={new_tokens}"
+    training = longest_sequence(task, task.train, *common, use="training", setting=setting, new=new_tokens)
+    setting = f"evaluation.max_new_tokens (0: the sampler's)={evaluated_tokens}"
+    return max(
+        training, longest_sequence(task, evaluated, *common, use="evaluation", setting=setting, new=evaluated_tokens)
+    )

@@ -1,7 +1,10 @@
 """From problems to prompt tokens and from completions to text: the one place where the tokenizer is asked."""
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.rollouts import Rollout
@@ -9,20 +12,41 @@ from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.templates import chat_messages, render
 
+MAX_CHARACTERS_PER_TOKEN = 32  # of a whole prompt, on average: longer text is not tokenised to see that it is too long
+
 
 def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of the problem in the task's template, or in the model's own chat template where it is a chat.
 
-    Special tokens (<bos>) as the tokenizer adds them by itself.
+    Special tokens in front (<bos>) are as the tokenizer adds them by itself; an end-of-sequence token behind is taken
+    off: nothing could follow it. ValueError for a prompt without tokens and for a chat template that fails.
     """
     if task.template == "chat" or not isinstance(problem.prompt, str):
-        messages = chat_messages(problem.prompt, task.instruction)
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = _chat_ids(task, problem, tokenizer)
     else:
-        ids = tokenizer(render(task.template, problem.prompt, task.instruction)).input_ids
+        ids = list(tokenizer(render(task.template, problem.prompt, task.instruction)).input_ids)
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        warnings.warn(
+            f"prompts end in the end-of-sequence token {tokenizer.eos_token!r}, which the tokenizer or its chat "
+            "template puts there: it is taken off, or every completion would follow an ended text",
+            stacklevel=2,
+        )
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
     if not ids:
-        raise ValueError(f"problem {problem.id}: the prompt {problem.prompt!r} has no tokens")
-    return list(ids)
+        raise ValueError(f"problem {problem.where or problem.id}: the prompt {problem.prompt!r:.80} has no tokens")
+    return ids
+
+
+def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    messages = chat_messages(problem.prompt, task.instruction)
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the tokenizer's chat template cannot render problem {problem.where or problem.id} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); another task.template does without it"
+        ) from error
 
 
 def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout]) -> list[str]:
@@ -31,9 +55,61 @@ def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Roll
     return tokenizer.batch_decode(kept, skip_special_tokens=False)
 
 
-def longest_prompt(task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest prompt; 0 without problems."""
-    return max((len(prompt_ids(task, p, tokenizer)) for p in problems), default=0)
+@dataclass(frozen=True)
+class Extent:
+    """Of some prompts: tokens of the longest and where it is, and the largest token id. Zeros without problems."""
+
+    num_tokens: int = 0
+    where: str = ""
+    largest_id: int = -1
+
+
+def extent_of(
+    task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+) -> Extent:
+    """Looks at every prompt. limit: tokens that one may have, if there is a limit. ValueError for much longer text."""
+    extent = Extent()
+    for problem in problems:
+        if is_hopeless(problem, limit):
+            raise ValueError(
+                f"the prompt of {problem.where or problem.id} has {num_characters(problem)} characters, which cannot "
+                f"be {limit} tokens or fewer: {str(problem.prompt)[:60]!r}…; task.max_prompt_tokens drops such rows"
+            )
+        ids = prompt_ids(task, problem, tokenizer)
+        if len(ids) > extent.num_tokens:
+            extent = replace(extent, num_tokens=len(ids), where=problem.where or problem.id)
+        extent = replace(extent, largest_id=max(extent.largest_id, *ids))
+    return extent
+
+
+def num_characters(problem: Problem) -> int:
+    parts = [problem.prompt] if isinstance(problem.prompt, str) else [m["content"] for m in problem.prompt]
+    return sum(map(len, parts))
+
+
+def is_hopeless(problem: Problem, limit: int | None) -> bool:
+    """So long that its tokens need not be counted."""
+    return limit is not None and num_characters(problem) > MAX_CHARACTERS_PER_TOKEN * limit
+
+
+def without_overlong(task: Task, tokenizer: PreTrainedTokenizerBase, limit: int) -> Task:
+    """The task without problems whose prompts are longer than `limit` tokens, with a warning that counts them; 0: all.
+
+    ValueError where a split is left without any.
+    """
+    if not limit:
+        return task
+    kept = {}
+    for split in ("train", "validation", "test"):
+        problems = getattr(task, split)
+        short = [p for p in problems if not is_hopeless(p, limit) and len(prompt_ids(task, p, tokenizer)) <= limit]
+        if len(short) < len(problems):
+            said = f"{split}: {len(problems) - len(short)} of {len(problems)} problems have prompts of more than "
+            if not short:
+                raise ValueError(f"{said}task.max_prompt_tokens = {limit} tokens: none is left")
+            warnings.warn(f"{said}task.max_prompt_tokens = {limit} tokens and are dropped", stacklevel=2)
+        kept[split] = short
+    return replace(task, **kept)
 
 
 class PromptStream:

@@ -10,6 +10,7 @@ of the differences, problem by problem, which is much tighter than two separate 
 Shapes: P problems, K values of k, n samples of one problem. An `evaluation` is the dict that `eval/*.json` holds.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
@@ -236,6 +237,11 @@ def _counts_of_same_problems(eval_a: dict, eval_b: dict) -> tuple[np.ndarray, np
 def _counts_by_id(evaluation: dict) -> dict:
     counts = {}
     for problem in evaluation["problems"]:
+        if re.search(r"(?:\.\w+:|, row )\d+$", str(problem["id"])):
+            raise ValueError(
+                f"the evaluation knows problem {problem['id']!r} by its place in a file, not by its content: whether "
+                "another one holds the same problems cannot be told; evaluate again"
+            )
         if problem["id"] in counts:
             raise ValueError(f"the evaluation holds problem {problem['id']!r} twice; ids must be unique")
         counts[problem["id"]] = (problem["num_correct"], problem.get("num_samples", evaluation["num_samples"]))

@@ -10,10 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastrl.config import WarmupConfig
 from fastrl.config_checks import check_warmup
 from fastrl.config_files import to_toml
-from fastrl.policy.loading import load_model, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.policy.loading import check_weight_files, load_model, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.policy.micro_batch import num_inputs
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
+from fastrl.prompts import MAX_CHARACTERS_PER_TOKEN
 from fastrl.records.progress import Progress
 from fastrl.rollouts import Rollout
 from fastrl.seeds import seed_of
@@ -21,28 +23,52 @@ from fastrl.tasks import load_task
 from fastrl.tasks.rows import read_rows
 
 Draw = Callable[[random.Random, int], list[tuple[str, str]]]  # (generator, count) → (prompt, completion) pairs
+NUM_TRIED = 64  # of a task's own demonstrations, that are looked at before the first step
 
 
-def _demonstrations(config: WarmupConfig) -> Draw:
-    """Random demonstrations of the task, or random rows of a file. ValueError names what is missing."""
+def _demonstrations(config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> Draw:
+    """Random demonstrations of the task, or random rows of a file. ValueError names what is missing or does not fit."""
     if config.data.file:
         rows = read_rows(config.data.file, default_split="train")
         for where, row in rows:
             if not (isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)):
                 raise ValueError(f"{where}: needs 'prompt' and 'completion' as text, has {sorted(row)}")
         pairs = [(row["prompt"], row["completion"]) for _, row in rows]
+        for (where, _), pair in zip(rows, pairs, strict=True):
+            _check_demonstration(pair, tokenizer, config.micro_batch_tokens, where)
         return lambda generator, count: generator.choices(pairs, k=count)
     task = load_task(config.task, splits=())
     if task.demonstrations is None:
         raise ValueError(f"task '{config.task.name}' makes no demonstrations; give a file in data.file")
+    for pair in task.demonstrations(random.Random(0), NUM_TRIED):
+        _check_demonstration(pair, tokenizer, config.micro_batch_tokens, f"task '{config.task.name}'")
     return task.demonstrations
 
 
-def _model_and_tokenizer(config: WarmupConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if config.model.path:
-        return load_model(config.model), load_tokenizer(config.model)
-    tokenizer = scratch_tokenizer(config.scratch)
-    return scratch_model(config.scratch, tokenizer, seed_of(config.seed, "weights")), tokenizer
+def _check_demonstration(
+    pair: tuple[str, str], tokenizer: PreTrainedTokenizerBase, token_budget: int, where: str
+) -> None:
+    """ValueError for a prompt without tokens, or a demonstration that no micro-batch holds."""
+    too_long = f"it does not fit micro_batch_tokens = {token_budget}: raise that, or shorten it"
+    if sum(map(len, pair)) > MAX_CHARACTERS_PER_TOKEN * token_budget:
+        raise ValueError(f"{where}: a demonstration of {sum(map(len, pair))} characters; {too_long}")
+    rollout = _rollout(tokenizer, *pair)
+    if not rollout.prompt_ids:
+        raise ValueError(f"{where}: the prompt {pair[0]!r} has no tokens; a model needs one to start from")
+    if num_inputs(rollout) > token_budget:
+        raise ValueError(f"{where}: a demonstration of {num_inputs(rollout)} tokens; {too_long}")
+
+
+def _model(config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The one that is trained on, or a new one with random weights. ValueError for tokens that it cannot embed."""
+    if not config.model.path:
+        return scratch_model(config.scratch, tokenizer, seed_of(config.seed, "weights"))
+    check_weight_files(config.model)
+    model = load_model(config.model)
+    num_embedded = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > num_embedded:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model has embeddings for {num_embedded}")
+    return model
 
 
 def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rollout:
@@ -66,8 +92,9 @@ def warmup(config: WarmupConfig) -> Path:
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device) if config.model.path else torch.float32
     check_optimizer(config.optimizer.kind, dtype, device)
-    draw = _demonstrations(config)
-    model, tokenizer = _model_and_tokenizer(config)
+    tokenizer = load_tokenizer(config.model) if config.model.path else scratch_tokenizer(config.scratch)
+    draw = _demonstrations(config, tokenizer)
+    model = _model(config, tokenizer)
     policy = Policy(model)
     optimizer = build_optimizer(policy, config.optimizer, config.data.num_steps)
     generator = random.Random(seed_of(config.seed, "demonstrations"))

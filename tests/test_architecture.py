@@ -36,7 +36,7 @@ LAYERS = [
         "fastrl.step_metrics",
         "fastrl.importance",
     },
-    {"fastrl.policy", "fastrl.prompts"},
+    {"fastrl.policy", "fastrl.prompts", "fastrl.lengths"},
     {"fastrl.sampling", "fastrl.records"},
     {
         "fastrl.update",

@@ -222,7 +222,7 @@ def test_rows_from_a_file(tmp_path):
     path.write_text('{"numbers": [10, 25, 3], "target": 32}\n\n{"numbers": [4], "target": 4}\n')
     task = load_task(TaskConfig(train=str(path)))
     assert [p.prompt for p in task.train] == ["10 25 3=32:", "4=4:"]
-    assert [p.id for p in task.train] == ["countdown.jsonl:1", "countdown.jsonl:3"]
+    assert [p.where.rpartition("/")[2] for p in task.train] == ["countdown.jsonl:1", "countdown.jsonl:3"]
     assert task.reward("", "10+25-3", **task.train[0].row) == Score(1.0, "ok")
     assert task.validation == [] and task.test == [] and task.demonstrations is None
 

@@ -28,6 +28,8 @@ class VllmSampler:
         if len(prompts) != len(seeds):
             raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         self._check_lengths(prompts, settings)
+        if not prompts:
+            return []
         if self._is_paused:
             self.engine.restore_kv_cache()
             self._is_paused = False

@@ -11,10 +11,9 @@ Nothing in this package imports torch or transformers: verifier workers import i
 import difflib
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .problem import Problem, Reward, Score, Task, TaskKind
+from .problem import Problem, Reward, Score, Task, TaskKind, content_id, with_different_ids
 from .rows import UnusableRow, read_rows
 from .templates import TEMPLATES
 
@@ -90,16 +89,16 @@ def _read_problems(kind: TaskKind, source: str, rows: list[tuple[str, dict]]) ->
     problems, unusable = [], []
     for where, fields in rows:
         try:
-            row = kind.read_row(fields, where)
+            row, prompt = kind.read_row(fields, where), kind.read_prompt(fields, where)
         except UnusableRow as error:
             unusable.append(error)
             continue
-        problems.append(Problem(id=Path(where).name, prompt=kind.read_prompt(fields, where), row=row))
+        problems.append(Problem(content_id(prompt, row), prompt, row, where))
     if len(unusable) > MAX_UNUSABLE * len(rows):
         raise ValueError(f"{source}: {len(unusable)} of {len(rows)} rows cannot be used, the first: {unusable[0]}")
     if unusable:
         warnings.warn(f"{source}: skipped {len(unusable)} of {len(rows)} rows, the first: {unusable[0]}", stacklevel=4)
-    return problems
+    return with_different_ids(problems)
 
 
 def _resolve_template(config: "TaskConfig", kind: TaskKind) -> str:

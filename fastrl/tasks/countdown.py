@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .expression import MAX_DIGITS, ExpressionError, combine, evaluate, parse_expression
 from .problem import Problem, Score, TaskKind
+from .rows import UnusableRow
 
 if TYPE_CHECKING:
     from fastrl.config import TaskConfig
@@ -47,8 +48,8 @@ def reward(prompt: str, completion: str, *, numbers: list[int], target: int) -> 
 def read_row(fields: dict, where: str) -> dict:
     """`numbers` (1 to 16 whole numbers) and `target` of a row; ValueError says what is wrong with it."""
     for name in ("numbers", "target"):
-        if name not in fields:
-            raise ValueError(f"{where}: no field {name!r}; the row has {sorted(fields)}")
+        if fields.get(name) is None:
+            raise UnusableRow(f"{where}: no field {name!r}; the row has {sorted(fields)}")
     numbers, target = fields["numbers"], fields["target"]
     if not isinstance(numbers, list) or not 1 <= len(numbers) <= MAX_NUMBERS or not all(map(_is_number, numbers)):
         raise ValueError(

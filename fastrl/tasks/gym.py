@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from .problem import Problem, Score, TaskKind
+from .problem import Problem, Score, TaskKind, content_id, with_different_ids
 from .rows import require_text
 
 if TYPE_CHECKING:
@@ -111,10 +111,8 @@ def generate_problems(dataset: str, seed: int, split: str, count: int) -> list[P
         entries = [dataset_object[i] for i in range(count)]
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"reasoning-gym:{dataset} cannot be made with its default settings: {error}") from error
-    return [
-        Problem(id=f"{dataset}-{split}-{seed}-{i}", prompt=entry["question"], row={"entry": entry})
-        for i, entry in enumerate(entries)
-    ]
+    problems = [Problem(content_id(e["question"], {"entry": e}), e["question"], {"entry": e}) for e in entries]
+    return with_different_ids(problems)
 
 
 def extract_answer(completion: str) -> str:

@@ -4,8 +4,12 @@ A reward is a plain callable `reward(prompt, completion, **row) -> float | Score
 worker and runs there, never in the trainer process.
 """
 
+import hashlib
+import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
@@ -32,11 +36,35 @@ class Reward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward."""
+    """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward.
+
+    id: known by its content, so that equal problems of two files are the same and others are not (`content_id`).
+    where: file and line, for messages; empty for a generated problem.
+    """
 
     id: str
     prompt: Prompt
     row: dict
+    where: str = ""
+
+
+def content_id(prompt: Prompt, row: dict) -> str:
+    """The first words of a prompt, for people, and a hash of everything that the problem is."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    words = "-".join(re.findall(r"[a-z0-9]+", text.lower())[:5])[:32]
+    content = json.dumps([prompt, row], sort_keys=True, default=repr).encode()
+    return f"{words}-{hashlib.blake2b(content, digest_size=8).hexdigest()}".lstrip("-")
+
+
+def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
+    """The same problems; what is there twice gets a number, so that each is drawn and counted for itself."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for problem in problems:
+        seen[problem.id] += 1
+        count = seen[problem.id]
+        numbered.append(problem if count == 1 else replace(problem, id=f"{problem.id}#{count}"))
+    return numbered
 
 
 # row of a problem -> correct completions of it, all different; empty where there are too many to list.

@@ -4,7 +4,9 @@ Every row comes with `where` ("train.jsonl:17"), so that whoever finds it lackin
 """
 
 import json
+import math
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 from .problem import Prompt
@@ -13,7 +15,7 @@ PROMPT_FIELDS = ("prompt", "problem", "question")
 
 
 class UnusableRow(ValueError):
-    """A row that is well formed but cannot be used (an empty gold answer): a few are skipped, with a warning."""
+    """A row that is well formed but lacks something (a null, empty or absent answer): a few are skipped and counted."""
 
 
 def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
@@ -34,7 +36,19 @@ def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
         rows = list(_read_hugging_face(source, default_split))
     if not rows:
         raise ValueError(f"{source!r} has no rows; at least one is needed")
+    for where, fields in rows:
+        _check_unicode(fields, where)
     return rows
+
+
+def _check_unicode(value: object, where: str) -> None:
+    """ValueError for a lone surrogate, which no tokenizer takes: half of a character, left by a cut in an escape."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{where}: a lone surrogate, half of a character, in {value!a:.80}")
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_unicode(item, where)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
@@ -46,6 +60,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             where = f"{path}:{number}"
             try:
                 fields = json.loads(line)
+            except RecursionError:
+                raise ValueError(f"{where}: brackets are nested too deeply to be read: {line[:80]!r}") from None
             except ValueError as error:  # includes UnicodeDecodeError
                 raise ValueError(f"{where}: not a JSON object on one line ({error}): {line[:80]!r}") from error
             if not isinstance(fields, dict):
@@ -68,19 +84,33 @@ def require_prompt(fields: dict, names: tuple[str, ...], where: str) -> Prompt:
 
 
 def require_text(fields: dict, names: tuple[str, ...], where: str) -> str:
-    """The first of `names` that `fields` has, as text (numbers are written out); ValueError lists the keys found."""
+    """The first of `names` that `fields` has, as text; a number is written out as the number that it is.
+
+    UnusableRow where all are null, empty or absent, with the keys found; ValueError for another type.
+    """
     for name in names:
         value = fields.get(name)
-        if isinstance(value, str):
-            if not value.strip():
-                raise UnusableRow(f"{where}: field {name!r} is empty")
+        if isinstance(value, str) and value.strip():
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-        if value is not None:
+            return number_text(value, f"{where}: field {name!r}")
+        if value is not None and not isinstance(value, str):
             raise ValueError(f"{where}: field {name!r} must be text, found {value!r}")
+    empty = [name for name in names if name in fields]
+    if empty:
+        raise UnusableRow(f"{where}: field {empty[0]!r} is {'null' if fields[empty[0]] is None else 'empty'}")
     wanted = " or ".join(repr(name) for name in names)
-    raise ValueError(f"{where}: no field {wanted}; the row has {sorted(fields)}")
+    raise UnusableRow(f"{where}: no field {wanted}; the row has {sorted(fields)}")
+
+
+def number_text(value: float, what: str) -> str:
+    """A JSON number in plain decimal digits: 5.0 is 5, 1e-05 is 0.00001. ValueError for NaN and infinity."""
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be a finite number, found {value}")
+    digits = format(Decimal(repr(value)), "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def _read_hugging_face(source: str, default_split: str) -> Iterator[tuple[str, dict]]:

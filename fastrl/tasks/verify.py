@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import find_kind
+from . import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
 from .faults import LIMIT_REASONS
 from .pool import Item, VerifierPool
 from .problem import Problem, Prompt, Reward, Task, TaskKind
-from .rows import PROMPT_FIELDS, read_json_lines
-from .worker import Verdict
+from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
+from .worker import Verdict, fault
 
 if TYPE_CHECKING:
     from fastrl.config import TaskConfig
@@ -36,8 +36,9 @@ def check_reward(task: Task, config: "TaskConfig") -> None:
     if verdict.is_fault or verdict.reason in LIMIT_REASONS:
         limits = f"task.timeout_s = {config.timeout_s:g}, task.memory_mb = {config.memory_mb}"
         raise ValueError(
-            f"the reward of task {task.name!r} failed on problem {problem.id!r} with an empty completion: "
-            f"{verdict.reason} ({limits}). It must return a finite float for every completion, for example 0.0 here"
+            f"the reward of task {task.name!r} failed on problem {problem.where or problem.id!r} with an empty "
+            f"completion: {verdict.reason} ({limits}). It must return a finite float for every completion, for example "
+            "0.0 for this one"
         )
 
 
@@ -50,7 +51,8 @@ def verify_file(
     """Score a JSON-lines file of completions; write the same rows, in order, with `reward` and `reason` added.
 
     Each row has `completion` and what the task needs: `answer` for math, `numbers` and `target` for countdown, the
-    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed. A row
+    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed, or the
+    row is one of a few that lack what it needs (a null, empty or absent answer); `reason` says which. A row
     whose `finish_reason` is "length" was cut at the token limit and counts as `correctness` says.
     The output appears under its name only when it is complete.
 
@@ -63,10 +65,14 @@ def verify_file(
     kind = find_kind(config.name, config.reward_folder or str(input.parent))
     located = list(read_json_lines(input))
     items = [_read_item(kind, fields, where) for where, fields in located]
+    unusable = [item for item in items if isinstance(item, UnusableRow)]
     if not items:
         raise ValueError(f"{input} has no rows; at least one with 'completion' is needed")
+    if len(unusable) > MAX_UNUSABLE * len(items):
+        raise ValueError(f"{len(unusable)} of {len(items)} rows cannot be scored, the first: {unusable[0]}")
     with make_pool(kind.reward, config) as pool:
-        verdicts = pool.score(items)
+        found = iter(pool.score([item for item in items if not isinstance(item, UnusableRow)]))
+    verdicts = [fault(str(item)) if isinstance(item, UnusableRow) else next(found) for item in items]
     rows = [_counted(fields, v, correctness) for (_, fields), v in zip(located, verdicts, strict=True)]
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     _write_rows(output, rows)
@@ -91,13 +97,17 @@ def _first_problem(task: Task) -> Problem | None:
     return next((problems[0] for problems in (task.train, task.validation, task.test) if problems), None)
 
 
-def _read_item(kind: TaskKind, fields: dict, where: str) -> Item:
+def _read_item(kind: TaskKind, fields: dict, where: str) -> Item | UnusableRow:
+    """What the pool takes, or why this row can have no verdict (an empty answer, say)."""
     completion = fields.get("completion")
     if not isinstance(completion, str):
         found = f"it is {completion!r}" if "completion" in fields else f"the row has {sorted(fields)}"
         raise ValueError(f"{where}: 'completion' must be the model's text; {found}")
     data = {name: value for name, value in fields.items() if name not in ("completion", "reward", "reason")}
-    return _prompt(kind, data, where), completion, kind.read_row(data, where)
+    try:
+        return _prompt(kind, data, where), completion, kind.read_row(data, where)
+    except UnusableRow as error:
+        return error
 
 
 def _prompt(kind: TaskKind, data: dict, where: str) -> Prompt:
