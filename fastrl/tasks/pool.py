@@ -1,38 +1,33 @@
 """Verifier workers: model output is untrusted, so rewards run in processes that can be killed and replaced.
 
-Completions travel in chunks, because a process hop per completion would cost more than most verifiers. A chunk that
-hangs or dies is run again one completion at a time, so that exactly the guilty one is blamed:
+Completions travel in chunks and verdicts come back one by one, so that the pool knows which completion a worker was at
+when it hung or died. That worker is replaced, and a fresh one tries that completion again: what a leaking or
+deadlocked worker could not settle is no completion's fault. Only what a fresh worker cannot settle either is blamed:
 
-    hangs -> 0 "timeout"      MemoryError in a fresh worker -> 0 "memory"      RecursionError -> 0 "recursion"
+    hangs -> 0 "timeout"      MemoryError -> 0 "memory"      RecursionError -> 0 "recursion"
     SIGSEGV and the like -> 0 "crashed"      over 1 MB -> 0 "too long"      lone surrogates -> 0 "invalid unicode"
 
-What is no completion's doing (a worker killed from outside, an import error, an exception out of the reward, a returned
-None or NaN) gives no reward at all: `Verdict.is_fault`. More than 1 % of these, in all or in one batch, end the run
-with a VerifierError. So do completions that hit limits (timeout, memory, crashed) when they are more than 3 % of a
-batch and more than four of it, or all of it: one hostile completion hangs a verifier, a broken verifier hangs on many.
-
-pebble's pool kills and replaces workers. Its workers share one pipe and its locks, so a kill at the wrong moment can
-stall or break the whole pool; `VerifierPool` notices (no result for longer than any chunk may take) and starts another.
+What is no completion's doing (a worker that exits or is killed three times, an import error, any exception out of the
+reward, a returned None or NaN) gives no reward at all: `Verdict.is_fault`. `faults` says how many faults and limits
+end the run with a VerifierError, in all or in one batch: more than 1 % and more than 3 %.
 """
 
-import contextlib
-import os
 import pickle
 import signal
-import sys
-import threading
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from multiprocessing.context import SpawnContext, SpawnProcess
+from collections.abc import Sequence
+from multiprocessing.connection import wait
 from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
 
 from fastrl.watchdog import alive
 
+from .faults import LIMIT_REASONS, VerifierError, check_faults, check_limits, most_of_batch, most_so_far
 from .problem import Prompt, Reward
-from .worker import WORN_STATUS, Verdict, WornOut, described, fault, score_chunk, start_worker
+from .process import WorkerProcess
+from .worker import Orders, Verdict, fault
+
+__all__ = ["LIMIT_REASONS", "POOL_REASONS", "Item", "Verdict", "VerifierError", "VerifierPool"]
 
 Item = tuple[Prompt, str, dict]  # prompt, completion, row
 
@@ -41,22 +36,14 @@ CHUNK_SECONDS = 0.25  # what a chunk should take; its size follows the measured 
 FIRST_CHUNK, MAX_CHUNK = 8, 64
 MAX_CHUNK_BYTES = 1_000_000
 CHUNKS_PER_WORKER = 1000  # then the worker is replaced: bounds what a leaking verifier holds
-MAX_FAULT_SHARE = 0.01
-MIN_SCORED = 200  # the share is of at least this many completions: two faults never end a run
-MAX_LIMIT_SHARE = 0.03  # of a batch may hit limits, …
-MIN_LIMIT_HITS = 4  # … or so many, if not all
-START_GRACE_S = 120.0  # for a pool's first result: imports on a cold disk
-STALL_GRACE_S = 10.0  # on top of the timeout, for later results; a stall suspected wrongly costs a restart
-MAX_RESTARTS = 3  # in a row without one result
-MAX_DEATHS = 3  # of a worker alone with one completion, before that is a fault
+START_GRACE_S = 120.0  # for a worker's start: imports on a cold disk
+MAX_STARTS = 3  # in a row that fail
+MAX_DEATHS = 3  # of a worker on one completion, before that is a fault
+WAIT_S = 5.0  # between signs of life to the watchdog
+REPORT_S = 1.0  # for the keeper of a worker that has gone
 
-LIMIT_REASONS = ("timeout", "memory", "crashed")
-POOL_REASONS = (*LIMIT_REASONS, "recursion", "too long", "invalid unicode")
+POOL_REASONS = (*LIMIT_REASONS, "too long", "invalid unicode")
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-
-
-class VerifierError(RuntimeError):
-    """The verifier itself is broken; no completion is to blame."""
 
 
 class VerifierPool:
@@ -67,8 +54,9 @@ class VerifierPool:
     memory_mb: address space of a worker, in MiB.
     num_workers: processes.
 
-    Counts since the start: `num_scored`, `num_faults`, `num_restarts` (of the whole pool) and `num_by_reason` for the
-    reasons that the pool itself gives (timeout, memory, recursion, crashed, too long, invalid unicode).
+    Counts since the start: `num_scored`, `num_faults`, `num_restarts` (of workers), `num_limits` (completions by the
+    first limit that they hit, settled afterwards or not) and `num_by_reason` for the reasons that the pool itself gives
+    (timeout, memory, recursion, crashed, too long, invalid unicode).
     """
 
     def __init__(self, reward: Reward, *, timeout_s: float = 5.0, memory_mb: int = 2048, num_workers: int = 2):
@@ -80,11 +68,13 @@ class VerifierPool:
         self.timeout_s = timeout_s
         self.num_workers = num_workers
         self.num_scored = self.num_faults = self.num_restarts = 0
+        self.num_limits: Counter[str] = Counter()
         self.num_by_reason: Counter[str] = Counter()
-        self._initargs = (pickle.dumps(reward), memory_mb, 2 * timeout_s + 10.0, os.getpid())
+        self._orders = Orders(pickle.dumps(reward), memory_mb)
         self._seconds_per_item = CHUNK_SECONDS / FIRST_CHUNK
-        self._has_answered = self._is_closed = False
-        self._pool = self._new_pool()
+        self._failed_starts = 0
+        self._is_closed = False
+        self._workers = [self._new_worker() for _ in range(num_workers)]
 
     def __enter__(self) -> "VerifierPool":
         return self
@@ -93,9 +83,10 @@ class VerifierPool:
         self.close()
 
     def close(self) -> None:
-        """End all workers, whatever they are doing."""
+        """End all workers, whatever they are doing, and every process that they started."""
         self._is_closed = True
-        _end(self._pool).join(timeout=10.0)
+        for worker in self._workers:
+            worker.end()
 
     @property
     def num_timeouts(self) -> int:
@@ -104,160 +95,178 @@ class VerifierPool:
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         """Verdicts of (prompt, completion, row) triples, in order.
 
-        Never hangs: 64 hanging completions and 2 workers take about 64 / 2 · timeout_s.
-        Raises VerifierError when more than 1 % of all completions so far were faults, when a few percent of these hit
-        limits, or when no worker stays alive; as soon as that is clear.
+        Never hangs: a completion takes at most two limits of time. Raises VerifierError when too many completions were
+        faults or hit a limit (see `faults`), or when no worker can start.
         """
         batch = _Batch(items)
-        restarts = 0
-        while not batch.is_settled:
-            self._dispatch(batch)
-            grace_s = STALL_GRACE_S if self._has_answered else START_GRACE_S
-            done, _ = wait(batch.running, timeout=self.timeout_s + grace_s, return_when=FIRST_COMPLETED)
-            alive()  # no result is not a hang: the pool has limits of its own
-            has_progress = False
-            for future in done:
-                has_progress |= self._collect(batch, future, batch.running.pop(future))
-            if has_progress:
-                restarts = 0
-            else:
-                restarts += 1
-                if restarts > MAX_RESTARTS:
-                    raise VerifierError(
-                        f"verifier workers gave no result {restarts} times in a row; "
-                        "can they start at all, with this memory limit?"
-                    )
-                self._restart(batch)
-            self._check_faults(batch, self.num_scored + len(items))
-            self._check_limits(batch)
+        try:
+            while not batch.is_settled:
+                self._dispatch(batch)
+                self._listen(batch)
+                self._check(batch)
+        finally:  # an exception leaves no worker with a chunk of a batch that nobody waits for
+            for worker in [w for w in self._workers if w.indices]:
+                self._replace(worker)
         self.num_scored += len(items)
         self.num_faults += batch.num_faults
+        self.num_limits.update(batch.limits.values())
         self.num_by_reason.update(v.reason for v in batch.verdicts if v.reason in POOL_REASONS)
         return batch.verdicts
 
     def _dispatch(self, batch: "_Batch") -> None:
-        if not self._pool.active:  # an idle worker was killed since the last batch
-            self._restart(batch)
-        size = max(1, min(MAX_CHUNK, int(CHUNK_SECONDS / self._seconds_per_item)))
-        while len(batch.running) < 2 * self.num_workers and (indices := batch.next_chunk(size)):
-            payload = pickle.dumps([batch.items[i] for i in indices])
+        """Work for every idle worker: a fresh one first tries again what another could not settle."""
+        share = -(-len(batch.waiting) // self.num_workers)
+        size = max(1, min(MAX_CHUNK, int(CHUNK_SECONDS / self._seconds_per_item), share))
+        for worker in [w for w in self._workers if w.is_idle]:
+            if worker.num_chunks == CHUNKS_PER_WORKER:
+                self._replace(worker)
+                continue
+            indices = batch.next_suspect() if worker.is_fresh else []
+            indices = indices or batch.next_chunk(size)
+            if not indices:
+                if len(batch.suspects) > sum(w.is_fresh for w in self._workers):
+                    self._replace(worker)
+                continue
             try:
-                future = self._pool.schedule(score_chunk, args=(payload,), timeout=self.timeout_s)
-            except RuntimeError:  # the pool broke a moment ago
+                worker.give(indices, [batch.items[i] for i in indices], self.timeout_s)
+            except OSError:  # it has gone, or takes nothing
                 batch.put_back(indices)
-                return
-            batch.running[future] = indices
+                self._replace(worker)
 
-    def _collect(self, batch: "_Batch", future: Future, indices: list[int]) -> bool:
-        """Take in one finished chunk; False when it says nothing about its completions."""
-        try:
-            seconds, verdicts = future.result()
-        except BrokenExecutor:
-            batch.put_back(indices)
-            return False
-        except WornOut:
-            batch.put_back(indices, alone=True)
-            return True
-        except Exception as error:  # what the pool reports: timeout, death of the worker, an unpicklable result
-            if isinstance(error, ProcessExpired) and error.exitcode == WORN_STATUS:
-                batch.put_back(indices)
-                return True
-            verdict = _blame(batch, indices[0], error) if len(indices) == 1 else None
-            if verdict is None:
-                batch.put_back(indices, alone=True)
-            else:
-                batch.settle(indices, [verdict])
-            return True
-        self._has_answered = True
-        self._seconds_per_item = 0.5 * self._seconds_per_item + 0.5 * max(seconds / len(indices), 1e-6)
-        batch.settle(indices, verdicts)
-        return True
+    def _listen(self, batch: "_Batch") -> None:
+        """Wait until a worker says something, goes or runs out of time, and take that in."""
+        now = time.monotonic()
+        wait_s = min((w.deadline - now for w in self._workers if not w.is_idle), default=0.0)
+        wait([c for w in self._workers for c in (w.channel, w.lifeline)], max(0.0, min(wait_s, WAIT_S)))
+        alive()  # no result is not a hang: the pool has limits of its own
+        for worker in list(self._workers):
+            was_ready = worker.is_ready
+            for index, verdict in worker.take(self.timeout_s):
+                self._take_in(batch, worker, index, verdict)
+            if worker.is_ready and not was_ready:
+                self._failed_starts = 0
+            if worker.has_gone or worker.is_late:
+                self._lose(batch, worker)
+            elif worker.is_grown:
+                batch.put_back(worker.indices)
+                self._replace(worker)
 
-    def _check_faults(self, batch: "_Batch", num_scored: int) -> None:
-        """Of all completions so far, and of this batch alone: a verifier may break after a million good verdicts."""
-        counts = {num_scored: self.num_faults + batch.num_faults, len(batch.items): batch.num_faults}
-        for num_completions, num_faults in counts.items():
-            if num_faults > MAX_FAULT_SHARE * max(num_completions, MIN_SCORED):
+    def _take_in(self, batch: "_Batch", worker: WorkerProcess, index: int, verdict: Verdict) -> None:
+        now = time.monotonic()
+        seconds, worker.last_s = now - worker.last_s, now
+        self._seconds_per_item = 0.9 * self._seconds_per_item + 0.1 * max(seconds, 1e-6)
+        if verdict.reason == "memory" and not verdict.is_fault:
+            worker.is_grown = True
+            batch.hit(index, "memory")
+            return
+        if verdict.reason == "recursion" and not verdict.is_fault:
+            batch.limits[index] = "recursion"
+        batch.settle(index, verdict)
+
+    def _lose(self, batch: "_Batch", worker: WorkerProcess) -> None:
+        """A worker went, or is out of time: what that says about the completion that it was at."""
+        indices = worker.indices
+        status = self._replace(worker, REPORT_S if worker.has_gone else 0.0)
+        if not worker.is_ready:
+            self._failed_starts += 1 if worker.has_gone else MAX_STARTS
+            if self._failed_starts >= MAX_STARTS:
                 raise VerifierError(
-                    f"the verifier itself failed on {num_faults} of {num_completions} completions (more than "
-                    f"{MAX_FAULT_SHARE:.0%}); the last time: {batch.last_fault}"
+                    f"verifier workers do not start ({_ending(status, START_GRACE_S)}); "
+                    f"can they start at all, with task.memory_mb = {self._orders.memory_mb}?"
                 )
+        if not indices:
+            return
+        batch.put_back(indices[1:])
+        if not worker.has_gone:
+            batch.hit(indices[0], "timeout")
+        elif status is not None and -status in _CRASHES:
+            batch.hit(indices[0], "crashed")
+        else:
+            batch.die(indices[0], _ending(status, self.timeout_s))
 
-    def _check_limits(self, batch: "_Batch") -> None:
-        """Of this batch: limits that many completions hit are too tight, or the verifier is slow or broken."""
-        hits, num = batch.num_by_reason, len(batch.items)
-        most = min(max(MAX_LIMIT_SHARE * num, MIN_LIMIT_HITS), max(num - 1, 1))
-        if hits.total() > most:
-            counts = ", ".join(f"{reason} {hits[reason]}" for reason in LIMIT_REASONS if hits[reason])
-            raise VerifierError(
-                f"the verifier hit its limits on {hits.total()} of {num} completions ({counts}), too many for hostile "
-                f"completions: it is slow or broken, or needs more than task.timeout_s = {self.timeout_s:g} or "
-                f"task.memory_mb = {self._initargs[1]}"
-            )
-
-    def _restart(self, batch: "_Batch") -> None:
+    def _replace(self, worker: WorkerProcess, patience_s: float = 0.0) -> int | None:
+        """End a worker and start another in its place; how it had ended by itself."""
+        status = worker.end(patience_s)
         if self._is_closed:
             raise VerifierError("the verifier pool is closed")
         self.num_restarts += 1
-        self._has_answered = False
-        _end(self._pool)
-        self._pool = self._new_pool()
-        for indices in batch.running.values():
-            batch.put_back(indices)
-        batch.running.clear()
+        self._workers[self._workers.index(worker)] = self._new_worker()
+        return status
 
-    def _new_pool(self) -> ProcessPool:
-        return ProcessPool(
-            max_workers=self.num_workers,
-            max_tasks=CHUNKS_PER_WORKER,
-            initializer=start_worker,
-            initargs=self._initargs,
-            context=_WorkerContext(),
-        )
+    def _new_worker(self) -> WorkerProcess:
+        return WorkerProcess(self._orders, START_GRACE_S)
+
+    def _check(self, batch: "_Batch") -> None:
+        """Of this batch alone, and of all completions so far: a verifier may break after a million good verdicts."""
+        limits, num = Counter(batch.limits.values()), len(batch.items)
+        settings = f"task.timeout_s = {self.timeout_s:g}, task.memory_mb = {self._orders.memory_mb}"
+        check_faults(batch.num_faults, num, batch.last_fault)
+        check_faults(self.num_faults + batch.num_faults, self.num_scored + num, batch.last_fault)
+        check_limits(limits, num, most_of_batch(num), settings)
+        check_limits(self.num_limits + limits, self.num_scored + num, most_so_far(self.num_scored + num), settings)
 
 
 class _Batch:
-    """The completions of one call of `score`: which wait, which must run alone, which run, and what became of them."""
+    """The completions of one call of `score`: which wait, which are suspects, and what became of them.
+
+    `suspects` have hit a limit or lost their worker: they run again, each alone in a fresh worker.
+    """
 
     def __init__(self, items: Sequence[Item]):
         self.items = items
         self.verdicts: list[Any] = [_refuse(completion) for _, completion, _ in items]
         self.waiting = deque(i for i, verdict in enumerate(self.verdicts) if verdict is None)
-        self.waiting_alone: deque[int] = deque()
-        self.running: dict[Future, list[int]] = {}
+        self.suspects: deque[int] = deque()
+        self.num_open = len(self.waiting)
+        self.limits: dict[int, str] = {}  # the first that a completion has hit
         self.num_deaths: Counter[int] = Counter()
         self.num_faults = 0
-        self.num_by_reason: Counter[str] = Counter()  # of LIMIT_REASONS
         self.last_fault = ""
 
     @property
     def is_settled(self) -> bool:
-        return not (self.waiting or self.waiting_alone or self.running)
+        return not self.num_open
 
     def next_chunk(self, size: int) -> list[int]:
-        """Up to `size` completions that may share a chunk; else one that must run alone; else nothing."""
+        """Up to `size` completions."""
         indices: list[int] = []
         num_bytes = 0
         while self.waiting and len(indices) < size and num_bytes < MAX_CHUNK_BYTES:
             indices.append(self.waiting.popleft())
             num_bytes += len(self.items[indices[-1]][1])
-        if not indices and self.waiting_alone:
-            indices.append(self.waiting_alone.popleft())
         return indices
 
-    def put_back(self, indices: list[int], alone: bool = False) -> None:
-        if alone or len(indices) == 1:
-            self.waiting_alone.extend(indices)
-        else:
-            self.waiting.extend(indices)
+    def next_suspect(self) -> list[int]:
+        """One completion, for a fresh worker."""
+        return [self.suspects.popleft()] if self.suspects else []
 
-    def settle(self, indices: list[int], verdicts: list[Verdict]) -> None:
-        for index, verdict in zip(indices, verdicts, strict=True):
-            self.verdicts[index] = verdict
-            self.num_by_reason[verdict.reason] += verdict.reason in LIMIT_REASONS and verdict.reward == 0.0
-            if verdict.is_fault:
-                self.num_faults += 1
-                self.last_fault = verdict.reason
+    def put_back(self, indices: list[int]) -> None:
+        for index in indices:
+            is_suspect = index in self.limits or index in self.num_deaths
+            (self.suspects if is_suspect else self.waiting).append(index)
+
+    def hit(self, index: int, limit: str) -> None:
+        """A limit: the second time, in a fresh worker, it is the completion's verdict."""
+        if index in self.limits:
+            self.settle(index, Verdict(0.0, limit))
+        else:
+            self.limits[index] = limit
+            self.suspects.append(index)
+
+    def die(self, index: int, how: str) -> None:
+        """A worker that ended by itself, or was killed from outside: nobody knows by whom."""
+        self.num_deaths[index] += 1
+        if self.num_deaths[index] < MAX_DEATHS:
+            self.suspects.append(index)
+        else:
+            self.settle(index, fault(f"the worker {how} {MAX_DEATHS} times on this completion"))
+
+    def settle(self, index: int, verdict: Verdict) -> None:
+        self.verdicts[index] = verdict
+        self.num_open -= 1
+        if verdict.is_fault:
+            self.num_faults += 1
+            self.last_fault = verdict.reason
 
 
 def _refuse(completion: str) -> Verdict | None:
@@ -269,71 +278,7 @@ def _refuse(completion: str) -> Verdict | None:
     return Verdict(0.0, "too long") if num_bytes > MAX_BYTES else None
 
 
-def _blame(batch: _Batch, index: int, error: Exception) -> Verdict | None:
-    """The verdict for a completion that was alone with a failing worker; None to try once more."""
-    if isinstance(error, TimeoutError):
-        return Verdict(0.0, "timeout")
-    if isinstance(error, MemoryError):
-        return Verdict(0.0, "memory")
-    if not isinstance(error, ProcessExpired):
-        return fault(described(error))
-    signal_number = -error.exitcode
-    if signal_number == signal.SIGALRM:  # the worker's own backstop was first
-        return Verdict(0.0, "timeout")
-    if signal_number in _CRASHES:
-        return Verdict(0.0, "crashed")
-    batch.num_deaths[index] += 1
-    if batch.num_deaths[index] < MAX_DEATHS:
-        return None
-    how = f"was killed by signal {signal_number}" if signal_number > 0 else f"exited with status {error.exitcode}"
-    return fault(f"the worker {how} {MAX_DEATHS} times on this completion")
-
-
-def _end(pool: ProcessPool) -> threading.Thread:
-    """Kill the pool's workers from a thread of its own: a stalled pool may take seconds to let go."""
-
-    def stop() -> None:
-        pool.stop()
-        with contextlib.suppress(RuntimeError, OSError):  # raised by a pool that is already broken
-            pool.join()
-
-    thread = threading.Thread(target=stop, daemon=True)
-    thread.start()
-    return thread
-
-
-class _WorkerProcess(SpawnProcess):
-    """A spawned process that does not import the parent's main script.
-
-    That script may import torch, and without an `if __name__ == "__main__"` guard it would start the training again.
-    """
-
-    def start(self) -> None:
-        # The child inherits the mask: Ctrl-C is the trainer's to handle, also while a worker is still starting.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with _hidden_main():
-                super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-class _WorkerContext(SpawnContext):
-    Process = _WorkerProcess
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """multiprocessing finds the main script by these two attributes of its module; workers need neither."""
-    main = sys.modules["__main__"].__dict__
-    with _main_lock:
-        kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-        main["__spec__"] = None
-        main.pop("__file__", None)
-        try:
-            yield
-        finally:
-            main.update(kept)
-
-
-_main_lock = threading.Lock()
+def _ending(status: int | None, limit_s: float) -> str:
+    if status is None:
+        return f"gave no sign for {limit_s:g} s"
+    return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"

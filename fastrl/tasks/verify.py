@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
+from .faults import LIMIT_REASONS
 from .pool import Item, VerifierPool
 from .problem import Problem, Prompt, Reward, Task, TaskKind
 from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
@@ -32,10 +33,12 @@ def check_reward(task: Task, config: "TaskConfig") -> None:
         return
     with VerifierPool(task.reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=1) as pool:
         (verdict,) = pool.score([(problem.prompt, "", problem.row)])
-    if verdict.is_fault or verdict.reason in ("timeout", "memory", "recursion", "crashed"):
+    if verdict.is_fault or verdict.reason in LIMIT_REASONS:
+        limits = f"task.timeout_s = {config.timeout_s:g}, task.memory_mb = {config.memory_mb}"
         raise ValueError(
             f"the reward of task {task.name!r} failed on problem {problem.where or problem.id!r} with an empty "
-            f"completion: {verdict.reason}. It must return a finite float for every completion, 0.0 for this one, say"
+            f"completion: {verdict.reason} ({limits}). It must return a finite float for every completion, for example "
+            "0.0 for this one"
         )
 
 

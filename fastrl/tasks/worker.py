@@ -1,6 +1,8 @@
 """What runs inside a verifier worker process: limits first, then the reward, one completion at a time.
 
-A worker imports this package and what the reward needs; torch and transformers are not among it.
+A worker imports this package and what the reward needs; torch and transformers are not among it. Over its channel it
+gets, pickled, its `Orders` and then chunks: lists of (prompt, completion, row). It sends `READY`, and then one verdict
+for each completion as soon as it is known, so that the pool knows which completion a worker is at.
 """
 
 import contextlib
@@ -10,22 +12,24 @@ import os
 import pickle
 import signal
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from multiprocessing.connection import Connection
 
-from .guardian import guard
 from .problem import Score
 
 RECURSION_LIMIT = 2000
 MAX_REASON = 500  # characters
-WORN_STATUS = 77  # of a worker that has run out of memory and makes room for a fresh one
-
-_state: dict = {"num_chunks": 0, "is_worn": False}
+MAX_GROWTH = 0.75  # of the address space that the first completion left free; then the worker is "grown"
 
 
-class WornOut(Exception):
-    """This worker ran out of memory on a completion that another one, which has done nothing yet, may have room for."""
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is to do."""
+
+    reward: bytes  # pickled
+    memory_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,93 +45,108 @@ class Verdict:
     answer: str | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class Message:
+    """What a worker sends: its pid when it is ready, then verdicts; is_grown: it should be replaced."""
+
+    pid: int
+    verdict: Verdict | None = None
+    is_grown: bool = False
+
+
 def fault(reason: str) -> Verdict:
     """A verdict without a reward."""
-    return Verdict(None, reason[:MAX_REASON], is_fault=True)
+    return Verdict(None, _plain(reason), is_fault=True)
 
 
-def start_worker(pickled_reward: bytes, memory_mb: int, backstop_s: float, trainer_pid: int) -> None:
-    """Initialise a worker: a guardian, limits, then the reward and its imports. What fails is reported by every score.
-
-    backstop_s: seconds after which the kernel ends a worker that is still on one chunk, even inside C code and even
-        when the trainer is gone.
-    """
-    guard(trainer_pid)
-    _limit_memory(memory_mb)
-    sys.setrecursionlimit(RECURSION_LIMIT)
-    # The default action ends the process at once; a Python handler would wait for C code to return.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # thread pools reserve address space per core
-    _state["backstop_s"] = backstop_s
+def work(channel: Connection) -> None:
+    """The life of a worker; never returns."""
+    pid = os.getpid()
     try:
-        _state["reward"] = pickle.loads(pickled_reward)
-        prepare = getattr(_state["reward"], "prepare", None)
+        orders: Orders = pickle.loads(channel.recv_bytes())
+        _limit(orders.memory_mb)
+        judge = _judge(orders)
+        channel.send(Message(pid))
+        limit_bytes = 0.0
+        while True:
+            for prompt, completion, row in pickle.loads(channel.recv_bytes()):
+                verdict = judge(prompt, completion, row)
+                if os.getpid() != pid:
+                    os._exit(0)  # a child that the reward forked has come back from it
+                signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that the reward left set
+                num_bytes = _address_space()
+                limit_bytes = limit_bytes or num_bytes + MAX_GROWTH * (orders.memory_mb * 2**20 - num_bytes)
+                channel.send(Message(pid, verdict, num_bytes > limit_bytes))
+    except EOFError:
+        os._exit(0)
+    except BaseException as error:  # the channel broke, or no memory is left to read the next chunk
+        with contextlib.suppress(BaseException):
+            print(f"verifier worker: {_name(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _judge(orders: Orders) -> Callable[[str, str, dict], Verdict]:
+    """The reward as a function that returns a verdict and raises nothing, even if the reward cannot be loaded."""
+    try:
+        reward = pickle.loads(orders.reward)
+        prepare = getattr(reward, "prepare", None)
         if prepare is not None:
             prepare()
     except BaseException as error:  # a user's module may raise anything while it is imported
-        _state["broken"] = fault(f"the reward cannot be loaded: {described(error)}")
+        broken = fault(f"the reward cannot be loaded: {_name(error)} (with task.memory_mb = {orders.memory_mb})")
+        return lambda *_: broken
+
+    def judge(prompt: str, completion: str, row: dict) -> Verdict:
+        try:
+            return _verdict(reward(prompt, completion, **row), completion)
+        except MemoryError:
+            return Verdict(0.0, "memory")
+        except RecursionError:
+            return Verdict(0.0, "recursion")
+        except BaseException as error:  # CancelledError, KeyboardInterrupt, SystemExit: the reward's, nobody else's
+            return fault(_name(error))
+
+    return judge
 
 
-def score_chunk(payload: bytes) -> tuple[float, list[Verdict]]:
-    """(seconds spent, verdicts) of a pickled list of (prompt, completion, row).
-
-    WornOut when memory ran out in a worker that is not fresh; such a worker ends at its next chunk.
-    """
-    if _state["is_worn"]:
-        os._exit(WORN_STATUS)
-    _state["num_chunks"] += 1
-    items = pickle.loads(payload)
-    signal.setitimer(signal.ITIMER_REAL, _state["backstop_s"])
-    start = time.perf_counter()
+def _verdict(returned: object, completion: str) -> Verdict:
+    score = returned if isinstance(returned, Score) else Score(returned, answer=completion.strip())
+    value = score.reward
     try:
-        verdicts = [_state.get("broken") or _score_one(*item) for item in items]
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return time.perf_counter() - start, verdicts
+        # Numbers of numpy and torch, bool_ and arrays of one element included, become Python's.
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, numbers.Real | Decimal) and math.isfinite(float(number)):
+            answer = None if score.answer is None else str(score.answer)
+            return Verdict(float(number), _plain(str(score.reason)), answer=answer)
+    except (ValueError, OverflowError, RuntimeError):  # many elements; an integer beyond all floats
+        pass
+    shown = _plain(_quoted(value))
+    return fault(f"returned {shown} ({type(value).__name__}); expected a finite number such as 0.0 or 1.0")
 
 
-def loaded_modules() -> list[str]:
-    """Names of the top-level modules that this process has imported; for tests of what a worker carries."""
-    return sorted({name.partition(".")[0] for name in sys.modules})
-
-
-def _score_one(prompt: str, completion: str, row: dict) -> Verdict:
+def _quoted(value: object) -> str:
     try:
-        returned = _state["reward"](prompt, completion, **row)
-        score = returned if isinstance(returned, Score) else Score(returned, answer=completion.strip())
-        answer = None if score.answer is None else str(score.answer)
-        return Verdict(_number(score.reward), str(score.reason)[:MAX_REASON], answer=answer)
-    except MemoryError:
-        _state["is_worn"] = True
-        if _state["num_chunks"] > 1:
-            raise WornOut from None
-        return Verdict(0.0, "memory")
-    except RecursionError:
-        return Verdict(0.0, "recursion")
-    except BaseException as error:  # CancelledError, SystemExit, KeyboardInterrupt: whatever a reward raises is its own
-        return fault(described(error))
+        return repr(value)
+    except Exception:
+        return "what cannot be shown"
 
 
-def described(error: BaseException) -> str:
-    """The error's name and text; an error whose text cannot be had is named all the same."""
+def _name(error: BaseException) -> str:
+    """The exception in one line, also when its text cannot be made."""
+    name = type(error).__name__
     try:
-        return f"{type(error).__name__}: {error}"
+        text = str(error)
     except BaseException:
-        return type(error).__name__
+        return name
+    return f"{name}: {text}" if text else name
 
 
-def _number(value: object) -> float:
-    """A finite number, of Python or of one element of an array library. ValueError for anything else."""
-    number = value.item() if hasattr(value, "item") else value
-    if not isinstance(number, numbers.Real | Decimal) or not math.isfinite(number):
-        raise ValueError(f"returned {value!r} ({type(value).__name__}); expected a finite number such as 0.0 or 1.0")
-    return float(number)
+def _plain(text: str) -> str:
+    """Short, and without what UTF-8 cannot write."""
+    return text[:MAX_REASON].encode("utf-8", "backslashreplace").decode()
 
 
-def _limit_memory(memory_mb: int) -> None:
+def _limit(memory_mb: int) -> None:
     import resource
 
     limit = memory_mb * 2**20
@@ -135,3 +154,16 @@ def _limit_memory(memory_mb: int) -> None:
     # macOS refuses a limit below what is already mapped: workers there run without one.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # thread pools reserve address space per core
+
+
+def _address_space() -> int:
+    """Bytes, as RLIMIT_AS counts them; 0 where /proc does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
