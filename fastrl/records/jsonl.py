@@ -3,14 +3,26 @@
 import json
 import math
 import numbers
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
+
+from fastrl.records.durable import sync
 
 
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Append one line of ASCII JSON per row; arrays and tensors become lists, NaN and infinity null."""
+    """Append one line of ASCII JSON per row, on disk on return; arrays become lists, NaN and infinity null."""
     with Path(path).open("a", encoding="ascii") as file:
-        file.writelines(dump_line(as_json(row)) for row in rows)
+        append(file, rows)
+    sync(Path(path).parent)
+
+
+def append(file: TextIO, rows: Iterable[dict]) -> None:
+    """As `append_jsonl`, to an open file."""
+    file.writelines(dump_line(as_json(row)) for row in rows)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_jsonl(path: Path) -> list[dict]:
