@@ -11,6 +11,7 @@ from fastrl.config_checks import check_eval
 from fastrl.evaluation import Evaluator, load_evaluation, save_evaluation
 from fastrl.policy.model import Policy, load_model, load_tokenizer, max_context
 from fastrl.prompts import longest_prompt
+from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
@@ -52,9 +53,13 @@ def _longest_sequence(config: EvalConfig, task: Task, tokenizer: PreTrainedToken
 def evaluate(config: EvalConfig) -> dict:
     """Run one evaluation, write it (JSON and PNG), print its table; returns it."""
     check_eval(config)
+    with lock_beside(Path(config.output), "output"):
+        return _evaluate(config, Path(config.output))
+
+
+def _evaluate(config: EvalConfig, output: Path) -> dict:
     split = config.evaluation.split
     base = load_evaluation(config.base) if config.base else None
-    output = Path(config.output)
     if output.exists():
         raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
     task = load_task(config.task, splits=(split,))

@@ -39,7 +39,7 @@ PHASE_OF = {
     "learn": "learn",
     "step": "optimizer",
     "log": "records",
-    "write_rollouts": "records",
+    "write_step": "records",
 }
 LEARNING = ("learn", "backward", "optimizer")
 MAIN = """

@@ -153,7 +153,7 @@ def test_a_verifier_that_breaks_stops_the_run_and_leaves_a_checkpoint(run, tmp_p
 
 
 def test_gradients_that_stay_non_finite_stop_the_run_with_the_last_good_weights(run, tmp_path, countdown_folder):
-    with pytest.raises(DivergedError, match=r"last 3 steps.*before step 3.*rollouts/step-000003.jsonl"):
+    with pytest.raises(DivergedError, match=r"last 3 steps.*before step 3.*rollouts/step-000003.jsonl.gz"):
         run("enormous", num_steps=9, objective="dr-grpo")
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [(r["update/num_updates"], r["update/num_nonfinite"]) for r in rows] == [(0, 1)] * 3

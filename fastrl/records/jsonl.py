@@ -1,5 +1,6 @@
 """JSON lines: appended, read back, and always valid JSON (NaN and infinity become null)."""
 
+import gzip
 import json
 import math
 import numbers
@@ -26,9 +27,10 @@ def append(file: TextIO, rows: Iterable[dict]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file, without a torn last line. Raises ValueError for a broken line before the last."""
-    rows = []
-    lines = Path(path).read_bytes().rstrip(b"\n").split(b"\n")
+    """The rows of a JSON-lines file (.gz: compressed), less a torn last line. ValueError for a broken one before."""
+    rows, content = [], Path(path).read_bytes()
+    content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
+    lines = content.rstrip(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))

@@ -1,0 +1,121 @@
+"""What a run reads besides its config, known by its content: a resumed run names what is not what it was.
+
+Problems of the splits in use, the reward, the tokenizer, and model.path's weights where they are needed to the end (the
+base of adapters, the reference of a KL penalty). A fingerprint is a short text: equal content, equal text.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.machinery import PathFinder
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from fastrl.config import ModelConfig, TrainConfig
+from fastrl.policy.lora import base_path
+from fastrl.policy.model import load_architecture
+from fastrl.records.checkpoints import checksums
+from fastrl.tasks import Problem, Task
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
+INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+def fingerprints(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The inputs of a run by name."""
+    found = {f"the {split} problems": _problems(getattr(task, split)) for split in _splits(config)}
+    found["the reward"] = _reward(task.name)
+    found["the tokenizer"] = _tokenizer(tokenizer)
+    if config.model.lora_rank or config.algorithm.kl_coef:
+        found["the base weights"] = _weights(config.model)
+    return found
+
+
+def changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Every input that both have and that differs, with both fingerprints."""
+    return [f"{name} ({then[name]}; now {now[name]})" for name in now if then.get(name, now[name]) != now[name]]
+
+
+def _splits(config: TrainConfig) -> list[str]:
+    splits = {"train"} | ({"validation"} if config.evaluation.every or config.ledger.every else set())
+    return sorted(splits | ({config.evaluation.split} if config.evaluation.at_end else set()))
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    """The first 64 bits of the SHA-256 of texts in their order."""
+    total = hashlib.sha256()
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(hashlib.sha256(content).digest())
+    return total.hexdigest()[:16]
+
+
+def _problems(problems: Sequence[Problem]) -> str:
+    lines = (json.dumps([p.prompt, p.row], sort_keys=True, default=repr) for p in problems)
+    return f"{len(problems)} problems, {_digest(lines)}"
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend else sorted(tokenizer.get_vocab().items())
+    if backend:
+        rules |= {"padding": None, "truncation": None}  # set by calls
+    return _digest([json.dumps(rules, sort_keys=True), json.dumps([tokenizer.chat_template, tokenizer.eos_token_id])])
+
+
+def _weights(model: ModelConfig) -> str:
+    """Of a folder the files themselves; of a hub id the commit, whose files cannot change."""
+    folder = Path(base_path(model.path))
+    if not folder.is_dir():
+        return f"{folder} at {load_architecture(model)._commit_hash}"
+    sums = checksums(folder, {path for pattern in WEIGHTS for path in folder.glob(pattern)})
+    return _digest(f"{name} {value}" for name, value in sorted(sums.items()))
+
+
+def _reward(task: str) -> str:
+    """Versions of the packages behind a built-in reward; of a user's own the source, with what it imports beside it."""
+    kind, _, _ = task.partition(":")
+    packages = {"countdown": [], "math": ["math-verify"], "reasoning-gym": ["reasoning-gym"]}
+    if kind in packages:
+        return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *packages[kind]])
+    return f"{task}, {_digest(p.name.encode() + p.read_bytes() for p in sorted(_sources(kind)))}"
+
+
+def _sources(module: str) -> set[Path]:
+    """A module's file or its whole package, and those that it imports from the same folder; nothing is imported."""
+    spec = PathFinder.find_spec(module.partition(".")[0], [*sys.path, os.getcwd()])
+    origin = Path(spec.origin).resolve() if spec and spec.has_location else None
+    if origin is None:
+        return set()
+    found, waiting = set(), [_files(origin)]
+    root = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+    while waiting:
+        new = waiting.pop() - found
+        found |= new
+        if root not in INSTALLED:
+            names = {name for path in new for name in _imported(path)}
+            waiting += [_files(p) for n in names for p in (root / f"{n}.py", root / n / "__init__.py") if p.is_file()]
+    return found
+
+
+def _files(origin: Path) -> set[Path]:
+    return set(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else {origin}
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """First parts of the names of modules that a file imports absolutely; none of a file that is no Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
