@@ -38,8 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing, each entry synced."""
     path = path.absolute()
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    if missing := [p for p in (path, *path.parents) if not p.exists()]:
+        path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
         sync(folder.parent)
 

@@ -5,7 +5,6 @@ import os
 import socket
 import warnings
 from pathlib import Path
-from typing import TextIO
 
 from fastrl.records.durable import make_folder
 
@@ -20,16 +19,16 @@ class Lock:
     def __init__(self, path: Path, what: str):
         make_folder(path.parent)
         self.path = path
-        self._file = _locked(path, what)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        self._descriptor: int | None = _locked(path, what)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def close(self) -> None:
         """Give it up; a second call does nothing."""
-        if not self._file.closed:
+        if self._descriptor is not None:
             self.path.unlink(missing_ok=True)
-            self._file.close()
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __enter__(self) -> "Lock":
         return self
@@ -43,19 +42,18 @@ def lock_beside(path: Path, setting: str) -> Lock:
     return Lock(path.with_name(f".{path.name}.lock"), f"{setting} = '{path}'")
 
 
-def _locked(path: Path, what: str) -> TextIO:
-    """The file at `path`, opened and locked; again where its owner deletes it in between."""
+def _locked(path: Path, what: str) -> int:
+    """A descriptor of the file at `path`, locked; opened again where its owner deletes it in between."""
     while True:
-        file = path.open("a+")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read() or "another process"
-            file.close()
+            owner = os.read(descriptor, 999).decode() or "another process"
+            os.close(descriptor)
             raise ValueError(f"{what} is in use by {owner}: wait for its end, or choose another place") from None
         except OSError as error:
             warnings.warn(f"{what}: this file system has no locks ({error}); start nothing twice there", stacklevel=3)
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            return file
-        file.close()
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            return descriptor
+        os.close(descriptor)
