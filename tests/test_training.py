@@ -47,7 +47,8 @@ def config_of(folder: Path, model: Path, **run) -> TrainConfig:
         optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", warmup_steps=2),
         evaluation=EvaluationConfig(every=2, num_samples=4),
         run=RunConfig(
-            folder=str(folder), num_steps=NUM_STEPS, checkpoint_every=2, scored_rollouts=5, **{"sinks": ()} | run
+            folder=str(folder),
+            **{"num_steps": NUM_STEPS, "checkpoint_every": 2, "scored_rollouts": 5, "sinks": ()} | run,
         ),
     )
 
