@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig
+from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig, WithPaths
 from fastrl.config_files import beside, load_config
 from fastrl.divergence import DivergedError
 from fastrl.interrupts import Interrupts
@@ -27,11 +27,13 @@ Values = tyro.conf.FlagConversionOff  # --section.key False, as in the file
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train: fastrl train CONFIG.toml [--section.key value …] [--resume]"""
+    """Train: fastrl train CONFIG.toml [--section.key value …] [--resume [--accept-changes]]"""
 
     config: Annotated[TrainConfig, Flat, Values] = field(default_factory=TrainConfig)
     resume: bool = False
     """Continue the run in run.folder from its newest sound checkpoint."""
+    accept_changes: bool = False
+    """With --resume: go on although data, reward, tokenizer or base weights are not those of the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class EvalCommand:
 
 
 @dataclass(frozen=True)
-class CompareCommand:
+class CompareCommand(WithPaths):
     """Evaluations side by side: fastrl compare RUN RUN … [--output PATH]"""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -74,7 +76,7 @@ class PlanCommand:
 
 
 @dataclass(frozen=True)
-class VerifyCommand:
+class VerifyCommand(WithPaths):
     """Score a JSON-lines file of completions: rows `completion` and what the task needs; adds `reward` and `reason`."""
 
     task: str
@@ -123,7 +125,9 @@ def _train(arguments: list[str]) -> None:
     from fastrl.training import train
 
     _without_progress_bars()
-    folder = train(command.config, resume=command.resume)
+    if command.accept_changes and not command.resume:
+        raise ValueError("--accept-changes is for a run that is continued: it goes with --resume")
+    folder = train(command.config, resume=command.resume, accept_changes=command.accept_changes)
     if _is_main_rank():
         print(f"run folder: {folder}")
 

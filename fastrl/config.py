@@ -1,18 +1,39 @@
 """Settings: frozen dataclasses, one a section; TOML on disk, `--section.key value` on the command line."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 ObjectiveName = Literal["psr", "nsr", "w-reinforce", "reinforce", "rloo", "grpo", "dr-grpo"]
 SurrogateName = Literal["reinforce", "ppo_clip", "cispo"]
 ReductionName = Literal["token-mean-kept", "token-mean-all", "sequence-mean", "constant", "micro-batch-mean"]
 
 
+PathText = Annotated[str, "a path, or a name that is no path"]
+
+
+class WithPaths:
+    """Dataclasses whose paths may begin with ~: it is expanded wherever one is made, from a file or in Python."""
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            object.__setattr__(self, setting.name, _expanded(getattr(self, setting.name), setting.type is PathText))
+
+
+def _expanded(value: Any, is_path: bool) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_expanded(item, is_path) for item in value)
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if is_path and isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(WithPaths):
     """The policy: any Hugging Face causal language model."""
 
-    path: str = ""
+    path: PathText = ""
     """Folder or hub id of the model and its tokenizer."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the weights; auto: bfloat16 on CUDA, float32 on CPU. What the optimizer keeps: optimizer.kind."""
@@ -34,18 +55,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
     """countdown | math | reasoning-gym:<dataset> | module:function (your own reward)."""
-    reward_folder: str = ""
+    reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
-    train: str = ""
+    train: PathText = ""
     """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown, reasoning-gym)."""
-    validation: str = ""
+    validation: PathText = ""
     """Same, for choosing checkpoints and settings; empty: the generator's own split, or none."""
-    test: str = ""
+    test: PathText = ""
     """Same, for the numbers that are reported; empty: the generator's own split, or none."""
     template: str = "auto"
     """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
@@ -210,10 +231,10 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(WithPaths):
     """The run folder and what goes into it."""
 
-    folder: str = "runs/train"
+    folder: PathText = "runs/train"
     """config.toml, metrics.jsonl, tensorboard/, rollouts/, checkpoints/, eval/."""
     seed: int = 0
     num_steps: int = 100
@@ -225,6 +246,8 @@ class RunConfig:
     """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better)."""
     scored_rollouts: int = 64
     """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
+    rollouts_mib: int = 4096
+    """Room for rollouts/, in MiB: beyond it the oldest steps are deleted, which is said; 0: no limit."""
     max_nonfinite_steps: int = 3
     """Steps in a row without one finite gradient after which the run stops, with a checkpoint of the last good weights;
     0: it never does. Such updates are skipped and counted (update/num_nonfinite)."""
@@ -281,10 +304,10 @@ class ScratchConfig:
 
 
 @dataclass(frozen=True)
-class DemonstrationConfig:
+class DemonstrationConfig(WithPaths):
     """Supervised data of `fastrl warmup`."""
 
-    file: str = ""
+    file: PathText = ""
     """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown)."""
     num_steps: int = 1600
     batch_size: int = 256
@@ -292,7 +315,7 @@ class DemonstrationConfig:
 
 
 @dataclass(frozen=True)
-class WarmupConfig:
+class WarmupConfig(WithPaths):
     """`fastrl warmup`: supervised warm start, the policy loss with A = +1 on given completions."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -303,23 +326,23 @@ class WarmupConfig:
     micro_batch_tokens: int = 16384
     """Tokens of one forward-backward."""
     seed: int = 0
-    output: str = "runs/warmup"
+    output: PathText = "runs/warmup"
     """Folder that receives the model and its tokenizer."""
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(WithPaths):
     """`fastrl eval`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    output: str = "eval.json"
+    output: PathText = "eval.json"
     """Where the evaluation goes; a plot with the same stem lies beside it."""
     correct_threshold: float = 1.0
     """Correct means reward ≥ this."""
     truncated: Literal["wrong", "judged"] = "wrong"
     """Completions cut at max_new_tokens are wrong, or judged like any other."""
-    base: str = ""
+    base: PathText = ""
     """An earlier evaluation to compare with: problems newly solved and lost, paired differences."""

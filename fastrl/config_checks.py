@@ -75,6 +75,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "checkpoint_every": (1, INF),
         "keep_last": (1, INF),
         "scored_rollouts": (0, INF),
+        "rollouts_mib": (0, INF),
         "max_nonfinite_steps": (0, INF),
         "watchdog_s": (0, INF),
     },

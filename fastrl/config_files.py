@@ -50,11 +50,11 @@ def from_dict(cls: type[Config], data: dict[str, Any]) -> Config:
 
 def load_config(cls: type[Config], path: str | Path) -> Config:
     """Read a TOML file. FileNotFoundError, or ValueError with the file's name and what is wrong in it."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}")
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte-order mark
         if cls is EvalConfig and data.keys() & {"algorithm", "batch", "optimizer", "run"}:
             return eval_config(beside(path, from_dict(TrainConfig, data)))
         return beside(path, from_dict(cls, data))

@@ -25,6 +25,7 @@ class Divergence:
             raise DivergedError(
                 f"no gradient was finite in the last {self.num_steps} steps with one (run.max_nonfinite_steps = "
                 f"{self.limit}); the weights have not moved since. In metrics.jsonl look at reward/mean, grad_norm, "
-                f"ratio/mean, mismatch/max_abs and lr before step {step}, in rollouts/step-{step:06d}.jsonl at rewards "
-                "and log-probs: usual causes are rewards of huge size, a learning rate too high, and bfloat16 overflow"
+                f"ratio/mean, mismatch/max_abs and lr before step {step}, in rollouts/step-{step:06d}.jsonl.gz at "
+                "rewards and log-probs: usual causes are rewards of huge size, a learning rate too high, and bfloat16 "
+                "overflow"
             )

@@ -7,7 +7,6 @@ The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", 
 
 import dataclasses
 import json
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
 from fastrl.prompts import completion_texts, prompt_ids
+from fastrl.records.durable import write_file
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
@@ -169,11 +169,8 @@ def _as_json(curve: dict[int, statistics.Interval]) -> dict[str, dict[str, float
 
 
 def save_evaluation(evaluation: dict, path: Path) -> None:
-    """Write JSON under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(evaluation, indent=1))
-    os.replace(draft, path)
+    """Write JSON that a power cut leaves whole."""
+    write_file(path, json.dumps(evaluation, indent=1))
 
 
 def load_evaluation(path: str | Path) -> dict:

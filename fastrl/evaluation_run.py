@@ -13,6 +13,7 @@ from fastrl.lengths import longest_sequence
 from fastrl.policy.loading import check_weight_files, context_of, load_architecture, load_model, load_tokenizer
 from fastrl.policy.model import Policy
 from fastrl.prompts import without_overlong
+from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
@@ -59,9 +60,13 @@ def _longest_sequence(
 def evaluate(config: EvalConfig) -> dict:
     """Run one evaluation, write it (JSON and PNG), print its table; returns it."""
     check_eval(config)
+    with lock_beside(Path(config.output), "output"):
+        return _evaluate(config, Path(config.output))
+
+
+def _evaluate(config: EvalConfig, output: Path) -> dict:
     split = config.evaluation.split
     base = load_evaluation(config.base) if config.base else None
-    output = Path(config.output)
     if output.exists():
         raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
     task = load_task(config.task, splits=(split,))

@@ -1,5 +1,6 @@
 """Everything about a run that can be checked before its model is loaded, in the order of what it costs to check."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from fastrl.policy.loading import (
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer import check_optimizer
 from fastrl.prompts import without_overlong
+from fastrl.records.fingerprints import fingerprints
 from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
@@ -34,15 +36,28 @@ class Preflight:
     task: Task
     tokenizer: PreTrainedTokenizerBase
     max_sequence_tokens: int
+    inputs: dict[str, str]  # fingerprints of what the run reads, on the main rank
 
 
-def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 1) -> Preflight:
-    """ValueError or OSError with one clear message for a run that cannot work. Nothing is written."""
+def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 1, is_main: bool = True) -> Preflight:
+    """ValueError or OSError with one clear message for a run that cannot work. Nothing is written.
+
+    A run folder that is there is claimed, on the main rank, until `folder.close()`.
+    """
     config = check_train(config)
     check_ranks(config, num_ranks)
     check_sinks(config.run.sinks)
     check_lora(config.model)
-    folder = RunFolder(config, is_resumed=is_resumed)
+    with ExitStack() as stack:
+        folder = RunFolder(config, is_resumed=is_resumed, is_main=is_main)
+        stack.callback(folder.close)
+        ready = _check_parts(config, folder, is_main)
+        stack.pop_all()
+    return ready
+
+
+def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Preflight:
+    """Sampler, optimizer, task, reward, tokenizer, lengths."""
     device = resolve_device(config.model.device)
     kind, _ = choose_sampler(config.sampler, device)
     if kind == "vllm" and not config.run.scored_rollouts:
@@ -57,7 +72,8 @@ def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 
     if config.model.lora_rank:
         check_targets(config.model, architecture)
     task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
-    return Preflight(config, folder, task, tokenizer, check_prompts(config, task, tokenizer, architecture))
+    longest = check_prompts(config, task, tokenizer, architecture)
+    return Preflight(config, folder, task, tokenizer, longest, fingerprints(config, task, tokenizer) if is_main else {})
 
 
 def check_prompts(

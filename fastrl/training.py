@@ -27,7 +27,9 @@ from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.metrics import MetricsLog
 from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import Progress
+from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.tables import pass_table
+from fastrl.resumption import Beginning, resumption
 from fastrl.rollouts import Rollout
 from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.sampling.probe import LogprobProbe
@@ -38,8 +40,10 @@ from fastrl.update import Updater, token_loss
 from fastrl.watchdog import Watchdog, alive
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> Path:
+def train(config: TrainConfig, *, resume: bool = False, accept_changes: bool = False) -> Path:
     """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
+
+    accept_changes: resume although data, reward, tokenizer or base weights are not those of the checkpoint.
 
     Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on. Under torchrun every
     process calls this; a signal stops all of them after the same step (torchrun kills those that take longer than its
@@ -47,8 +51,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """
     device = resolve_device(config.model.device)
     with joined(device, needs_group=config.optimizer.offload) as ranks:
-        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume, num_ranks=ranks.world_size))
-        with Run(ready, ranks, resume=resume) as run:
+        size, is_main = ranks.world_size, ranks.is_main
+        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume, num_ranks=size, is_main=is_main))
+        with Run(ready, ranks, resume=resume, accept_changes=accept_changes) as run:
             run.loop()
     return ready.folder.path
 
@@ -56,30 +61,29 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 class Run:
     """One open run: its parts, its position, and what is written after each step. A context manager."""
 
-    def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool):
-        self.ranks = ranks
+    def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool, accept_changes: bool = False):
+        self.ranks, self.inputs = ranks, ready.inputs
         self.config, self.folder, self.task, self.tokenizer = ready.config, ready.folder, ready.task, ready.tokenizer
         self.max_sequence_tokens = ready.max_sequence_tokens
         with ExitStack() as self.stack:
-            self._open(resume)
+            self.stack.callback(self.folder.close)
+            self._open(ready, resume, accept_changes)
             self.stack = self.stack.pop_all()
 
-    def _open(self, resume: bool) -> None:
+    def _open(self, ready: Preflight, resume: bool, accept_changes: bool) -> None:
         config = self.config
         self.stack.enter_context(Watchdog(config.run.watchdog_s))
         self.divergence = Divergence(config.run.max_nonfinite_steps)
         progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
         folder, say = self.folder.checkpoints, self.progress.message
-        checkpoint = checkpoints.latest_sound(folder, say, self.ranks) if resume else None
-        state = checkpoints.load_state(checkpoint) if checkpoint else {}
-        self.completed_step: int = state.get("step", 0)
+        begin = resumption(ready, self.ranks, say, accepts_changes=accept_changes) if resume else Beginning()
+        checkpoint, state = begin.checkpoint, begin.state
+        self.completed_step: int = begin.step
         self.position: int = state.get("position", 0)
         self.best: float = state.get("best", -math.inf)
         self.best_step: int | None = state.get("best_step")
         self.has_announced = self.has_importance_choice = self.is_moving = False
-        if resume:
-            say(f"resuming from {checkpoint or 'the start: there is no checkpoint yet'}")
         self._build(checkpoint, state.get("probe"))
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
@@ -94,6 +98,7 @@ class Run:
         )
         self.stack.callback(self.writer.close)
         self.sampler.publish(self.completed_step)
+        self.rollouts = RolloutFiles(self.folder.path / "rollouts", config.run.rollouts_mib, say)
         self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
         self.ledger = open_ledger(
             config,
@@ -242,7 +247,7 @@ class Run:
             metrics |= self.trainer.publish(batch)
             if self.ranks.is_main:
                 self.log.log(step, metrics)
-                self.folder.write_rollouts(step, batch.scored)
+                self.rollouts.write_step(step, batch.scored)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         self.ranks.agree(lambda: self.divergence.check(step, metrics))
@@ -315,7 +320,7 @@ class Run:
         if self.writer.step == self.completed_step:
             return
         alive("checkpoint")
-        state = {"position": self.position, "probe": self.trainer.probe.state()}
+        state = {"position": self.position, "probe": self.trainer.probe.state(), "inputs": self.inputs}
         if self.best_step is not None:
             state |= {"best": self.best, "best_step": self.best_step}
         is_best = self.best_step == self.completed_step

@@ -16,6 +16,9 @@ from fastrl.policy.model import Policy
 from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.prompts import MAX_CHARACTERS_PER_TOKEN
+from fastrl.records.durable import replacing
+from fastrl.records.lock import lock_beside
+from fastrl.records.place import check_place
 from fastrl.records.progress import Progress
 from fastrl.rollouts import Rollout
 from fastrl.seeds import seed_of
@@ -87,8 +90,13 @@ def warmup(config: WarmupConfig) -> Path:
     """Train on demonstrations and save model and tokenizer; returns the folder."""
     check_warmup(config)
     output = Path(config.output)
-    if (output / "config.json").exists():
-        raise ValueError(f"output = '{output}' already holds a model; choose another folder")
+    check_place(output, "output")
+    with lock_beside(output, "output"):
+        check_place(output, "output")
+        return _warmup(config, output)
+
+
+def _warmup(config: WarmupConfig, output: Path) -> Path:
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device) if config.model.path else torch.float32
     check_optimizer(config.optimizer.kind, dtype, device)
@@ -105,9 +113,10 @@ def warmup(config: WarmupConfig) -> Path:
             loss = _supervised_step(policy, optimizer, [_rollout(tokenizer, *pair) for pair in pairs], config)
             if step % 50 == 0 or step == config.data.num_steps:
                 progress.message(f"step {step}/{config.data.num_steps}  loss {loss:.4f}  lr {optimizer.lr:.2e}")
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    (output / "warmup.toml").write_text(to_toml(config))
+    with replacing(output) as draft:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / "warmup.toml").write_text(to_toml(config))
     return output
 
 

@@ -48,6 +48,7 @@ LAYERS = [
         "fastrl.ledger",
     },
     {"fastrl.trainer", "fastrl.evaluation_run", "fastrl.compare", "fastrl.preflight"},
+    {"fastrl.resumption"},
     {"fastrl.training"},
     {"fastrl.cli"},
 ]

@@ -42,6 +42,16 @@ def test_verify_names_the_row_that_lacks_something(tmp_path, capsys):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_paths_on_the_command_line_may_begin_at_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in.jsonl").write_text('{"completion": "3", "answer": "3"}\n')
+    assert main(["verify", "--task", "math", "--input=~/in.jsonl", "--output=~/out.jsonl"]) == 0
+    assert (tmp_path / "out.jsonl").exists()
+    assert main(["compare", "~/a.json", "~/b.json"]) == 2
+    assert main(["train", "~/none.toml"]) == 2
+    assert str(tmp_path / "none.toml") in capsys.readouterr().err
+
+
 def test_warmup_makes_a_model_that_learns(tmp_path, capsys):
     output = tmp_path / "model"
     arguments = ["--scratch.hidden-size", "32", "--scratch.num-layers", "1", "--scratch.num-heads", "2"]

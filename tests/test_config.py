@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastrl.config import BatchConfig, EvalConfig, ModelConfig, TrainConfig, WarmupConfig
+from fastrl.config import BatchConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, WarmupConfig
 from fastrl.config_checks import RANGES, check_eval, check_ranks, check_train, check_warmup, numbers_of
 from fastrl.config_files import from_dict, load_config, to_toml
 
@@ -89,6 +89,30 @@ def test_toml_errors_name_the_file(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"bad\.toml"):
             load_config(TrainConfig, path)
+
+
+def test_a_byte_order_mark_is_no_syntax_error(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[run]\nfolder = 'r\xc3\xbcn'\n")
+    assert load_config(TrainConfig, path).run.folder == "rün"
+
+
+def test_home_is_expanded_wherever_a_path_is_taken(monkeypatch, tmp_path):
+    """Every setting that may be a path, however it is given; text with a ~ in it elsewhere stays."""
+    monkeypatch.setenv("HOME", "/home/me")
+    sections = {"model": ["path"], "task": ["train", "validation", "test"], "run": ["folder"], "data": ["file"]}
+    tops = {WarmupConfig: ["output"], EvalConfig: ["output", "base"], TrainConfig: []}
+    for cls, keys in tops.items():
+        known = {name: {k: f"~/{k}" for k in ks} for name, ks in sections.items() if hasattr(cls(), name)}
+        data = known | {key: f"~/{key}" for key in keys}
+        config = from_dict(cls, data)
+        for name, settings in known.items():
+            assert all(getattr(getattr(config, name), key) == f"/home/me/{key}" for key in settings)
+        assert all(getattr(config, key) == f"/home/me/{key}" for key in keys)
+    assert TaskConfig(train="org/data:~", name="~/x").train == "org/data:~"
+    (tmp_path / "c.toml").write_text("[run]\nfolder = '~/a'\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config(TrainConfig, "~/c.toml").run.folder == f"{tmp_path}/a"
 
 
 @pytest.mark.parametrize("cls", [TrainConfig, WarmupConfig, EvalConfig])

@@ -39,7 +39,7 @@ PHASE_OF = {
     "learn": "learn",
     "step": "optimizer",
     "log": "records",
-    "write_rollouts": "records",
+    "write_step": "records",
 }
 LEARNING = ("learn", "backward", "optimizer")
 MAIN = """
@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory, countdown_folder) -> Path:
 
 def num_steps_of(folder: Path) -> int:
     """The last step whose rollouts are written."""
-    return max((int(p.stem.removeprefix("step-")) for p in (folder / "rollouts").glob("step-*")), default=0)
+    return max((int(p.name[5:11]) for p in (folder / "rollouts").glob("step-*")), default=0)
 
 
 def has_draft(folder: Path) -> bool:

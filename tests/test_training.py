@@ -47,7 +47,8 @@ def config_of(folder: Path, model: Path, **run) -> TrainConfig:
         optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", warmup_steps=2),
         evaluation=EvaluationConfig(every=2, num_samples=4),
         run=RunConfig(
-            folder=str(folder), num_steps=NUM_STEPS, checkpoint_every=2, scored_rollouts=5, **{"sinks": ()} | run
+            folder=str(folder),
+            **{"num_steps": NUM_STEPS, "checkpoint_every": 2, "scored_rollouts": 5, "sinks": ()} | run,
         ),
     )
 
@@ -88,7 +89,7 @@ def test_a_run_leaves_its_records(finished):
 
 
 def test_rollouts_are_written_with_both_log_probs(finished):
-    rows = read_jsonl(finished / "rollouts" / "step-000002.jsonl")
+    rows = read_jsonl(finished / "rollouts" / "step-000002.jsonl.gz")
     assert len(rows) == 5
     for row in rows:
         assert row["reward"] in (0.0, 1.0) and row["advantage"] in (-1.0, 1.0)
@@ -141,7 +142,7 @@ def test_a_signal_saves_a_checkpoint_and_resume_is_bitwise(finished, countdown_f
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
-        while not (folder / "rollouts" / "step-000001.jsonl").exists():
+        while not (folder / "rollouts" / "step-000001.jsonl.gz").exists():
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.005)
         process.send_signal(signal_number)

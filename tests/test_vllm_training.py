@@ -72,7 +72,7 @@ def assert_equal_weights(a: Path, b: Path) -> None:
 
 
 def tokens(folder: Path, step: int) -> list[list[int]]:
-    return [r["completion_ids"] for r in read_jsonl(folder / "rollouts" / f"step-{step:06d}.jsonl")]
+    return [r["completion_ids"] for r in read_jsonl(folder / "rollouts" / f"step-{step:06d}.jsonl.gz")]
 
 
 @pytest.fixture(scope="module")

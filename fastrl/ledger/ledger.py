@@ -25,6 +25,7 @@ from fastrl.ledger.updates import update_changes
 from fastrl.policy.distributions import Position, token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
+from fastrl.records.durable import replacing
 from fastrl.records.jsonl import append_jsonl, read_jsonl
 from fastrl.records.metrics import drop_lines_after
 from fastrl.rollouts import Rollout
@@ -62,8 +63,8 @@ def open_ledger(
     else:
         probe_set = build_probe_set(config, task, tokenizer, sampler, verifier)
         base = _initial(config, policy, probe_set)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(base, path / "base.safetensors")
+        with replacing(path / "base.safetensors") as draft:
+            save_file(base, draft)
         save_probe_set(probe_set, path / "probe_set.json")
     drop_lines_after(folder / "ledger.jsonl", completed_step)
     return Ledger(config, folder / "ledger.jsonl", probe_set, base, policy, tokenizer)

@@ -12,7 +12,6 @@ probability of every completion that is not listed. A completion whose verifier 
 """
 
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.config import TrainConfig
 from fastrl.prompts import completion_texts, prompt_ids
+from fastrl.records.durable import write_file
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
@@ -126,10 +126,8 @@ def _sorted_out(
 
 
 def save_probe_set(probe_set: ProbeSet, path: Path) -> None:
-    """Write JSON under a temporary name, then rename."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(asdict(probe_set)))
-    os.replace(draft, path)
+    """Write JSON that a power cut leaves whole."""
+    write_file(path, json.dumps(asdict(probe_set)))
 
 
 def load_probe_set(path: Path) -> ProbeSet:

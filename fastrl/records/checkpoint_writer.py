@@ -34,6 +34,7 @@ from fastrl.records.checkpoints import (
     rng_tensors,
     seal,
 )
+from fastrl.records.durable import make_folder
 from fastrl.records.model_export import ModelExport
 
 FILE_BYTES = 512 << 20
@@ -131,6 +132,7 @@ class CheckpointWriter:
 
 def _start(draft: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
+    make_folder(draft.parent)
     (draft / TRAINER).mkdir(parents=True)
 
 

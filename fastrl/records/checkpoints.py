@@ -14,7 +14,6 @@ A checkpoint is written under a temporary name and renamed when complete; one th
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from fastrl.ranks import ALONE, Ranks
+from fastrl.records.durable import sync, sync_tree
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -60,11 +60,11 @@ def seal(draft: Path, final: Path, sums: dict[str, str]) -> None:
     """Write the manifest, with `sums` of files that are known already, sync everything, give the draft its name."""
     rest = (p for p in draft.rglob("*") if str(p.relative_to(draft)) not in sums)
     (draft / MANIFEST).write_text(json.dumps(sums | checksums(draft, rest), indent=1, sort_keys=True))
-    _sync_tree(draft)
+    sync_tree(draft)
     if final.exists():
         delete(final)
     draft.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def delete(checkpoint: Path) -> None:
@@ -73,19 +73,6 @@ def delete(checkpoint: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
     checkpoint.rename(gone)
     shutil.rmtree(gone)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def defect(checkpoint: Path) -> str | None:
@@ -182,11 +169,12 @@ def keep_as_best(checkpoint: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     try:
         shutil.copytree(checkpoint, draft)
-        _sync_tree(draft)
+        sync_tree(draft)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(f"{best}, a copy of {checkpoint.name}, could not be written: {error}") from error
     draft.rename(best.with_name(NEXT_BEST))
+    sync(best.parent)
     _finish_best(best)
 
 
@@ -205,7 +193,7 @@ def _finish_best(best: Path) -> None:
         if best.exists():
             delete(best)
         whole.rename(best)
-        _sync(best.parent)
+        sync(best.parent)
 
 
 def rng_tensors(ranks: Ranks = ALONE) -> dict[str, Tensor]:

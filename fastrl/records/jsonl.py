@@ -1,22 +1,36 @@
 """JSON lines: appended, read back, and always valid JSON (NaN and infinity become null)."""
 
+import gzip
 import json
 import math
 import numbers
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
+
+from fastrl.records.durable import sync
 
 
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Append one line of ASCII JSON per row; arrays and tensors become lists, NaN and infinity null."""
+    """Append one line of ASCII JSON per row, on disk on return; arrays become lists, NaN and infinity null."""
     with Path(path).open("a", encoding="ascii") as file:
-        file.writelines(dump_line(as_json(row)) for row in rows)
+        append(file, rows)
+    sync(Path(path).parent)
+
+
+def append(file: TextIO, rows: Iterable[dict]) -> None:
+    """As `append_jsonl`, to an open file."""
+    file.writelines(dump_line(as_json(row)) for row in rows)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file, without a torn last line. Raises ValueError for a broken line before the last."""
-    rows = []
-    lines = Path(path).read_bytes().rstrip(b"\n").split(b"\n")
+    """The rows of a JSON-lines file (.gz: compressed), less a torn last line. ValueError for a broken one before."""
+    rows, content = [], Path(path).read_bytes()
+    content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
+    lines = content.rstrip(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))

@@ -1,7 +1,8 @@
 """The metrics of a run: one JSON line a step in `metrics.jsonl`, forwarded to TensorBoard, wandb or trackio.
 
-The file is the record and the sinks are views of it. It is flushed at every line, so a killed run loses at most a torn
-last line. A resumed run drops what was logged after its checkpoint: each step is in the file once.
+The file is the record and the sinks are views of it. A line is on disk when `log` returns: no checkpoint has a step
+whose line a power cut can take, and a killed run loses at most a torn last line. A resumed run drops what was logged
+after its checkpoint: each step is in the file once.
 """
 
 import difflib
@@ -13,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from fastrl.records.jsonl import append_jsonl, as_json, dump_line, read_jsonl
+from fastrl.records.durable import make_folder, sync, write_file
+from fastrl.records.jsonl import append, append_jsonl, as_json, dump_line, read_jsonl
 
 
 class Sink(Protocol):
@@ -44,20 +46,20 @@ class MetricsLog:
     ) -> None:
         check_sinks(sinks)
         folder = Path(folder).absolute()  # sinks name the run by it, and "." has no name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         path = folder / "metrics.jsonl"
         if resume_step is not None:
             drop_lines_after(path, resume_step)
         elif path.exists() and path.stat().st_size:
             raise ValueError(f"{path} already holds the metrics of a run; resume it or choose another folder")
         self._file = path.open("a", encoding="ascii")
+        sync(folder)
         self._sinks: list[Sink] = [SINKS[name](folder, config, resume_step) for name in sinks]
 
     def log(self, step: int, metrics: dict[str, float | int | str | None]) -> None:
         """Append one line and forward the finite numbers; NaN and infinity become null (JSON has neither)."""
         values = as_json(metrics)
-        self._file.write(dump_line({"step": step, **values}))
-        self._file.flush()
+        append(self._file, [{"step": step, **values}])
         scalars = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
         for sink in self._sinks:
             sink.log(step, scalars)
@@ -90,10 +92,7 @@ def drop_lines_after(path: Path, step: int) -> None:
     rows = read_jsonl(path) if path.exists() else []
     if dropped := [row for row in rows if row["step"] > step]:
         append_jsonl(path.with_suffix(".dropped.jsonl"), dropped)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    append_jsonl(temporary, [row for row in rows if row["step"] <= step])
-    os.replace(temporary, path)
+    write_file(path, "".join(dump_line(row) for row in rows if row["step"] <= step))
 
 
 class TensorBoardSink:
@@ -165,7 +164,7 @@ def _run_id(folder: Path) -> str:
     """A random name for the run, kept in the folder so that a resumed run finds it."""
     path = folder / "run_id"
     if not path.exists():
-        path.write_text(secrets.token_hex(4))
+        write_file(path, secrets.token_hex(4))
     return path.read_text()
 
 

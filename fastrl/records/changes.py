@@ -1,0 +1,55 @@
+"""What may change between a run and its resumption: whatever leaves the numbers of a step alone, but for rounding."""
+
+import dataclasses
+
+from fastrl.config import TrainConfig
+
+# num_steps: but for a decaying schedule, which is said. micro_batch_tokens: see `_is_free`.
+FREE_ON_RESUME = {
+    "model": {"attention", "gradient_checkpointing", "trust_remote_code"},
+    "task": {"reward_folder", "timeout_s", "memory_mb", "num_workers"},
+    "sampler": {"batch_size", "kv_cache_bytes", "release_kv_cache"},
+    "batch": {"micro_batch_tokens"},
+    "optimizer": {"offload"},
+    "evaluation": {"every", "split", "at_end", "num_samples"},
+    "run": {
+        "folder",
+        "num_steps",
+        "checkpoint_every",
+        "keep_last",
+        "scored_rollouts",
+        "rollouts_mib",
+        "max_nonfinite_steps",
+        "watchdog_s",
+        "sinks",
+    },
+    "ledger": {"every", "top_k", "gradients"},
+}
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """`section.key is … there, … here` for every setting that may not change between a run and its resumption."""
+    found = []
+    for section in dataclasses.fields(TrainConfig):
+        before, after = (dataclasses.asdict(getattr(c, section.name)) for c in (old, new))
+        for key, value in before.items():
+            if value != after[key] and not _is_free(section.name, key, new):
+                found.append(f"{section.name}.{key} is {value!r} there, {after[key]!r} here")
+    return found
+
+
+def _is_free(section: str, key: str, config: TrainConfig) -> bool:
+    if key == "micro_batch_tokens" and config.algorithm.reduction == "micro-batch-mean":
+        return False  # the one reduction that depends on how a batch is cut
+    return key in FREE_ON_RESUME.get(section, ())
+
+
+def schedule_change(old: TrainConfig, new: TrainConfig, step: int) -> str:
+    """What another run.num_steps does to the learning rate after `step`; empty where it does nothing."""
+    before, after = old.run.num_steps, new.run.num_steps
+    if before == after or new.optimizer.schedule == "constant":
+        return ""
+    return (
+        f"run.num_steps was {before} and is {after}: from step {step + 1} on the {new.optimizer.schedule} schedule is "
+        f"that of {after} steps, so the run is not the one that {after} steps from the start would have made"
+    )

@@ -1,0 +1,124 @@
+"""What a run reads besides its config, known by its content: a resumed run names what is not what it was.
+
+Problems of the splits in use, the reward, the tokenizer, and model.path's weights where they are needed to the end (the
+base of adapters, the reference of a KL penalty). A fingerprint is a short text: equal content, equal text.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.machinery import PathFinder
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from fastrl.config import ModelConfig, TaskConfig, TrainConfig
+from fastrl.policy.loading import load_architecture
+from fastrl.policy.lora import base_path
+from fastrl.records.checkpoints import checksums
+from fastrl.tasks import Problem, Task
+from fastrl.tasks.custom import home_of
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
+INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+def fingerprints(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The inputs of a run by name."""
+    found = {f"the {split} problems": _problems(getattr(task, split)) for split in _splits(config)}
+    found["the reward"] = _reward(config.task)
+    found["the tokenizer"] = _tokenizer(tokenizer)
+    if config.model.lora_rank or config.algorithm.kl_coef:
+        found["the base weights"] = _weights(config.model)
+    return found
+
+
+def changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Every input that both have and that differs, with both fingerprints."""
+    return [f"{name} ({then[name]}; now {now[name]})" for name in now if then.get(name, now[name]) != now[name]]
+
+
+def _splits(config: TrainConfig) -> list[str]:
+    splits = {"train"} | ({"validation"} if config.evaluation.every or config.ledger.every else set())
+    return sorted(splits | ({config.evaluation.split} if config.evaluation.at_end else set()))
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    """The first 64 bits of the SHA-256 of texts in their order."""
+    total = hashlib.sha256()
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(hashlib.sha256(content).digest())
+    return total.hexdigest()[:16]
+
+
+def _problems(problems: Sequence[Problem]) -> str:
+    lines = (json.dumps([p.prompt, p.row], sort_keys=True, default=_plain) for p in problems)
+    return f"{len(problems)} problems, {_digest(lines)}"
+
+
+def _plain(value: object) -> object:
+    """What JSON has no type for, the same in every process."""
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend else sorted(tokenizer.get_vocab().items())
+    if backend:
+        rules |= {"padding": None, "truncation": None}  # set by calls
+    return _digest([json.dumps(rules, sort_keys=True), json.dumps([tokenizer.chat_template, tokenizer.eos_token_id])])
+
+
+def _weights(model: ModelConfig) -> str:
+    """Of a folder the files themselves; of a hub id the commit, whose files cannot change."""
+    folder = Path(base_path(model.path))
+    if not folder.is_dir():
+        return f"{folder} at {load_architecture(model)._commit_hash}"
+    sums = checksums(folder, {path for pattern in WEIGHTS for path in folder.glob(pattern)})
+    return _digest(f"{name} {value}" for name, value in sorted(sums.items()))
+
+
+def _reward(task: TaskConfig) -> str:
+    """Versions of the packages behind a built-in reward; of a user's own the source, with what it imports beside it."""
+    kind, _, _ = task.name.partition(":")
+    packages = {"countdown": [], "math": ["math-verify"], "reasoning-gym": ["reasoning-gym"]}
+    if kind in packages:
+        return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *packages[kind]])
+    sources = sorted(_sources(kind, home_of(kind, task.reward_folder)))
+    return f"{task.name}, {_digest(p.name.encode() + p.read_bytes() for p in sources)}"
+
+
+def _sources(module: str, home: str) -> set[Path]:
+    """A module's file, or all of its package, and what they import from the same folder; nothing is imported here."""
+    spec = PathFinder.find_spec(module.partition(".")[0], [home or os.getcwd(), *sys.path])
+    if spec is None:  # built into Python
+        return set()
+    waiting = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin]]
+    root, found = waiting[0].parent, set()
+    while waiting:
+        place = waiting.pop()
+        new = (set(place.rglob("*.py")) if place.is_dir() else {place}) - found
+        found |= new
+        if root not in INSTALLED:
+            names = {name for path in new for name in _imported(path)}
+            waiting += [place for n in names for place in (root / f"{n}.py", root / n) if place.exists()]
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """First parts of the names of modules that a file imports absolutely; none of a file that is no Python."""
+    try:
+        tree = ast.parse(path.read_bytes() if path.suffix == ".py" else b"")
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
