@@ -28,7 +28,8 @@ def is_equal(gold: str, answer: str) -> bool:
     gold, answer = normalise(gold), normalise(answer)
     if not gold or not answer:
         return False
-    if comparison_key(gold) == comparison_key(answer):
+    keys = comparison_key(gold), comparison_key(answer)
+    if keys[0] == keys[1] or (gold.startswith("\\text{") and keys[1].isupper() and keys[0] == keys[1].casefold()):
         return True
     label = _CHOICE.match(answer)
     if label:  # (B) 42

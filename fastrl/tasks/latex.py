@@ -53,7 +53,9 @@ def parse(text: str) -> Tree:
     """The tree of an answer in normal form. Raises Unreadable."""
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
-    parser = _Parser(_tokens(text))
+    if re.fullmatch(r"[a-zA-Z][a-z]{2,}|[nN]o", text):
+        return ("words", text)  # a product of letters would make east and seat equal
+    parser = _Parser(_tokens(re.sub(r"(^|,)([A-Zpqrsuvy])(\([a-zA-Z](?:,[a-zA-Z])*\))(?==)", r"\1\\text{\2\3}", text)))
     tree = parser.answer()
     if parser.peek() is not None:
         raise Unreadable(f"unexpected {parser.peek()!r}")
@@ -91,7 +93,7 @@ def read_number(token: str) -> Fraction:
     whole, _, repeated = token.replace("{", "").replace("}", "").partition("\\")
     if not repeated:
         return Fraction(whole.rstrip(".") if "e" not in whole.lower() else whole)
-    digits = repeated.lstrip("overlinebardot")
+    digits = re.sub(r"\D", "", repeated)
     num_fixed = len(whole.partition(".")[2])
     return Fraction("0" + whole.rstrip(".")) + Fraction(int(digits), (10 ** len(digits) - 1) * 10**num_fixed)
 
@@ -357,7 +359,10 @@ class _Parser:
     def function(self, name: str) -> Tree:
         base = power = None
         if name == "log" and self.take("_"):
+            if re.fullmatch(r"\d\d+", self.peek() or ""):
+                raise Unreadable("where does the base end?")
             base = self.argument()
+            self.take(" ")
         if self.take("^"):
             power = self.exponent()
         if self.peek() == "(":

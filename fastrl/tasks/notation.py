@@ -34,6 +34,7 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _CURRENCIES = {r"\$": "dollar", r"\euro": "euro", r"\pounds": "pound sterling", r"\yen": "yen", r"\rupee": "rupee"}
 _CURRENCY = r"(\\\$|\\(?:euro|pounds|yen|rupee)(?![a-zA-Z]))\s*"
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|cis"
+_BARE_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp|gcd|lcm"  # 5 min, 5 sec are times
 _AMOUNT = r"(\d[\d,]*\.?\d*|\.\d+)"
 _NAMED = {
     "no solution": r"\emptyset",
@@ -61,11 +62,13 @@ def _rewrite_text(match: re.Match) -> str:
     content = " ".join(re.sub(r"~|\\[ ,]", " ", match.group(1)).split())
     if re.fullmatch(r"[\s,]*(?:and|or)?[\s,]*", content):
         return f" {content} "
-    is_behind_number = re.search(r"[\d}]\s*$", match.string[max(0, match.start() - 8) : match.start()])
+    is_behind_number = re.search(r"[\d}{/](?:\s|~|\\[,;:! ])*$", match.string[max(0, match.start() - 8) : match.start()])
     if re.fullmatch(_FUNCTIONS, content) and not (content in ("min", "sec") and is_behind_number):
         return f"\\{content} "
     if re.fullmatch(r"(?:st|nd|rd|th)", content):
-        return ""
+        return content
+    if is_behind_number and re.fullmatch(r"[mgshlLNJWVK]", content):
+        return f"\\text{{{content}}}"
     return f" {content} " if not re.search(r"[a-zA-Z]{2}", content) else f"\\text{{{content}}}"
 
 
@@ -112,7 +115,7 @@ _REWRITES = [
         (r"(?<=\d)\s*\\text\{to\}\s*(?=\d)|(?<=\d)\s+to\s+(?=\d)", ":"),
         (r"(?<=\d)(?:st|nd|rd|th)(?![a-zA-Z])|(?<=\d)\^\s*\{?\s*(?:st|nd|rd|th)\s*\}?(?![a-zA-Z])", ""),
         (r"\\[,;:>/ ]|~|\\q?quad(?![a-zA-Z])|\\hspace\{[^{}]*\}", " "),
-        (rf"(?<![\\a-zA-Z])(sqrt|infty|pi|theta|alpha|beta|{_FUNCTIONS})(?![a-zA-Z])", r"\\\1 "),
+        (rf"(?<![\\a-zA-Z])(sqrt|infty|pi|theta|alpha|beta|{_BARE_FUNCTIONS})(?![a-zA-Z])", r"\\\1 "),
         (r"(?<=\d)\s*\\?times(?![a-zA-Z])\s*(?=\d)|\\(?:times|ast|cdotp)(?![a-zA-Z])|(?<!\\)\*(?!\*)", r"\\cdot "),
         (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
         (_GLUED.pattern, lambda m: f"\\text{{{m[1]}{'^' + m[2] if m[2] else ''}}}"),
@@ -151,7 +154,7 @@ _COMPACT = [
         (r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])", "\\1\1"),
         (r"(?<![\\\1a-zA-Z])([a-zA-Z]{2,})\s+(?=[a-zA-Z]{2})", "\\1\1"),
         (r"\\\\\s*", "\\\\\\\\"),
-        (r"\s+", ""),
+        (r"(\\text\{[^{}]*\})|\s+", lambda m: m[1] or ""),
         ("[\0\1]", " "),
         (r"\\frac(\d)(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\frac(\d)(?=[{\\a-zA-Z])", r"\\frac{\1}"),
@@ -191,10 +194,12 @@ def _strip_stop(text: str) -> str:
 def _join_connectives(text: str) -> str:
     r"""`and`, `or` separate the elements of a list; between inequalities they are logic, `\land` and `\lor`."""
     is_logic = len(re.findall(r"[<>]|\\(?:leq?|geq?|neq?|[lg]t)(?:slant)?(?![a-zA-Z])", text)) > 1
+    parts = re.split(r"(\\text\{[^{}]*\})", text)
     for word in ("and", "or"):
+        symbol = f" \\\\l{word} " if is_logic else ", "
         pattern = rf",?\s*(?<![a-zA-Z\\]){word}(?![a-zA-Z])\s*"
-        text = re.sub(pattern, {"and": " \\\\land ", "or": " \\\\lor "}[word] if is_logic else ", ", text)
-    return text
+        parts[::2] = [re.sub(pattern, symbol, part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _join_thousands(text: str) -> str:
@@ -233,7 +238,9 @@ def comparison_key(normal: str) -> str:
     key = re.sub(r"\\{2,} ?", r"\\", normal) if "matrix}" in normal else normal
     words = re.sub(r"\\text\{([^{}]*)\}", r"\1", key)
     if re.fullmatch(r"[a-zA-Z][a-zA-Z ,.'()-]+", words) and is_words(words, wrapped=words != key):
-        return re.sub(r"[ ,.]+", " ", words).strip().casefold()
+        return re.sub(r"[ ,.]+", "", words).casefold()
+    if re.fullmatch(r"\\text\{[^{}]*\}", key):
+        return words.replace(" ", "")
     return re.sub(r"^\(([A-Z])\)$|^([A-Z])\)$", r"\1\2", key)
 
 

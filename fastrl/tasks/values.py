@@ -45,7 +45,7 @@ def evaluate(tree: Tree, digits: int, point: Point | None = None, *, is_scaled: 
 
     Raises Undefined (0/0) and Unreadable (no number, or too large a one).
     """
-    return _Evaluation(context(digits), point or {}, is_scaled).value(tree)
+    return _Evaluation(digits, point or {}, is_scaled).value(tree)
 
 
 def is_same(left: Callable[[int], Value], right: Callable[[int], Value]) -> bool:
@@ -56,8 +56,9 @@ def is_same(left: Callable[[int], Value], right: Callable[[int], Value]) -> bool
     coarse, size = _difference(*values, DIGITS[0])
     if coarse > 1e-20 and coarse > size * 1e-20:
         return False
+    coarse = coarse or context(DIGITS[0]).mpf(10) ** -DIGITS[0]
     fine, size = _difference(left(DIGITS[1]), right(DIGITS[1]), DIGITS[1])
-    return bool(fine <= max(size, coarse) * context(DIGITS[1]).mpf(10) ** -200)
+    return bool(fine <= max(size, coarse) * context(DIGITS[1]).mpf(10) ** (2 * DIGITS[0] - DIGITS[1]))
 
 
 def are_equal(gold: Tree, answer: Tree, *, is_scaled: tuple[bool, bool] = (False, False)) -> bool:
@@ -123,8 +124,12 @@ def _difference(left: Value, right: Value, digits: int) -> tuple[Value, Value]:
 
 
 class _Evaluation:
-    def __init__(self, mp, point: Point, is_scaled: bool):
-        self.mp, self.point, self.is_scaled, self.num_operations = mp, point, is_scaled, 0
+    def __init__(self, digits: int, point: Point, is_scaled: bool):
+        self.digits, self.point, self.is_scaled, self.num_operations = digits, point, is_scaled, 0
+
+    @property
+    def mp(self):
+        return context(self.digits)
 
     def value(self, tree: Tree) -> Value:
         self.num_operations += 1
