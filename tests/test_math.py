@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fastrl.tasks.equality import is_equal
 from fastrl.tasks.latex import Unreadable, parse
 from fastrl.tasks.math import MATH, MathReward
 from fastrl.tasks.notation import comparison_key, normalise
+from fastrl.tasks.rows import UnusableRow
 from fastrl.tasks.values import Undefined, evaluate
 
 # (gold answer, what stands in the box, whether it is right)
@@ -150,6 +152,83 @@ def test_boxed_answer(gold, answer, is_right):
     score = MathReward()("", f"So we get $\\boxed{{{answer}}}$.", answer=gold)
     assert score.reward == float(is_right), score
     assert (score.reason == "ok") is is_right
+
+
+JUDGED = [json.loads(line) for line in (Path(__file__).parent / "math_cases.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", sorted({case["kind"] for case in JUDGED}))
+def test_judged_pairs(kind):
+    """Wrong answers that others' verifiers were reported to pay, and right ones that they refused, kind by kind."""
+    wrong = []
+    for case in (case for case in JUDGED if case["kind"] == kind):
+        score = MathReward()("", case["completion"], **MATH.read_row({"answer": case["answer"]}, "f:1"))
+        if score.reward != case["expected"]:
+            wrong.append((case["answer"], case["completion"], score.reason))
+    assert not wrong
+
+
+HOSTILE = [
+    "9^{9^{9}}",
+    "9^{9^{9^{9}}}",
+    "(10^{100})!",
+    "\\binom{10^9}{10^8}",
+    "\\sin(9^{9^{9}})",
+    "\\sum_{k=1}^{1000}\\sum_{j=1}^{1000}\\sum_{l=1}^{1000} k",
+    "\\prod_{k=1}^{1000} k^{k}",
+    "e^{e^{e^{e^{e}}}}",
+    "1\\pm1" * 40,
+    "1+" * 900 + "1",
+    "x" * 1900,
+    "(" * 5000,
+    "\\sqrt" * 300 + "2",
+    "\\frac{1}{" * 300 + "1" + "}" * 300,
+    "1" * 100_000,
+    "1,\\sqrt2," * 30 + "2",
+    "\\text{" * 300,
+    " " * 1990 + "a",
+    "$" * 1990,
+    "a" * 1999,
+    "\\",
+    "\\frac{}{}",
+    "\\sqrt[0]{2}",
+    "\\gcd(1.5,2)",
+    "\\log_1 2",
+    "5\x00",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20])
+def test_hostile_answers_cost_little_and_are_no_fault(text):
+    MathReward()("", "\\boxed{\\pi}", answer="3\\sqrt2")
+    start = time.process_time()
+    for gold in ("5", "x+y", "(1,2)", "\\pi"):
+        for completion in (f"\\boxed{{{text}}}", f"The answer is {text}", f"#### {text}"):
+            assert MathReward()("", completion, answer=gold).reward == 0.0
+    assert time.process_time() - start < 2.4  # 0.2 s each
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("Adding gives $\\boxed{5}$.", "5"),
+        ("First 2, then 3. The answer is $\\frac12$. I hope it is correct.", "\\frac12"),
+        ("2+3=5\n#### 5", "5"),
+        ("\\boxed{x^2}", "x^2"),
+        ("\\text{two lines}", "\\text{two lines}"),
+        ("5 \\text{ if } x>0", "5 \\text{ if } x>0"),
+    ],
+)
+def test_a_worked_solution_is_read(answer, gold):
+    assert MATH.read_row({"answer": answer}, "f:1") == {"answer": gold}
+
+
+@pytest.mark.parametrize(
+    "answer", ["Adding 2 and 3 we find 5 at last", "We add them up and then we have to divide by x", "So \\boxed{"]
+)
+def test_prose_that_marks_no_answer_is_refused(answer):
+    with pytest.raises(UnusableRow, match=r"f\.jsonl:7: 'answer'"):
+        MATH.read_row({"answer": answer}, "f.jsonl:7")
 
 
 @pytest.mark.parametrize(

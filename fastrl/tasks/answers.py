@@ -11,12 +11,14 @@ import re
 MAX_LENGTH = 2000  # characters of an extracted answer
 
 _MARKER = re.compile(
-    r"####|\banswers?\s{1,3}(?:is|are)\b(?![ \t]{1,3}not\b)|(?:^|\n)[ \t*#_>-]{0,8}(?:final[ \t])?answer[ \t]?[*_]{0,3}:",
-    re.I,
+    r"####|\banswers?\s{1,3}(?:is|are)\b(?![ \t]{1,3}not\b)"
+    r"|(?:^|\n)[ \t*#_>-]{0,8}(?:final[ \t])?answer[ \t]?[*_]{0,3}:",
+    re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
-    r"(?:in)?correct|right|wrong|clear|obvious|unique|below|above|found|given|reasonable|consistent|as follows|in the\b",
-    re.I,
+    r"(?:in)?correct|right|wrong|clear|obvious|unique|below|above|found|given|reasonable|consistent|"
+    r"as follows|in the\b",
+    re.IGNORECASE,
 )
 _LEAD = re.compile(
     r"[\s:*_`>]+|(?:simply|just|exactly|precisely|indeed|therefore|thus|hence|option|choice|equal to|given by|"

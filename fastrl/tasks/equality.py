@@ -20,6 +20,7 @@ from .sets import are_equal_sets, is_set, read_set
 from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points, symbols
 
 MAX_ELEMENTS = 64  # of a list whose order does not matter
+MAX_SIGNS = 4  # plus-minus signs of one element
 _CHOICE = re.compile(r"\(([A-J])\)(?=[^(=^_*+/,-])(?!\\cup)|([A-J])[.)](?=[^)])")
 
 
@@ -98,21 +99,28 @@ def _elements(tree: Tree) -> Iterator[Tree]:
 
 
 def _signs(tree: Tree) -> list[Tree]:
-    if tree[0] in ("pm", "mp"):
-        return [
-            (operation, left, right) if operation == "add" else ("add", left, ("neg", right))
-            for operation in (("add", "sub") if tree[0] == "pm" else ("sub", "add"))
-            for left, right in product(_signs(tree[1]), _signs(tree[2]))
-        ]
-    if not any(isinstance(part, tuple) for part in tree):
-        return [tree]
-    choices = [_signs(part) if isinstance(part, tuple) and part else [part] for part in tree]
-    num_choices = 1
-    for choice in choices:
-        num_choices *= len(choice)
-    if num_choices > MAX_ELEMENTS:
+    r"""`tree` with every sign of its `\pm` in turn; `\mp` is the opposite of all `\pm` beside it."""
+    num_plus_minus, num_minus_plus = _count(tree, "pm"), _count(tree, "mp")
+    if num_plus_minus + num_minus_plus > MAX_SIGNS:
         raise Unreadable("too many signs")
-    return list(product(*choices))
+    if num_minus_plus:
+        choices = [(sign,) * num_plus_minus + (sign,) for sign in (1, -1)]
+    else:
+        choices = [(*signs, 1) for signs in product((1, -1), repeat=num_plus_minus)]
+    return [_choose(tree, list(signs)) for signs in choices]
+
+
+def _count(tree: Tree, kind: str) -> int:
+    return (tree[:1] == (kind,)) + sum(_count(part, kind) for part in tree if isinstance(part, tuple))
+
+
+def _choose(tree: Tree, signs: list[int]) -> Tree:
+    """`tree` with the next of `signs` at every plus-minus; the last one is left for minus-plus."""
+    if tree[:1] not in (("pm",), ("mp",)):
+        return tuple(_choose(part, signs) if isinstance(part, tuple) else part for part in tree)
+    sign = signs.pop(0) if tree[0] == "pm" else -signs[-1]
+    left, right = _choose(tree[1], signs), _choose(tree[2], signs)
+    return ("add", left, right if sign > 0 else ("neg", right))
 
 
 def _are_same_lists(gold: Tree, gold_elements: list[Tree], answer: Tree, answer_elements: list[Tree]) -> bool:

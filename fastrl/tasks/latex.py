@@ -1,4 +1,4 @@
-r"""LaTeX of final answers, from normal form (`notation.normalise`) to a tree. Strict: what it does not know, it refuses.
+r"""LaTeX of final answers: from normal form (`notation.normalise`) to a tree. What it does not know, it refuses.
 
 Parsers that skip what they do not know make different answers equal (`x_1` and `x`, `|x|` and `x`, `5 \text{ more}`
 and `5`). This one accounts for every token or raises Unreadable; such an answer can still match as text.
@@ -18,6 +18,7 @@ of ("row", item, …), ("series", "sum" | "prod", name, first, last, body), and 
 import re
 from fractions import Fraction
 
+from .tokens import FUNCTIONS, LETTERS, LISTED, MARKS, read_number, read_tokens
 from .units import read_units
 
 MAX_LENGTH = 600  # characters that are parsed; longer answers must match as text
@@ -31,22 +32,7 @@ class Unreadable(ValueError):
     """The text is not an answer of this grammar, or its value is out of reach."""
 
 
-TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc", "cis")
-FUNCTIONS = (*TRIGONOMETRIC, "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp")
-_LISTED = ("gcd", "lcm", "max", "min")  # functions of a list in brackets
-_GREEK = ["alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "pi", "infty", "ell", "hbar", "emptyset"]
-_MARKS = ("overline", "bar", "vec", "hat", "tilde", "mathbb", "mathcal", "widehat", "overrightarrow")
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in"}
-_OTHERS = ["frac", "sqrt", "binom", "cdot", "cup", "cap", "setminus", "lor", "land", "pm", "mp", "le", "ge", "ne", "in", "begin", "end", "text", "lfloor", "rfloor", "lceil", "rceil", "degree", "sum", "prod", "angle", "triangle", "ldots"]
-_COMMANDS = sorted((*FUNCTIONS, *_LISTED, *_GREEK, *_MARKS, *_OTHERS), key=len, reverse=True)
-_GLUED_COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?=[a-zA-Z])")
-_TOKEN = re.compile(
-    r"\\text\{[^{}]*\}|\\begin\{[a-z]*matrix\}|\\end\{[a-z]*matrix\}|\\mathbb\{[A-Z]\}|\\[a-zA-Z]+|\\\\|\\."
-    r"|(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}(?![\da-zA-Z.])"  # 1.5e3
-    r"|[\dA-F]{2,}(?=_\{?1\d)"  # A5_{11}
-    r"|\d*\.\d*\\(?:overline|bar|dot)(?:\{\d+\}|\d)|(?:\d+\.\d*|\.\d+|\d+)|[A-Z]{2,}|.",
-    re.ASCII | re.DOTALL,
-)
 
 
 def parse(text: str) -> Tree:
@@ -55,7 +41,9 @@ def parse(text: str) -> Tree:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
     if re.fullmatch(r"[a-zA-Z][a-z]{2,}|[nN]o", text):
         return ("words", text)  # a product of letters would make east and seat equal
-    parser = _Parser(_tokens(re.sub(r"(^|,)([A-Zpqrsuvy])(\([a-zA-Z](?:,[a-zA-Z])*\))(?==)", r"\1\\text{\2\3}", text)))
+    parser = _Parser(
+        read_tokens(re.sub(r"(^|,)([A-Zpqrsuvy])(\([a-zA-Z](?:,[a-zA-Z])*\))(?==)", r"\1\\text{\2\3}", text))
+    )
     tree = parser.answer()
     if parser.peek() is not None:
         raise Unreadable(f"unexpected {parser.peek()!r}")
@@ -70,32 +58,6 @@ def _depth(tree: Tree) -> int:
         level = [part for parent in level for part in parent if isinstance(part, tuple)]
         depth += 1
     return depth
-
-
-def _tokens(text: str) -> list[str]:
-    if "matrix}" in text:
-        text = re.sub(r"(?<!\\)\\(?=[-\d(])", r"\\\\", text)  # published MATH lost the second backslash of a row break
-    tokens: list[str] = []
-    for token in _TOKEN.findall(re.sub(r"\\[a-zA-Z]+", _split_command, text)):
-        if token != " " or not re.match(r"\\[a-zA-Z]", tokens[-1] if tokens else ""):
-            tokens.append(token)
-    return tokens
-
-
-def _split_command(match: re.Match) -> str:
-    r"""`\pir` is `\pi r`: published answers have lost the space."""
-    name = match.group()
-    return name if name[1:] in _COMMANDS else _GLUED_COMMAND.sub(r"\\\1 ", name)
-
-
-def read_number(token: str) -> Fraction:
-    """The exact value of `12`, `.5`, `1.5e3` or a repeating decimal `0.1\\overline{6}`."""
-    whole, _, repeated = token.replace("{", "").replace("}", "").partition("\\")
-    if not repeated:
-        return Fraction(whole.rstrip(".") if "e" not in whole.lower() else whole)
-    digits = re.sub(r"\D", "", repeated)
-    num_fixed = len(whole.partition(".")[2])
-    return Fraction("0" + whole.rstrip(".")) + Fraction(int(digits), (10 ** len(digits) - 1) * 10**num_fixed)
 
 
 class _Parser:
@@ -199,8 +161,8 @@ class _Parser:
             return token == "|" and self.bars == 0
         if token[0] == "\\":
             name = token[1:]
-            starts = (*FUNCTIONS, *_LISTED, *_GREEK, "frac", "sqrt", "binom", "lfloor", "lceil", "sum", "prod", "angle")
-            return name in starts or token.startswith(("\\begin{", "\\mathbb{")) or name in _MARKS
+            starts = (*FUNCTIONS, *LISTED, *LETTERS, "frac", "sqrt", "binom", "lfloor", "lceil", "sum", "prod", "angle")
+            return name in starts or token.startswith(("\\begin{", "\\mathbb{")) or name in MARKS
         return bool(re.match(r"[\d.a-zA-Z({]", token)) or (token == "[" and self.bars == 0)
 
     def factor(self) -> Tree:
@@ -342,16 +304,16 @@ class _Parser:
             return ("call", name[1:], tree)
         if name in FUNCTIONS:
             return self.function(name)
-        if name in _LISTED:
+        if name in LISTED:
             opening = self.take("(", "\\{") or self.refuse(name)
             items = self.items()
             self.need(")" if opening == "(" else "\\}")
             return ("call", name, *items)
         if name in ("sum", "prod"):
             return self.series(name)
-        if name in _MARKS or name in ("angle", "triangle") or name.startswith("mathbb{"):
+        if name in MARKS or name in ("angle", "triangle") or name.startswith("mathbb{"):
             return ("symbol", name + ("" if name.startswith("mathbb{") else f" {self.argument()}"))
-        return self.symbol(name) if name in _GREEK else self.refuse("\\" + name)
+        return self.symbol(name) if name in LETTERS else self.refuse("\\" + name)
 
     def argument(self) -> Tree:
         return self.group("{") if self.take("{") else self.atom()

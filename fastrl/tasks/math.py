@@ -17,7 +17,7 @@ from .templates import MATH_INSTRUCTION
 class MathReward:
     """`reward(prompt, completion, answer=gold)`.
 
-    reason: ok | empty | no answer (nothing boxed) | too long | different.
+    reason: ok | empty | no answer (nothing boxed) | too long | different | error (in a computation).
     """
 
     def prepare(self) -> None:
@@ -32,7 +32,12 @@ class MathReward:
             return Score(0.0, "no answer")
         if len(found) > MAX_LENGTH:
             return Score(0.0, "too long")
-        is_correct = is_equal(answer, found)
+        try:
+            is_correct = is_equal(answer, found)
+        except (MemoryError, RecursionError, ImportError):
+            raise  # the pool's to name: no fault of the text
+        except Exception as error:  # mpmath raises nearly everything on a domain that it does not expect
+            return Score(0.0, f"error: {type(error).__name__}")
         return Score(float(is_correct), "ok" if is_correct else "different", normalise(found))
 
 
@@ -42,7 +47,7 @@ def read_prompt(fields: dict, where: str) -> str:
 
 
 def read_row(fields: dict, where: str) -> dict:
-    r"""The gold answer: `answer`, or the answer that it marks where it is a worked solution (GSM8K's `####`, a `\boxed`).
+    r"""The gold answer: `answer`, or what it marks as final where it is a worked solution (GSM8K's `####`, a `\boxed`).
 
     Raises UnusableRow for prose that marks none: no completion could ever match it.
     """
@@ -59,7 +64,7 @@ def read_row(fields: dict, where: str) -> dict:
 
 
 def _is_prose(answer: str) -> bool:
-    r"""Whether unreadable mathematics stands among words of a sentence, or there are too many words to be named again."""
+    r"""Whether unreadable mathematics stands among the words of a sentence, or there are too many words."""
     words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", re.sub(r"\\begin\{.*?\}|\\end\{.*?\}", "", answer))
     is_only_words = re.fullmatch(r"[a-zA-Z\s,.'()-]*", answer) is not None
     return len(words) > (8 if is_only_words else 1) and not is_readable(answer)

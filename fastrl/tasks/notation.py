@@ -1,8 +1,8 @@
-r"""One spelling for each construct of an answer, as text: `normalise("\dfrac 12\,\mathrm{cm}") == r"\frac{1}{2}\text{cm}"`.
+r"""One spelling for each construct of an answer, as text: `\dfrac 12\,\mathrm{cm}` is `\frac{1}{2}\text{cm}`.
 
-In the manner of Minerva (arXiv:2206.14858, appendix D.1), but nothing that carries meaning is dropped: units stay as
-`\text{...}`, a space between digits stays unless it separates thousands, a comma of thousands goes and a comma of a list
-stays. So most right answers are equal strings before any algebra, and unequal answers never are.
+In the manner of Minerva (arXiv:2206.14858, appendix D.1), but nothing that carries meaning is dropped: units stay, as
+`\text{...}`; a space between digits stays unless it separates thousands; a comma of thousands goes and a comma of a
+list stays. So most right answers are equal strings before any algebra, and unequal answers never are.
 """
 
 import re
@@ -50,7 +50,28 @@ _NAMED = {
     "zero": "0",
 } | dict(
     zip(
-        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"],
+        [
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ],
         map(str, range(1, 21)),
         strict=True,
     )
@@ -62,7 +83,9 @@ def _rewrite_text(match: re.Match) -> str:
     content = " ".join(re.sub(r"~|\\[ ,]", " ", match.group(1)).split())
     if re.fullmatch(r"[\s,]*(?:and|or)?[\s,]*", content):
         return f" {content} "
-    is_behind_number = re.search(r"[\d}{/](?:\s|~|\\[,;:! ])*$", match.string[max(0, match.start() - 8) : match.start()])
+    is_behind_number = re.search(
+        r"[\d}{/](?:\s|~|\\[,;:! ])*$", match.string[max(0, match.start() - 8) : match.start()]
+    )
     if re.fullmatch(_FUNCTIONS, content) and not (content in ("min", "sec") and is_behind_number):
         return f"\\{content} "
     if re.fullmatch(r"(?:st|nd|rd|th)", content):
@@ -203,7 +226,7 @@ def _join_connectives(text: str) -> str:
 
 
 def _join_thousands(text: str) -> str:
-    """Commas of thousands go. Between brackets `(1,234)` is a pair, unless other commas there have a space behind them."""
+    """Commas of thousands go. `(1,234)` is a pair, unless other commas there have a space behind."""
     parts = re.split(r"(\\[{}]|[()\[\]])", text)
     depth = 0
     for i, part in enumerate(parts):
@@ -245,7 +268,7 @@ def comparison_key(normal: str) -> str:
 
 
 def is_words(text: str, wrapped: bool) -> bool:
-    """Whether letters are words and no product of variables: in a `\\text`, or as prose writes them (not `IX`, `ab`)."""
+    """Whether letters are words and no product of variables: in a `\\text`, or in the case of prose (not `IX`)."""
     if wrapped:
         return True
     return bool(re.search(r"[a-zA-Z]?[a-z]{2}", text)) and not re.search(r"[a-z][A-Z]", text)

@@ -1,6 +1,7 @@
 r"""Sets of real numbers: intervals, unions, and what linear inequalities in one variable say.
 
-`x<3` and `(-\infty,3)` are the same set, as are `-2\le x\le7` and `x\in[-2,7]`, `x\ne0` and `(-\infty,0)\cup(0,\infty)`.
+`x<3` and `(-\infty,3)` are the same set, as are `-2\le x\le7` and `x\in[-2,7]`, or `x\ne0` and
+`(-\infty,0)\cup(0,\infty)`.
 A set is a sorted tuple of intervals that neither overlap nor touch. Ends are trees, so they are compared exactly.
 """
 
@@ -9,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from .latex import Tree, Unreadable
-from .values import DIGITS, Undefined, are_equal, evaluate, symbols
+from .values import DIGITS, Undefined, are_equal, evaluate, evaluate_inexactly, symbols
 
 _INFINITY = ("symbol", "infty")
 _ENDLESS = (("neg", _INFINITY), _INFINITY)
@@ -143,10 +144,10 @@ def _end(tree: Tree, is_closed: bool) -> End:
         tree = tree[3]
     if tree in _ENDLESS:
         return End(tree, float("inf") if tree == _INFINITY else float("-inf"), is_closed)
-    position = evaluate(tree, DIGITS[0])
+    position = evaluate_inexactly(tree)
     if position.imag:
         raise Unreadable("an end of an interval is real")
-    return End(tree, position if isinstance(position, Fraction) else position.real, is_closed)
+    return End(tree, position.real, is_closed)
 
 
 def _merge(intervals) -> list[tuple[End, End]]:

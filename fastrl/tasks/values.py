@@ -1,8 +1,8 @@
 r"""The value of a tree (`latex.parse`), and whether two trees have the same value. No tolerance is ever chosen.
 
-Rational arithmetic is exact (`Fraction`); everything else is computed twice, with 60 and with 400 digits, and two values
-are equal when their difference vanishes as the digits grow. Expressions with variables are compared at a few rational
-points of all signs, where they must be defined together and equal; polynomials are exact there.
+Rational arithmetic is exact (`Fraction`); everything else is computed twice, with 60 and with 400 digits, and two
+values are equal when their difference vanishes as the digits grow. Expressions with variables are compared at a few
+rational points of all signs, where they must be defined together and equal; polynomials are exact there.
 
 Sizes are bounded before anything is computed: a power by its logarithm, a series by its length. Raises
 `latex.Unreadable` where a value is out of reach.
@@ -13,7 +13,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 
-from .latex import TRIGONOMETRIC, Tree, Unreadable
+from .latex import Tree, Unreadable
+from .tokens import TRIGONOMETRIC
 
 MAX_BITS = 60_000  # of an exact number
 MAX_EXPONENT = 2**60  # of an inexact power, in bits
@@ -46,6 +47,11 @@ def evaluate(tree: Tree, digits: int, point: Point | None = None, *, is_scaled: 
     Raises Undefined (0/0) and Unreadable (no number, or too large a one).
     """
     return _Evaluation(digits, point or {}, is_scaled).value(tree)
+
+
+def evaluate_inexactly(tree: Tree) -> Value:
+    """The value as an mpf or mpc of 60 digits, for sorting."""
+    return _inexact(evaluate(tree, DIGITS[0]), context(DIGITS[0]))
 
 
 def is_same(left: Callable[[int], Value], right: Callable[[int], Value]) -> bool:
