@@ -15,10 +15,11 @@ import pytest
 from fastrl.tasks import Score
 from fastrl.tasks.answers import extract_answer
 from fastrl.tasks.equality import is_equal
-from fastrl.tasks.latex import Unreadable, parse
+from fastrl.tasks.latex import parse
 from fastrl.tasks.math import MATH, MathReward
 from fastrl.tasks.notation import comparison_key, normalise
 from fastrl.tasks.rows import UnusableRow
+from fastrl.tasks.trees import Unreadable
 from fastrl.tasks.values import Undefined, evaluate
 
 # (gold answer, what stands in the box, whether it is right)

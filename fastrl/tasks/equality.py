@@ -12,15 +12,15 @@ equals `50` (the question said "what percent") and also `0.5`, its value; `90^\c
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import pairwise
 
-from .latex import Tree, Unreadable, parse
+from .latex import parse
 from .notation import comparison_key, normalise
 from .sets import are_equal_sets, is_set, read_set
-from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points, symbols
+from .trees import Tree, Unreadable, signed, symbols, units_of
+from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points
 
 MAX_ELEMENTS = 64  # of a list whose order does not matter
-MAX_SIGNS = 4  # plus-minus signs of one element
 _CHOICE = re.compile(r"\(([A-J])\)(?=[^(=^_*+/,-])(?!\\cup)|([A-J])[.)](?=[^)])")
 
 
@@ -95,32 +95,7 @@ def _elements(tree: Tree) -> Iterator[Tree]:
         for item in tree[3:]:
             yield from _elements(item)
     else:
-        yield from _signs(tree)
-
-
-def _signs(tree: Tree) -> list[Tree]:
-    r"""`tree` with every sign of its `\pm` in turn; `\mp` is the opposite of all `\pm` beside it."""
-    num_plus_minus, num_minus_plus = _count(tree, "pm"), _count(tree, "mp")
-    if num_plus_minus + num_minus_plus > MAX_SIGNS:
-        raise Unreadable("too many signs")
-    if num_minus_plus:
-        choices = [(sign,) * num_plus_minus + (sign,) for sign in (1, -1)]
-    else:
-        choices = [(*signs, 1) for signs in product((1, -1), repeat=num_plus_minus)]
-    return [_choose(tree, list(signs)) for signs in choices]
-
-
-def _count(tree: Tree, kind: str) -> int:
-    return (tree[:1] == (kind,)) + sum(_count(part, kind) for part in tree if isinstance(part, tuple))
-
-
-def _choose(tree: Tree, signs: list[int]) -> Tree:
-    """`tree` with the next of `signs` at every plus-minus; the last one is left for minus-plus."""
-    if tree[:1] not in (("pm",), ("mp",)):
-        return tuple(_choose(part, signs) if isinstance(part, tuple) else part for part in tree)
-    sign = signs.pop(0) if tree[0] == "pm" else -signs[-1]
-    left, right = _choose(tree[1], signs), _choose(tree[2], signs)
-    return ("add", left, right if sign > 0 else ("neg", right))
+        yield from signed(tree)
 
 
 def _are_same_lists(gold: Tree, gold_elements: list[Tree], answer: Tree, answer_elements: list[Tree]) -> bool:
@@ -159,18 +134,13 @@ def _are_same_matrices(gold: Tree, answer: Tree) -> bool:
 
 
 def _are_same_quantities(gold: Tree, answer: Tree) -> bool:
-    units = _units(gold), _units(answer)
+    units = units_of(gold), units_of(answer)
     if all(units) and units[0] != units[1]:
         return False
     if are_equal(gold, answer):
         return True
     has_scale = [bool(unit & {"percent", "degree"}) for unit in units]
     return has_scale[0] != has_scale[1] and are_equal(gold, answer, is_scaled=(True, True))
-
-
-def _units(tree: Tree) -> frozenset[str]:
-    inner = frozenset().union(*(_units(part) for part in tree if isinstance(part, tuple) and part))
-    return inner | {tree[2]} if tree[0] == "unit" else inner
 
 
 def _name(tree: Tree) -> str | None:

@@ -7,32 +7,23 @@ and `5`). This one accounts for every token or raises Unreadable; such an answer
     relation = union {("=" | "<" | "\le" | "\in" | …) union}    union = sum {("\cup" | "\cap" | "\setminus") sum}
     sum      = [sign] term {sign term}, sign + - \pm \mp     term  = factor {["\cdot" | "/"] factor} [unit]
     factor   = atom {"^" exponent | "!" | "%" | "\degree"}
-
-A tree is a tuple (kind, …): ("number", Fraction), ("symbol", name), ("words", text), ("based", digits, base),
-("add" | "pm" | "mp" | "mul" | "div" | "pow", left, right), ("neg", tree), ("call", function, argument, …),
-("unit", tree, name), ("group", opening, closing, item, …), ("relation", (operators), item, …), ("matrix", kind, row, …)
-of ("row", item, …), ("series", "sum" | "prod", name, first, last, body), and ("lor" | "land" | "cup" | "cap" |
-"setminus", left, right). A bare list is a group with empty brackets.
 """
 
 import re
 from fractions import Fraction
 
 from .tokens import FUNCTIONS, LETTERS, LISTED, MARKS, read_number, read_tokens
+from .trees import Tree, Unreadable, depth
 from .units import read_units
 
 MAX_LENGTH = 600  # characters that are parsed; longer answers must match as text
 MAX_NESTING = 24
 MAX_DEPTH = 120  # of the tree: a long sum is a deep one
 
-Tree = tuple
-
-
-class Unreadable(ValueError):
-    """The text is not an answer of this grammar, or its value is out of reach."""
-
-
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in"}
+
+
+_NAME = re.compile(r"(?<![^,])[A-Zpqrsuvy]\([a-zA-Z](?:,[a-zA-Z])*\)(?==)")  # P(A)=
 
 
 def parse(text: str) -> Tree:
@@ -41,23 +32,13 @@ def parse(text: str) -> Tree:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
     if re.fullmatch(r"[a-zA-Z][a-z]{2,}|[nN]o", text):
         return ("words", text)  # a product of letters would make east and seat equal
-    parser = _Parser(
-        read_tokens(re.sub(r"(^|,)([A-Zpqrsuvy])(\([a-zA-Z](?:,[a-zA-Z])*\))(?==)", r"\1\\text{\2\3}", text))
-    )
+    parser = _Parser(read_tokens(_NAME.sub(r"\\text{\g<0>}", text)))
     tree = parser.answer()
     if parser.peek() is not None:
         raise Unreadable(f"unexpected {parser.peek()!r}")
-    if _depth(tree) > MAX_DEPTH:
+    if depth(tree) > MAX_DEPTH:
         raise Unreadable("too long an expression")
     return tree
-
-
-def _depth(tree: Tree) -> int:
-    level, depth = [tree], 0
-    while level:
-        level = [part for parent in level for part in parent if isinstance(part, tuple)]
-        depth += 1
-    return depth
 
 
 class _Parser:

@@ -193,6 +193,7 @@ def normalise(answer: str) -> str:
     """The normal form of an answer: one spelling of each construct. It is not reduced: `2/4` stays."""
     answer = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", answer)
     answer = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", answer)
+    answer = re.sub(r"[\x00-\x08]", "\ufffd", answer)  # two of them serve as marks below
     answer = answer.translate(_SYMBOLS).strip().lstrip(":")
     answer = _strip_stop(answer)
     for pattern, replacement in _TEXTS:

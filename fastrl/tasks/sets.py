@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from .latex import Tree, Unreadable
-from .values import DIGITS, Undefined, are_equal, evaluate, evaluate_inexactly, symbols
+from .trees import Tree, Unreadable, symbols
+from .values import DIGITS, Undefined, are_equal, evaluate, evaluate_inexactly
 
 _INFINITY = ("symbol", "infty")
 _ENDLESS = (("neg", _INFINITY), _INFINITY)

@@ -5,7 +5,7 @@ values are equal when their difference vanishes as the digits grow. Expressions 
 rational points of all signs, where they must be defined together and equal; polynomials are exact there.
 
 Sizes are bounded before anything is computed: a power by its logarithm, a series by its length. Raises
-`latex.Unreadable` where a value is out of reach.
+`Unreadable` where a value is out of reach.
 """
 
 import math
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 
-from .latex import Tree, Unreadable
 from .tokens import TRIGONOMETRIC
+from .trees import Tree, Unreadable, symbols
 
 MAX_BITS = 60_000  # of an exact number
 MAX_EXPONENT = 2**60  # of an inexact power, in bits
@@ -89,14 +89,6 @@ def points(names: list[str]) -> list[Point]:
         {name: sign(i) * size * Fraction(17 + 6 * i + k, 11 + 2 * i) for i, name in enumerate(names)}
         for k, (sign, size) in enumerate(zip(signs, sizes, strict=True))
     ]
-
-
-def symbols(tree: Tree) -> set[str]:
-    """Names of the variables; e, i, pi are numbers."""
-    if tree[0] == "symbol":
-        return set() if tree[1] in ("e", "i", "pi") else {tree[1]}
-    found = set().union(*(symbols(part) for part in tree[1:] if isinstance(part, tuple) and part))
-    return found - {tree[2]} if tree[0] == "series" else found
 
 
 def _agree(gold, answer, point, is_scaled, must_be_real) -> bool | None:
