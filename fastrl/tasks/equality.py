@@ -21,16 +21,18 @@ from .trees import Tree, Unreadable, signed, symbols, units_of
 from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points
 
 MAX_ELEMENTS = 64  # of a list whose order does not matter
+_INTEGER = re.compile(r"-?\d{1,1000}", re.ASCII)
 _CHOICE = re.compile(r"\(([A-J])\)(?=[^(=^_*+/,-])(?!\\cup)|([A-J])[.)](?=[^)])")
 
 
 def is_equal(gold: str, answer: str) -> bool:
     """Whether `answer` has the value of `gold`; both as extracted."""
+    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
+        return int(gold) == int(answer)
     gold, answer = normalise(gold), normalise(answer)
     if not gold or not answer:
         return False
-    keys = comparison_key(gold), comparison_key(answer)
-    if keys[0] == keys[1] or (gold.startswith("\\text{") and keys[1].isupper() and keys[0] == keys[1].casefold()):
+    if _are_same_texts(gold, answer):
         return True
     label = _CHOICE.match(answer)
     if label:  # (B) 42
@@ -40,6 +42,15 @@ def is_equal(gold: str, answer: str) -> bool:
         return _are_same(parse(gold), parse(answer))
     except (Unreadable, Undefined):
         return False
+
+
+def _are_same_texts(gold: str, answer: str) -> bool:
+    r"""Equal normal forms; a `\text` also equals its bare content (`CBAD`), in any case where it is long (`EAST`)."""
+    keys = comparison_key(gold), comparison_key(answer)
+    if keys[0] == keys[1] or not (gold.startswith("\\text{") or answer.startswith("\\text{")):
+        return keys[0] == keys[1]
+    contents = [re.sub(r"^\\text\{([a-zA-Z]+)\}$", r"\1", text) for text in (gold, answer)]
+    return contents[0] == contents[1] or (len(contents[0]) > 3 and contents[0].casefold() == contents[1].casefold())
 
 
 def is_readable(text: str) -> bool:

@@ -6,6 +6,7 @@ list stays. So most right answers are equal strings before any algebra, and uneq
 """
 
 import re
+from functools import lru_cache
 
 from .units import GLUED
 
@@ -189,8 +190,16 @@ _COMPACT = [
 ]
 
 
+_PLAIN = re.compile(  # nothing to do
+    r"-?(?:\d+(?:\.\d+)?|\\frac\{\d{1,9}\}\{\d{1,9}\}|[a-z]|\([a-z\d],[a-z\d]\))", re.ASCII
+)
+
+
+@lru_cache(maxsize=4096)
 def normalise(answer: str) -> str:
     """The normal form of an answer: one spelling of each construct. It is not reduced: `2/4` stays."""
+    if _PLAIN.fullmatch(answer):
+        return answer
     answer = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", answer)
     answer = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", answer)
     answer = re.sub(r"[\x00-\x08]", "\ufffd", answer)  # two of them serve as marks below
