@@ -225,7 +225,13 @@ def test_a_worked_solution_is_read(answer, gold):
 
 
 @pytest.mark.parametrize(
-    "answer", ["Adding 2 and 3 we find 5 at last", "We add them up and then we have to divide by x", "So \\boxed{"]
+    "answer",
+    [
+        "Adding gives 5",
+        "Adding 2 and 3 we find 5 at last",
+        "We add them up and then we have to divide by x",
+        "So \\boxed{",
+    ],
 )
 def test_prose_that_marks_no_answer_is_refused(answer):
     with pytest.raises(UnusableRow, match=r"f\.jsonl:7: 'answer'"):

@@ -64,10 +64,16 @@ def read_row(fields: dict, where: str) -> dict:
 
 
 def _is_prose(answer: str) -> bool:
-    r"""Whether unreadable mathematics stands among the words of a sentence, or there are too many words."""
-    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", re.sub(r"\\begin\{.*?\}|\\end\{.*?\}", "", answer))
-    is_only_words = re.fullmatch(r"[a-zA-Z\s,.'()-]*", answer) is not None
-    return len(words) > (8 if is_only_words else 1) and not is_readable(answer)
+    r"""Whether unreadable mathematics stands among the words of a sentence, or there are too many words.
+
+    Words in a `\text` are the author's choice and do not count.
+    """
+    bare = re.sub(r"\\text[a-z]*\s*\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}", " ", answer)
+    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", bare)
+    if re.fullmatch(r"[a-zA-Z\s,.'()-]*", answer):
+        return len(words) > 8
+    is_sentence = re.match(r"[A-Z][a-z]+\s", answer) is not None
+    return len(words) > (1 if is_sentence else 2) and not is_readable(answer)
 
 
 MATH = TaskKind(

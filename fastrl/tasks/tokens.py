@@ -21,6 +21,7 @@ _STRUCTURE = (
     "sum|prod|angle|triangle|ldots"
 )
 _COMMANDS = sorted((*FUNCTIONS, *LISTED, *LETTERS, *MARKS, *_STRUCTURE.split("|")), key=len, reverse=True)
+_SET_BUILDER = re.compile(r"^\\\{[a-z](?:\\in\\mathbb\{R\})?[|:](.*[<>=].*|.*\\(?:le|ge|ne).*)\\\}$")  # {x | x > 3}
 _GLUED_COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?=[a-zA-Z])")
 _TOKEN = re.compile(
     r"\\text\{[^{}]*\}|\\begin\{[a-z]*matrix\}|\\end\{[a-z]*matrix\}|\\mathbb\{[A-Z]\}|\\[a-zA-Z]+|\\\\|\\."
@@ -33,6 +34,7 @@ _TOKEN = re.compile(
 
 def read_tokens(text: str) -> list[str]:
     """The tokens of an answer in normal form, in order; nothing of it is left out but spaces behind commands."""
+    text = _SET_BUILDER.sub(r"\1", text)
     if "matrix}" in text:
         text = re.sub(r"(?<!\\)\\(?=[-\d(])", r"\\\\", text)  # published MATH lost the second backslash of a row break
     tokens: list[str] = []
