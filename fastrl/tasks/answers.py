@@ -42,7 +42,7 @@ def extract_answer(text: str) -> str | None:
     if start >= 0:
         return _box_content(text, start + (6 if text.startswith("\\boxed", start) else 5))
     for match in reversed(list(_MARKER.finditer(text))):
-        rest = text[match.end() : match.end() + 2 * MAX_LENGTH]
+        rest = re.sub(r"[ \t]{2,}", " ", text[match.end() : match.end() + 2 * MAX_LENGTH])
         rest = rest[_num_leading(rest) :]
         if not _NO_ANSWER.match(rest):
             return _clause(rest)

@@ -37,6 +37,10 @@ _CURRENCY = r"(\\\$|\\(?:euro|pounds|yen|rupee)(?![a-zA-Z]))\s*"
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|cis"
 _BARE_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp|gcd|lcm"  # 5 min, 5 sec are times
 _AMOUNT = r"(\d[\d,]*\.?\d*|\.\d+)"
+_NUMBERS = (
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    "eighteen|nineteen|twenty"
+)
 _NAMED = {
     "no solution": r"\emptyset",
     "no solutions": r"\emptyset",
@@ -49,34 +53,7 @@ _NAMED = {
     "infinity": r"\infty",
     "negative infinity": r"-\infty",
     "zero": "0",
-} | dict(
-    zip(
-        [
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ],
-        map(str, range(1, 21)),
-        strict=True,
-    )
-)
+} | {word: str(number) for number, word in enumerate(_NUMBERS.split("|"), start=1)}
 
 
 def _rewrite_text(match: re.Match) -> str:

@@ -116,77 +116,13 @@ GLUED = (
     "minutes?|seconds?|days?|years?"
 )
 # Words behind a number that say another quantity, another place or another kind of thing.
-_NOT_UNITS = frozenset(
-    [
-        "or",
-        "and",
-        "not",
-        "no",
-        "more",
-        "less",
-        "least",
-        "most",
-        "than",
-        "over",
-        "under",
-        "above",
-        "below",
-        "between",
-        "from",
-        "to",
-        "about",
-        "approximately",
-        "around",
-        "nearly",
-        "almost",
-        "minus",
-        "plus",
-        "times",
-        "squared",
-        "cubed",
-        "root",
-        "factorial",
-        "modulo",
-        "mod",
-        "base",
-        "remainder",
-        "rem",
-        "r",
-        "if",
-        "when",
-        "where",
-        "for",
-        "all",
-        "any",
-        "except",
-        "without",
-        "positive",
-        "negative",
-        "zero",
-        "odd",
-        "even",
-        "prime",
-        "am",
-        "pm",
-        "bc",
-        "ad",
-        "with",
-        "only",
-        "exactly",
-        "choose",
-        "divided",
-        "by",
-        "is",
-        "are",
-        "was",
-        "equals",
-        "equal",
-        "of",
-        "each",
-        "other",
-        "otherwise",
-    ]
-) - {"of", "each", "for"}
+_NOT_UNIT_WORDS = (
+    "or|and|not|no|more|less|least|most|than|over|under|above|below|between|from|to|about|approximately|around|"
+    "nearly|almost|minus|plus|times|squared|cubed|root|factorial|modulo|mod|base|remainder|rem|r|if|when|where|"
+    "all|any|except|without|positive|negative|zero|odd|even|prime|am|pm|bc|ad|with|only|exactly|choose|divided|"
+    "by|is|are|was|equals|equal|other|otherwise"
+)
+_NOT_UNITS = frozenset(_NOT_UNIT_WORDS.split("|"))
 _DIRECTIONS = frozenset(
     ["north", "south", "east", "west", "left", "right", "up", "down", "back", "forward"]
 )  # 5 right triangles, but not 5 right
