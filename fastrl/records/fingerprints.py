@@ -87,7 +87,7 @@ def _weights(model: ModelConfig) -> str:
 def _reward(task: TaskConfig) -> str:
     """Versions of the packages behind a built-in reward; of a user's own the source, with what it imports beside it."""
     kind, _, _ = task.name.partition(":")
-    packages = {"countdown": [], "math": ["math-verify"], "reasoning-gym": ["reasoning-gym"]}
+    packages = {"countdown": [], "math": ["mpmath"], "reasoning-gym": ["reasoning-gym"]}
     if kind in packages:
         return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *packages[kind]])
     sources = sorted(_sources(kind, home_of(kind, task.reward_folder)))

@@ -1,16 +1,39 @@
-r"""The final answer of a completion, and its normal form as text.
+r"""The final answer of a completion or of a worked solution: what it marks as final.
 
-`extract_answer` takes the last `\boxed{...}` (braces matched; `\fbox{...}` and `\boxed 5` too), else what follows the
-last "he answer is", else what follows the last `####`. The NSR authors' code falls back on the last number of the text;
-this does not: a completion that does not mark its answer has none.
-
-`normalise` removes what carries no mathematics (spaces, sizes, units, text wrappers, currency, degrees), in the manner
-of Minerva (arXiv:2206.14858, appendix D.1), so that most right answers are equal strings before any algebra.
+That is the last `\boxed{...}` (braces matched; `\fbox{...}` and `\boxed 5` too), else what follows the last `####` or
+"answer is" or "Answer:", up to the end of its clause: `$5$` of "The final answer is $5$. I hope it is correct.", `5` of
+"**The answer is 5**, because 2+3=5". The NSR authors' code falls back on the last number of the text; this does not:
+a completion that does not mark its answer has none.
 """
 
 import re
 
 MAX_LENGTH = 2000  # characters of an extracted answer
+
+_MARKER = re.compile(
+    r"####|\banswers?\s{1,3}(?:is|are)\b(?![ \t]{1,3}not\b)"
+    r"|(?:^|\n)[ \t*#_>-]{0,8}(?:final[ \t])?answer[ \t]?[*_]{0,3}:",
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(
+    r"(?:in)?correct|right|wrong|clear|obvious|unique|below|above|found|given|reasonable|consistent|"
+    r"as follows|in the\b",
+    re.IGNORECASE,
+)
+_LEAD = re.compile(
+    r"[\s:*_`>]+|(?:simply|just|exactly|precisely|indeed|therefore|thus|hence|option|choice|equal to|given by|"
+    r"the (?:number|value|choice|option)(?: of)?)\b[,:]?",
+    re.I,
+)
+_MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_CLAUSE_END = re.compile(
+    r"\n|[?!.](?=\s|$)|;(?=\s)|\*\*(?=\W|$)"
+    r"|,?\s+(?=(?:because|since|as|which|so|for|when|where|that|by|hence|given|after|therefore|thus|but|while|i|we|making|"
+    r"giving|obtained)\s)"
+    r"|,?\s+(?=and\s+(?:[a-zA-Z]{2,}))"  # "5 and that is all", but not "5 and 6"
+    r"|,\s+(?!(?:and|or)\b)(?=[a-zA-Z]{2,})",
+    re.IGNORECASE,
+)
 
 
 def extract_answer(text: str) -> str | None:
@@ -18,12 +41,38 @@ def extract_answer(text: str) -> str | None:
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start >= 0:
         return _box_content(text, start + (6 if text.startswith("\\boxed", start) else 5))
-    for marker in ("he answer is", "####"):
-        start = text.rfind(marker)
-        if start >= 0:
-            line = text[start + len(marker) :].lstrip(": \t\n").partition("\n")[0]
-            return line.strip().rstrip(".") or None
+    for match in reversed(list(_MARKER.finditer(text))):
+        rest = re.sub(r"[ \t]{2,}", " ", text[match.end() : match.end() + 2 * MAX_LENGTH])
+        rest = rest[_num_leading(rest) :]
+        if not _NO_ANSWER.match(rest):
+            return _clause(rest)
     return None
+
+
+def has_marked_answer(text: str) -> bool:
+    """Whether `text` is a worked solution: it marks an answer, inside or behind other words."""
+    return "\\boxed" in text or "\\fbox" in text or _MARKER.search(text) is not None
+
+
+def _num_leading(rest: str) -> int:
+    """How many characters stand before the answer: colons, stars, line breaks, `the number`."""
+    position = 0
+    while match := _LEAD.match(rest, position):
+        position = match.end()
+    return position
+
+
+def _clause(rest: str) -> str | None:
+    """`rest` up to the end of the clause; ends inside of `$...$` do not count."""
+    end, shields = 0, [match.span() for match in _MATHEMATICS.finditer(rest)]
+    for match in _CLAUSE_END.finditer(rest):
+        if not any(start < match.start() < stop for start, stop in shields):
+            end = match.start()
+            break
+    else:
+        end = len(rest)
+    answer = _MATHEMATICS.sub(lambda m: f" {next(group for group in m.groups() if group)} ", rest[:end])
+    return answer.strip().strip("*_`").rstrip(".,;: ").strip() or None
 
 
 def _box_content(text: str, position: int) -> str | None:
@@ -38,115 +87,3 @@ def _box_content(text: str, position: int) -> str | None:
             if depth == 0:
                 return rest[1:i].strip() or None
     return None  # cut off before the box closed, or longer than any answer
-
-
-_SYMBOLS = {"−": "-", "–": "-", "×": "\\cdot", "·": "\\cdot", "π": "\\pi", "∞": "\\infty", "≤": "\\le", "≥": "\\ge"} | {
-    "°": "^\\circ",
-    "∪": "\\cup",
-    "√": "\\sqrt",
-}
-
-_UNITS = (
-    "degrees?|deg|radians?|percent|dollars?|cents?|units?|points?|people|students?|hours?|minutes?|seconds?|days?|weeks?|"
-    "months?|years?|miles?|mph|feet|foot|ft|inch(?:es)?|in|yards?|(?:kilo|centi|milli)?met(?:er|re)s?|[ckm]?m|(?:kilo)?grams?|"
-    "k?g|pounds?|lbs?|ounces?|oz|gallons?|lit(?:er|re)s?"
-)
-_POWER = r"(?:\^\{?[23]\}?)?"
-_TEXT = r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|math(?:rm|bf|it|sf)|operatorname)"
-
-# Applied in this order, each to the result of the one before.
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\(?:displaystyle|textstyle|limits|boldsymbol|bf|rm)(?![a-zA-Z])", ""),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
-        (rf",?\s*(?:{_TEXT}\s*\{{[\s,]*(?:and|or)[\s,]*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))", ","),
-        (r"\\[()\[\]]|\\?\$", ""),  # delimiters of inline mathematics, currency
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", ""),
-        (
-            rf"(?<=[\d}})a-z])[\s~]*(?:\\[,;:! ])*\s*{_TEXT}\s*\{{(?!\s*[ap]\.?m)[^{{}}\d]*\}}\s*{_POWER}\s*$",
-            "",
-        ),  # 5 \text{ cm}^2
-        (rf"(?<=[\d}}])\s+(?:(?:sq(?:uare|\.)?|cubic)\s+)?(?:{_UNITS})\.?\s*{_POWER}\s*$", ""),  # 5 square units
-        (rf"{_TEXT}(?=\s*\{{)", ""),
-        (r"(?<=\d),\s+(?=\d{3}(?!\d))", ";"),  # 1, 722 is a list and 1,722 a number
-        (r"\\{2,}", "\0"),  # a row break must survive the next three lines
-        (r"\\[,;:! ]|~|\\q?quad(?![a-zA-Z])", ""),
-        (r"\s+", ""),
-        ("\0(?=[a-zA-Z])", r"\\\\ "),
-        ("\0", r"\\\\"),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:leq|leqslant|le)(?![a-zA-Z])", r"\\le"),
-        (r"\\(?:geq|geqslant|ge)(?![a-zA-Z])", r"\\ge"),
-        (r"\\neq(?![a-zA-Z])", r"\\ne"),
-        (r"\\(?:times|ast)(?![a-zA-Z])|(?<!\\)\*", r"\\cdot"),
-        (r"(?<![\\a-zA-Z])(sqrt|infty|pi)(?![a-zA-Z])", r"\\\1"),
-        (r"\\frac(\d)(\d)(?!\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac(\d)\{", r"\\frac{\1}{"),
-        (r"(\\frac\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})([0-9a-zA-Z])", r"\1{\2}"),
-        (r"\\sqrt([0-9a-zA-Z])", r"\\sqrt{\1}"),
-        (r"([\^_])\{([0-9a-zA-Z])\}", r"\1\2"),
-        (r"\{,\}", ","),
-        (r"\{\}", ""),
-        (r",{2,}", ","),
-        (r"\\%", "%"),
-    ]
-]
-
-
-def normalise(answer: str) -> str:
-    """The normal form of an answer: no spaces, one spelling of each construct. It is not reduced: `2/4` stays."""
-    for character, replacement in _SYMBOLS.items():
-        answer = answer.replace(character, replacement)
-    answer = answer.strip().rstrip(".").lstrip(":")
-    for pattern, replacement in _REWRITES:
-        answer = pattern.sub(replacement, answer)
-    return _strip_prefix(_strip_braces(answer.strip().rstrip(".,;")))
-
-
-def comparison_key(normal: str) -> str:
-    r"""The string by which two normal forms are compared first.
-
-    Row breaks collapse to one backslash: published copies of MATH have lost the second one.
-    """
-    key = re.sub(r"\\+ ?", r"\\", normal).replace(";", ",")
-    choice = re.fullmatch(r"\(?([A-Z])\)?", key)
-    if choice:
-        return choice.group(1)
-    return key.casefold() if re.fullmatch(r"[a-zA-Z'-]{2,}", key) else key
-
-
-def split_top_level(text: str) -> list[str]:
-    """`text` cut at the commas (or semicolons) outside of all brackets."""
-    parts, depth, start = [], 0, 0
-    for i, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character in ",;" and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
-    return [*parts, text[start:]]
-
-
-def _strip_braces(text: str) -> str:
-    while text.startswith("{") and text.endswith("}") and _closes_at_end(text):
-        text = text[1:-1]
-    return text
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for i, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return i == len(text) - 1
-    return False
-
-
-def _strip_prefix(text: str) -> str:
-    r"""`x=5` and `x\in[1,2]` lose the name in front, `y=2x,z=3` and `2x=y=4` do not."""
-    if len(split_top_level(text)) > 1 and text.count("=") > 1:
-        return text
-    return re.sub(r"^[a-zA-Z](?:_\w)?(?:\([a-zA-Z]\))?(?:=|\\in(?![a-zA-Z]))(?=[^=]+$)", "", text)

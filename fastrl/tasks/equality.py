@@ -1,235 +1,217 @@
 r"""Whether two mathematical answers are the same value.
 
-Cheapest first: equal strings after normalisation; exact rational arithmetic when both are plain numbers; element by
-element for tuples, lists and intervals; and math-verify (sympy) for the rest. Equality is exact everywhere: a decimal
-is the rational number it spells, so `0.33` is not `\frac{1}{3}` and `0.5` is `\frac12`. A percent sign is a unit:
-`50\%` equals `50` (the question said "what percent") and also `0.5`, its value.
+Equal normal forms are equal answers. All others are parsed (`latex`), and compared by kind: numbers and expressions by
+value (`values`), equations by their zeros, inequalities and intervals as sets (`sets`), tuples in order, lists and
+sets in any order, matrices by entry, words as text. What cannot be read is different from everything but itself.
 
-Order matters between parentheses or square brackets and not elsewhere. `\pm` stands for both values.
-This module imports sympy on first need; it belongs into verifier workers only.
+Equality is exact: a decimal is the rational number it spells, so `0.33` is not `\frac{1}{3}` and `0.5` is `\frac12`.
+A unit may be missing on one side (the question named it) but not be another one. A percent sign is a unit: `50\%`
+equals `50` (the question said "what percent") and also `0.5`, its value; `90^\circ` equals `90` and `\frac{\pi}{2}`.
+`x=5` equals `5`; `\pm` stands for both values.
 """
 
 import re
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
+from itertools import pairwise
 
-from .answers import comparison_key, normalise, split_top_level
+from .latex import parse
+from .notation import comparison_key, normalise
+from .sets import are_equal_sets, is_set, read_set
+from .trees import Tree, Unreadable, signed, symbols, units_of
+from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points
 
-MAX_LENGTH = 300  # characters that are handed to the LaTeX parser; longer answers must match as strings
-MAX_NESTING = 24
-
-_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
-_DECIMAL = rf"(?:{_INTEGER}(?:\.\d*)?|\.\d+)"
-_NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)(?:(?P<whole>{_INTEGER})?\\frac\{{(?P<top>-?{_DECIMAL})\}}\{{(?P<bottom>{_DECIMAL})\}}"
-    rf"|(?P<left>{_DECIMAL})/(?P<right>{_DECIMAL})"
-    rf"|(?P<decimal>{_DECIMAL})(?:\\cdot10\^\{{?(?P<power>-?\d{{1,3}})\}}?)?)",
-    re.ASCII,
-)
-_EXPLOSIVE = re.compile(
-    r"\^(?:\{[^{}]*|[^{}])?\^"  # a tower 9^9^9
-    r"|\^\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # 9^{9^9}, 9^{2^{x}}
-    r"|\^\{?-?\d{6,}"
-    r"|\d{5,}\}?\)?!|!\)?!"
-    r"|\*\*.*\*\*|\\binom|\\cdots|\\prod|\\sum|\\int|\\lim"
-)
-_WORDS = re.compile(r"[a-zA-Z ,.'()-]*[a-zA-Z]{3,}[a-zA-Z ,.'()-]*")
+MAX_ELEMENTS = 64  # of a list whose order does not matter
+_INTEGER = re.compile(r"-?\d{1,1000}", re.ASCII)
+_CHOICE = re.compile(r"\(([A-J])\)(?=[^(=^_*+/,-])(?!\\cup)|([A-J])[.)](?=[^)])")
 
 
 def is_equal(gold: str, answer: str) -> bool:
-    """Whether `answer` has the value of `gold`; both as extracted. May take long or raise on hostile text."""
-    return _is_equal(normalise(gold), normalise(answer))
-
-
-def read_number(text: str) -> Fraction | None:
-    r"""The exact value of an integer, decimal, fraction, mixed number or `a\cdot10^n`; None for anything else."""
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return None
-    parts = {name: value and value.replace(",", "") for name, value in match.groupdict().items()}
-    if parts["top"]:
-        if Fraction(parts["bottom"]) == 0:
-            return None
-        value = Fraction(parts["whole"] or 0) + Fraction(parts["top"]) / Fraction(parts["bottom"])
-    elif parts["left"]:
-        if Fraction(parts["right"]) == 0:
-            return None
-        value = Fraction(parts["left"]) / Fraction(parts["right"])
-    else:
-        value = Fraction(parts["decimal"].rstrip(".")) * Fraction(10) ** int(parts["power"] or 0)
-    return -value if parts["sign"] == "-" else value
-
-
-def _is_equal(gold: str, answer: str) -> bool:
+    """Whether `answer` has the value of `gold`; both as extracted."""
+    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
+        return int(gold) == int(answer)
+    gold, answer = normalise(gold), normalise(answer)
     if not gold or not answer:
         return False
-    if comparison_key(gold) == comparison_key(answer):
+    if _are_same_texts(gold, answer):
         return True
-    if gold.endswith("%") or answer.endswith("%"):
-        return _is_equal_percent(gold, answer)
-    gold_number, answer_number = read_number(gold), read_number(answer)
-    if gold_number is not None and answer_number is not None:
-        return gold_number == answer_number
-    elements = _paired_elements(gold, answer)
-    if elements is not None:
-        return _are_equal_elements(*elements)
-    if any(_WORDS.fullmatch(text) or ":" in text for text in (gold, answer)):
-        return False  # words, ratios and times of day are compared as text
-    return _is_equal_expression(gold, answer)
-
-
-def _is_equal_percent(gold: str, answer: str) -> bool:
-    gold_value, answer_value = gold.rstrip("%"), answer.rstrip("%")
-    if _is_equal(gold_value, answer_value):
-        return True
-    numbers = read_number(gold_value), read_number(answer_value)
-    if None in numbers or gold.endswith("%") == answer.endswith("%"):
+    label = _CHOICE.match(answer)
+    if label:  # (B) 42
+        letter, rest = label.group(1) or label.group(2), answer[label.end() :]
+        return comparison_key(gold) == letter or is_equal(gold, rest.strip())
+    try:
+        return _are_same(parse(gold), parse(answer))
+    except (Unreadable, Undefined):
         return False
-    percent, plain = numbers if gold.endswith("%") else numbers[::-1]
-    return percent == 100 * plain
 
 
-def _paired_elements(gold: str, answer: str) -> tuple[list[str], list[str], bool] | None:
-    """Elements of both sides and whether their order counts; None when neither is a tuple, list, set or interval."""
-    gold_open, gold_parts, gold_close = _elements(gold)
-    answer_open, answer_parts, answer_close = _elements(answer)
-    if len(gold_parts) == 1 and len(answer_parts) == 1:
-        return None
-    is_ordered = gold_open not in ("", "{") or any("=" in part for part in gold_parts)
-    if {gold_open, answer_open} <= {"", "{"}:
-        return gold_parts, answer_parts, is_ordered
-    if (gold_open, gold_close) != (answer_open, answer_close):
-        return gold_parts, [], is_ordered
-    return gold_parts, answer_parts, is_ordered
+def _are_same_texts(gold: str, answer: str) -> bool:
+    r"""Equal normal forms; a `\text` also equals its bare content (`CBAD`), in any case where it is long (`EAST`)."""
+    keys = comparison_key(gold), comparison_key(answer)
+    if keys[0] == keys[1] or not (gold.startswith("\\text{") or answer.startswith("\\text{")):
+        return keys[0] == keys[1]
+    contents = [re.sub(r"^\\text\{([a-zA-Z]+)\}$", r"\1", text) for text in (gold, answer)]
+    return contents[0] == contents[1] or (len(contents[0]) > 3 and contents[0].casefold() == contents[1].casefold())
 
 
-def _elements(text: str) -> tuple[str, list[str], str]:
-    """(opening bracket, elements, closing bracket) of a tuple, interval, set or bare list; brackets "" for the last."""
-    parts = split_top_level(text)
-    if len(parts) > 1:
-        return "", [expanded for part in parts for expanded in _expand_plus_minus(part)], ""
-    match = re.fullmatch(r"(\\?\{|\(|\[)(.*?)(\\?\}|\)|\])", text, re.DOTALL)
-    if match:
-        opening, closing = match.group(1)[-1], match.group(3)[-1]
-        inner_parts = split_top_level(match.group(2))
-        is_one_pair = all(_is_balanced(part) for part in inner_parts)
-        if is_one_pair and (len(inner_parts) > 1 or opening == "{"):
-            expanded = [value for part in inner_parts for value in _expand_plus_minus(part)]
-            return opening, expanded if opening == "{" else inner_parts, closing
-    return "", _expand_plus_minus(text), ""
-
-
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _expand_plus_minus(text: str) -> list[str]:
-    if text.count("\\pm") != 1:
-        return [text]
-    return [text.replace("\\pm", "+").removeprefix("+"), text.replace("\\pm", "-")]
-
-
-def _are_equal_elements(gold: list[str], answer: list[str], is_ordered: bool) -> bool:
-    if len(gold) != len(answer):
+def is_readable(text: str) -> bool:
+    """Whether an answer is mathematics that can match in another spelling than its own."""
+    try:
+        return bool(parse(normalise(text)))
+    except Unreadable:
         return False
-    if is_ordered:
-        return all(_is_equal(g, a) for g, a in zip(gold, answer, strict=True))
-    left = list(answer)
-    for wanted in gold:
-        found = next((a for a in left if _is_equal(wanted, a)), None)
+
+
+def _are_same(gold: Tree, answer: Tree) -> bool:
+    gold, answer = _open(gold), _open(answer)
+    if is_set(gold) or is_set(answer):
+        sets = read_set(gold), read_set(answer)
+        if None not in sets:
+            return are_equal_sets(*sets)
+    gold_elements, answer_elements = list(_elements(gold)), list(_elements(answer))
+    if len(gold_elements) > 1 or len(answer_elements) > 1 or "\\{" in (*gold[1:2], *answer[1:2]):
+        return _are_same_lists(gold, gold_elements, answer, answer_elements)
+    if "relation" in (gold[0], answer[0]):
+        return _are_same_relations(gold, answer)
+    if gold[0] != answer[0] and {gold[0], answer[0]} & {"words", "matrix", "based"}:
+        return False
+    if gold[0] == "words":
+        return comparison_key(gold[1]) == comparison_key(answer[1])
+    if gold[0] == "based":
+        return gold == answer
+    if gold[0] == "matrix":
+        return _are_same_matrices(gold, answer)
+    if _is_tuple(gold) or _is_tuple(answer):
+        return _are_same_tuples(gold, answer)
+    return _are_same_quantities(gold, answer)
+
+
+def _open(tree: Tree) -> Tree:
+    """`tree` without brackets around one element, and `(x,y)=(1,2)` as `x=1,y=2`."""
+    while tree[0] == "group" and len(tree) == 4 and tree[1] == "(":
+        tree = tree[3]
+    if tree[0] == "relation" and tree[1] == ("=",) and _is_tuple(tree[2]) and _is_tuple(tree[3]):
+        names, values = tree[2][3:], tree[3][3:]
+        if len(names) == len(values) and all(name[0] == "symbol" for name in names):
+            return ("group", "", "", *(("relation", ("=",), *pair) for pair in zip(names, values, strict=True)))
+    return tree
+
+
+def _is_tuple(tree: Tree) -> bool:
+    return tree[0] == "group" and tree[1] in ("(", "[") and len(tree) > 4
+
+
+def _elements(tree: Tree) -> Iterator[Tree]:
+    """The elements of a list or set, every sign of a plus-minus written out; one for anything else."""
+    if tree[0] == "group" and tree[1] in ("", "\\{"):
+        for item in tree[3:]:
+            yield from _elements(item)
+    else:
+        yield from signed(tree)
+
+
+def _are_same_lists(gold: Tree, gold_elements: list[Tree], answer: Tree, answer_elements: list[Tree]) -> bool:
+    if len(gold_elements) != len(answer_elements) and not (_is_tuple(gold) or _is_tuple(answer)):
+        return False
+    if max(len(gold_elements), len(answer_elements)) > MAX_ELEMENTS:
+        raise Unreadable("too long a list")
+    for named, other, elements in ((gold_elements, answer, answer_elements), (answer_elements, gold, gold_elements)):
+        names = [_name(element) for element in named]
+        if None not in names and len(set(names)) > 1 and all(_name(element) is None for element in elements):
+            values = [element[-1] for _, element in sorted(zip(names, named, strict=True), key=lambda pair: pair[0])]
+            items = other[3:] if _is_tuple(other) else elements
+            return len(values) == len(items) and all(_are_same(*pair) for pair in zip(values, items, strict=True))
+    left = list(answer_elements)
+    for wanted in gold_elements:
+        found = next((i for i, element in enumerate(left) if _are_same(wanted, element)), None)
         if found is None:
             return False
-        left.remove(found)
-    return True
+        del left[found]
+    return not left
 
 
-def _is_equal_expression(gold: str, answer: str) -> bool:
-    for text in (gold, answer):
-        if len(text) > MAX_LENGTH or _EXPLOSIVE.search(text) or _nesting(text) > MAX_NESTING:
-            return False
-    gold_value, answer_value = _parse(gold), _parse(answer)
-    if gold_value is None or answer_value is None or _is_certainly_different(gold_value, answer_value):
+def _are_same_tuples(gold: Tree, answer: Tree) -> bool:
+    if gold[:3] != answer[:3] or len(gold) != len(answer):
         return False
-    from math_verify import verify
-
-    return verify(gold_value, answer_value, timeout_seconds=None)
+    return all(_are_same(g, a) for g, a in zip(gold[3:], answer[3:], strict=True))
 
 
-def _nesting(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+def _are_same_matrices(gold: Tree, answer: Tree) -> bool:
+    if gold[1] != answer[1] or [len(row) for row in gold[2:]] != [len(row) for row in answer[2:]]:
+        return False
+    pairs = [
+        pair for rows in zip(gold[2:], answer[2:], strict=True) for pair in zip(rows[0][1:], rows[1][1:], strict=True)
+    ]
+    return all(are_equal(g, a) for g, a in pairs)
 
 
-@lru_cache(maxsize=512)
-def _parse(text: str) -> Any:
-    """A sympy object with every decimal as an exact rational, or None when the LaTeX parser cannot read `text`."""
-    from math_verify import LatexExtractionConfig, parse
-    from sympy import Float, Rational
+def _are_same_quantities(gold: Tree, answer: Tree) -> bool:
+    units = units_of(gold), units_of(answer)
+    if all(units) and units[0] != units[1]:
+        return False
+    if are_equal(gold, answer):
+        return True
+    has_scale = [bool(unit & {"percent", "degree"}) for unit in units]
+    return has_scale[0] != has_scale[1] and are_equal(gold, answer, is_scaled=(True, True))
 
-    parsed = parse(
-        f"${_spell_out(text)}$",
-        extraction_config=[LatexExtractionConfig(normalization_config=_normalisation())],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=None,
-    )
-    if not parsed:
+
+def _name(tree: Tree) -> str | None:
+    """The name that `tree` gives a value to: `x` of `x=2`, `x=\\frac{4}{2}=2`; None for an equation or no relation."""
+    if tree[0] != "relation" or set(tree[1]) != {"="}:
         return None
-    value = parsed[0]
-    return value.xreplace({number: Rational(str(number)) for number in value.atoms(Float)})
+    name, *values = (_open(item) for item in tree[2:])
+    if name[0] not in ("symbol", "words") or name[1] in ("e", "i", "pi"):
+        return None
+    if any(name[0] == "symbol" and name[1] in symbols(value) for value in values):
+        return None
+    return name[1] if all(_are_same(*pair) for pair in pairwise(values)) else None
 
 
-def _normalisation() -> Any:
-    """math-verify's own clean-up without its unit stripping, which takes `5t` for 5 tonnes."""
-    from latex2sympy2_extended import NormalizationConfig
-
-    return NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
-
-
-# Longest first: \sinh before \sin.
-_COMMANDS = (
-    "varnothing|emptyset|overline|setminus|triangle|epsilon|arccos|arcsin|arctan|lambda|lfloor|mathbb|rfloor|"
-    "alpha|angle|begin|delta|gamma|infty|lceil|omega|rceil|sigma|theta|beta|cdot|circ|cosh|frac|pmod|sinh|"
-    "sqrt|tanh|bar|cap|cis|cos|cot|csc|cup|det|div|end|exp|gcd|hat|lcm|log|max|min|mod|phi|rho|sec|sin|tan|"
-    "tau|vec|ge|gt|in|le|ln|lt|mp|mu|ne|pi|pm|to"
-)
-_KNOWN = re.compile(rf"\\(?:{_COMMANDS})")
-_KNOWN_PREFIX = re.compile(rf"\\({_COMMANDS})(?=[a-zA-Z])")
-
-
-def _spell_out(text: str) -> str:
-    r"""Give the parser back what normalisation took: spaces (`\pir` is `\pi r`), plain digits, matrix row breaks."""
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    if "matrix}" in text:
-        text = re.sub(r"(?<!\\)\\(?=[-\d(])", r"\\\\", text)
-    return re.sub(r"\\[a-zA-Z]+", _space_command, text)
+def _are_same_relations(gold: Tree, answer: Tree) -> bool:
+    if gold[0] != "relation" or answer[0] != "relation":
+        relation, other = (gold, answer) if gold[0] == "relation" else (answer, gold)
+        if relation[1] == ("in",) and relation[2][0] == "symbol":
+            return _are_same(relation[3], other)
+        is_chain = set(relation[1]) == {"="} and not any(symbols(item) for item in relation[2:])  # 2+3=5
+        is_named = _name(relation) is not None or (
+            is_chain and all(_are_same(*pair) for pair in pairwise(relation[2:]))
+        )
+        return is_named and _are_same(relation[-1], other)
+    names = _name(gold), _name(answer)
+    if None not in names and names[0] == names[1]:
+        return _are_same(gold[-1], answer[-1])
+    operators = gold[1], answer[1]
+    if len(operators[0]) != 1 or len(operators[1]) != 1:
+        return operators[0] == operators[1] and all(_are_same(*pair) for pair in zip(gold[2:], answer[2:], strict=True))
+    return _have_same_zeros(gold, answer)
 
 
-def _space_command(match: re.Match) -> str:
-    name = match.group()
-    return name if _KNOWN.fullmatch(name) else _KNOWN_PREFIX.sub(r"\\\1 ", name)
-
-
-def _is_certainly_different(gold: Any, answer: Any) -> bool:
-    """True when both take clearly different values at one point: sound, and far cheaper than simplifying."""
-    from sympy import Expr, Rational
-
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
+def _have_same_zeros(gold: Tree, answer: Tree) -> bool:
+    """Whether left - right of both are constant multiples of each other: positive ones for `<`, any for `=`."""
+    (gold_operator,), (answer_operator,) = gold[1], answer[1]
+    sides = [("add", tree[2], ("neg", tree[3])) for tree in (gold, answer)]
+    flips = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+    if gold_operator == flips.get(answer_operator):
+        sides[1] = ("neg", sides[1])
+    elif gold_operator != answer_operator or gold_operator == "in":
         return False
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    point = {symbol: Rational(7 + 2 * i, 5 + i) for i, symbol in enumerate(symbols)}
-    try:
-        values = [complex(side.subs(point).evalf(30)) for side in (gold, answer)]
-    except (TypeError, ValueError, ArithmeticError, AttributeError):
-        return False  # no number there: leave it to math-verify
-    difference = abs(values[0] - values[1])
-    return difference > 1e-9 * max(1.0, abs(values[0]))
+    names = sorted(symbols(sides[0]) | symbols(sides[1]))
+    if not names:
+        return False
+    first, *others = points(names)
+    scales = [evaluate(side, DIGITS[0], first) for side in sides]
+    if 0 in scales or (any(scale.imag for scale in scales) and gold_operator != "="):
+        return False
+    if gold_operator in flips and (scales[0].real > 0) != (scales[1].real > 0):
+        return False
+    return all(_is_multiple(sides[0], sides[1], first, point) for point in others)
+
+
+def _is_multiple(gold: Tree, answer: Tree, first: dict, point: dict) -> bool:
+    """Whether gold(point) · answer(first) = answer(point) · gold(first)."""
+
+    def cross(a: Tree, b: Tree):
+        return lambda digits: evaluate(
+            ("mul", ("known", evaluate(a, digits, point)), ("known", evaluate(b, digits, first))), digits
+        )
+
+    return is_same(cross(gold, answer), cross(answer, gold))
