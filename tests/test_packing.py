@@ -27,6 +27,7 @@ from transformers import (
 
 from fastrl.kernels import TokenLoss
 from fastrl.policy.attention import PACKED_PATHS, choose_attention, is_packed, use_packed_attention
+from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy, pack
@@ -74,6 +75,7 @@ def random_model(config, dtype=torch.float32) -> PreTrainedModel:
 
 def packed_model(name: str, dtype=torch.float32) -> PreTrainedModel:
     model = random_model(FAMILIES[name], dtype)
+    sum_layer_norms_in_float32(model)
     choice = pack(model, choose_attention("auto", CPU, dtype, model.config))
     assert choice.is_packed and is_packed(model), choice
     return model

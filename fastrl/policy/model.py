@@ -35,6 +35,7 @@ from fastrl.policy.attention import (
     packed_arguments,
     use_packed_attention,
 )
+from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
 from fastrl.policy.micro_batch import MicroBatch, build_micro_batch
 from fastrl.policy.packing import cut_micro_batches
@@ -217,6 +218,7 @@ def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTr
         trust_remote_code=config.trust_remote_code,
     )
     model = model.to(device).eval()
+    sum_layer_norms_in_float32(model)
     say(f"attention: {pack(model, choice) if choice.is_packed else choice}")
     check_head(model)
     _make_savable(model)
