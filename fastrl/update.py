@@ -188,7 +188,8 @@ def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
     )
     if batch.old_logprobs_N is not None:
         is_active = positive | negative
-        ratio = (result.logprobs[is_active] - batch.old_logprobs_N[is_active]).exp()
+        log_ratio = result.logprobs[is_active] - batch.old_logprobs_N[is_active]
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         totals.update(ratio_sum=ratio.sum().item(), ratio_tokens=ratio.numel())
     if batch.ref_logprobs_N is not None:
         log_ratio = (batch.ref_logprobs_N - result.logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -36,6 +36,7 @@ from fastrl.policy.attention import (
     is_packed,
     use_packed_attention,
 )
+from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE, Layout
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
@@ -84,6 +85,7 @@ def random_model(config, dtype=torch.float32) -> PreTrainedModel:
 
 def packed_model(name: str, dtype=torch.float32) -> PreTrainedModel:
     model = random_model(FAMILIES[name], dtype)
+    sum_layer_norms_in_float32(model)
     choice = pack(model, choose_attention("auto", CPU, dtype, model.config))
     assert choice.is_packed and is_packed(model), choice
     return model

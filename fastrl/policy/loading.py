@@ -21,6 +21,7 @@ from transformers import (
 
 from fastrl.config import ModelConfig
 from fastrl.policy.attention import choose_attention
+from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.soundness import check_head, pack
@@ -121,6 +122,7 @@ def load_model(config: ModelConfig, say: Callable[[str], None] = print) -> PreTr
         )
     _check_complete(path, found)
     model = model.to(device).eval()
+    sum_layer_norms_in_float32(model)
     say(f"attention: {pack(model, choice) if choice.is_packed else choice}")
     check_head(model)
     _make_savable(model)

@@ -1,0 +1,45 @@
+"""LayerNorm on CPU in a short dtype whose gradients of weight and bias are summed in float32.
+
+ATen's CPU kernel adds the rows' gradients one after the other into buffers of the input's dtype, one a thread. In
+bfloat16 the sum of T rows is then off by about 0.001·√T of itself (T = 8192, one thread: 10 %), and a pack is one long
+row. CUDA's kernel sums in float32, RMSNorm is made of operations whose sums do.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Float32Sums(torch.autograd.Function):
+    """The forward of F.layer_norm to the bit, and what it keeps; the backward of the same inputs in float32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: nn.LayerNorm, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.layer = layer
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shape, eps = ctx.layer.normalized_shape, ctx.layer.eps
+        x, weight, bias = (None if t is None else t.float() for t in ctx.saved_tensors)
+        _, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        needed = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+        sums = torch.ops.aten.native_layer_norm_backward(grad.float(), x, shape, mean, rstd, weight, bias, needed)
+        return sums[0], None, sums[1], sums[2]
+
+
+class Float32SumLayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32 or x.device.type != "cpu":
+            return super().forward(x)
+        return _Float32Sums.apply(x, self, self.weight, self.bias)
+
+
+def sum_layer_norms_in_float32(model: nn.Module) -> None:
+    """Every nn.LayerNorm becomes a Float32SumLayerNorm in place: parameters, names and forward stay what they are."""
+    for module in model.modules():
+        if type(module) is nn.LayerNorm:
+            module.__class__ = Float32SumLayerNorm
