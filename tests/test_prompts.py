@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastrl.cli import main
 from fastrl.config import ModelConfig, TaskConfig
 from fastrl.policy.loading import load_model
-from fastrl.prompts import extent_of, prompt_ids, without_overlong
+from fastrl.prompts import completion_texts, extent_of, prompt_ids, without_overlong
 from fastrl.tasks import load_task
 
 
@@ -59,12 +59,33 @@ def test_an_end_of_sequence_behind_a_prompt_is_taken_off_and_said(folder):
     plain, tokenizer = AutoTokenizer.from_pretrained(folder), ending_tokenizer(folder)
     task = load_task(TaskConfig(num_train=3))
     assert tokenizer("1").input_ids[-1] == tokenizer.eos_token_id
-    with pytest.warns(UserWarning, match="prompts end in the end-of-sequence token '<eos>'"):
+    with pytest.warns(UserWarning, match="prompts end in '<eos>'"):
         ids = prompt_ids(task, task.train[0], tokenizer)
     assert ids == prompt_ids(task, task.train[0], plain)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<eos>{% endfor %}"
-    with pytest.warns(UserWarning, match="or its chat template"):
-        assert prompt_ids(replace(task, template="chat"), task.train[0], tokenizer)[-1] != tokenizer.eos_token_id
+    assert completion_texts(tokenizer, []) == []
+
+
+@pytest.mark.parametrize("end", ["<eos>", "<eos> "])
+def test_a_chat_that_opens_no_turn_is_refused(folder, end):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}" + end + "{% endfor %}"
+    task = load_task(TaskConfig(num_train=3, template="chat"))
+    with pytest.raises(ValueError, match=r"ends problem countdown-\S+ with '<eos>'.*add_generation_prompt"):
+        prompt_ids(task, task.train[0], tokenizer)
+
+
+def test_other_special_tokens_behind_a_prompt_go_too_and_a_templates_own_stay(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"sep_token": "<sep>"})
+    task, plain = load_task(TaskConfig(num_train=3)), AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <sep>", special_tokens=[("<sep>", tokenizer.sep_token_id)]
+    )
+    with pytest.warns(UserWarning, match="prompts end in '<sep>'"):
+        assert prompt_ids(task, task.train[0], tokenizer) == prompt_ids(task, task.train[0], plain)
+    own = replace(task.train[0], prompt=task.train[0].prompt + "<sep>")
+    with pytest.warns(UserWarning, match="prompts end in '<sep>'"):
+        assert prompt_ids(task, own, tokenizer)[-1] == tokenizer.sep_token_id
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
