@@ -57,8 +57,13 @@ def _digest(parts: Iterable[str | bytes]) -> str:
 
 
 def _problems(problems: Sequence[Problem]) -> str:
-    lines = (json.dumps([p.prompt, p.row], sort_keys=True, default=repr) for p in problems)
+    lines = (json.dumps([p.prompt, p.row], sort_keys=True, default=_plain) for p in problems)
     return f"{len(problems)} problems, {_digest(lines)}"
+
+
+def _plain(value: object) -> object:
+    """What JSON has no type for, the same in every process."""
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -88,30 +93,26 @@ def _reward(task: str) -> str:
 
 
 def _sources(module: str) -> set[Path]:
-    """A module's file or its whole package, and those that it imports from the same folder; nothing is imported."""
+    """A module's file, or all of its package, and what they import from the same folder; nothing is imported here."""
     spec = PathFinder.find_spec(module.partition(".")[0], [*sys.path, os.getcwd()])
-    origin = Path(spec.origin).resolve() if spec and spec.has_location else None
-    if origin is None:
+    if spec is None:  # built into Python
         return set()
-    found, waiting = set(), [_files(origin)]
-    root = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+    waiting = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin]]
+    root, found = waiting[0].parent, set()
     while waiting:
-        new = waiting.pop() - found
+        place = waiting.pop()
+        new = (set(place.rglob("*.py")) if place.is_dir() else {place}) - found
         found |= new
         if root not in INSTALLED:
             names = {name for path in new for name in _imported(path)}
-            waiting += [_files(p) for n in names for p in (root / f"{n}.py", root / n / "__init__.py") if p.is_file()]
+            waiting += [place for n in names for place in (root / f"{n}.py", root / n) if place.exists()]
     return found
-
-
-def _files(origin: Path) -> set[Path]:
-    return set(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else {origin}
 
 
 def _imported(path: Path) -> Iterator[str]:
     """First parts of the names of modules that a file imports absolutely; none of a file that is no Python."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(path.read_bytes() if path.suffix == ".py" else b"")
     except SyntaxError:
         return
     for node in ast.walk(tree):
