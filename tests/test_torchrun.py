@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,17 +61,15 @@ def test_two_ranks_make_the_run_of_one_and_resume_on_either(configured):
     said = train(2, two, "--run.num-steps", "2")
     assert said.count("step 1/2") == said.count("run folder:") == 1, said  # one rank talks
     assert "FSDP2: float32 shards on 2 ranks" in said
-    halfway = weights(two, 2)
-    assert_close(halfway, weights(alone, 2), 1e-5)
+    assert_close(weights(two, 2), weights(alone, 2), 1e-5)
+    other = configured("other")  # the same first half, then on one process
+    shutil.copytree(two.with_suffix(""), other.with_suffix(""))
     train(2, two, "--resume")
     assert_close(weights(two), weights(alone), 2e-5)
     for ours, theirs in zip(metrics(two), metrics(alone), strict=True):
         assert ours.keys() - theirs.keys() <= {"time/exchange_s"}
         for key in ("step", "reward/mean", "eval/pass_at_1", "update/tokens", "rollouts/num_positive"):
             assert ours.get(key) == theirs.get(key), key
-    other = configured("other")  # the same first half, then on one process
-    train(2, other, "--run.num-steps", "2")
-    assert_close(weights(other, 2), halfway, 1e-30)
     train(1, other, "--resume")
     assert_close(weights(other), weights(alone), 2e-5)
 
