@@ -18,11 +18,12 @@ SOURCES := $(shell find fastrl kernels csrc -name '*.py' -o -name '*.cpp' -o -na
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) '.[dev]'
-	touch $@
+	touch .venv/fresh $@
 
-# Not editable: that would put the repository's root, and its kernels/, on sys.path for good.
+# Not editable: that would put the repository's root, and its kernels/, on sys.path for good. What came with the
+# dependencies a moment ago is not built twice.
 .venv/installed: .venv/dependencies $(SOURCES)
-	$(PIP) --no-deps --force-reinstall .
+	rm .venv/fresh 2>/dev/null || $(PIP) --no-deps --force-reinstall .
 	touch $@
 
 # vLLM's CPU build, on Linux without CUDA only: it shares its import name with the CUDA build. Last, so that it finds its

@@ -156,15 +156,19 @@ def measure(*arguments: object, num_ranks: int = 1) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-@pytest.mark.slow  # torch.compile makes the steps
 @pytest.mark.parametrize(
     ("kind", "grad_dtype"),
     [
         ("adamw", "float32"),
-        ("adamw-bf16", "bfloat16"),
-        ("adamw-bf16", "float32"),
-        ("adamw-8bit", "bfloat16"),
-        ("adamw-8bit", "float32"),
+        *(
+            pytest.param(kind, grad_dtype, marks=pytest.mark.slow)  # they compile their step
+            for kind, grad_dtype in (
+                ("adamw-bf16", "bfloat16"),
+                ("adamw-bf16", "float32"),
+                ("adamw-8bit", "bfloat16"),
+                ("adamw-8bit", "float32"),
+            )
+        ),
     ],
 )
 def test_prediction_for_each_kind_of_optimizer(kind, grad_dtype, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from test_training import NUM_STEPS, config_of
 
+from fastrl.cli import main
 from fastrl.config_files import to_toml
 from fastrl.records.jsonl import read_jsonl
 
@@ -33,7 +34,7 @@ def test_an_offloaded_run_makes_the_run_of_whole_parameters(countdown_folder, tm
     paths = {name: tmp_path / f"{name}.toml" for name in ("plain", "offloaded", "resumed")}
     for name, path in paths.items():
         path.write_text(to_toml(config_of(tmp_path / name, countdown_folder)))
-    train(paths["plain"])
+    assert main(["train", str(paths["plain"]), "--model.device", "cpu", "--sampler.kind", "embedded"]) == 0
     said = train(paths["offloaded"], "--optimizer.offload", "True")
     assert "FSDP2: float32 shards on 1 ranks, in CPU memory" in said
     train(paths["resumed"], "--optimizer.offload", "True", "--run.num-steps", "2")

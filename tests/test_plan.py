@@ -20,7 +20,7 @@ from fastrl.policy.optimizer_bytes import training_bytes
 from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
-NUM_BLOCKS = 3
+NUM_BLOCKS = 2
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
 
 
@@ -80,7 +80,7 @@ def test_a_gpu_can_be_planned_without_one(config):
 
 @pytest.fixture
 def larger(tmp_path) -> TrainConfig:
-    """Three blocks of width 384, one sequence of 256 tokens a micro-batch."""
+    """Two blocks of width 384, one sequence of 256 tokens a micro-batch."""
     LlamaConfig(
         **SHAPE | {"num_hidden_layers": NUM_BLOCKS}, vocab_size=4000, architectures=["LlamaForCausalLM"]
     ).save_pretrained(tmp_path)

@@ -82,7 +82,7 @@ def test_spread_balances_and_keeps_everything():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("error", ["KeyError", "OSError", "ValueError", "none"])
+@pytest.mark.parametrize("error", ["KeyError", pytest.param("OSError", marks=pytest.mark.slow), "ValueError", "none"])
 def test_an_error_of_one_rank_is_everyones_and_told_once(error):
     """Rank 1 of three fails, then 1 and 2: all raise (and go on, where they catch it), one tells, nobody waits."""
     process = torchrun(3, [str(Path(__file__).parent / "agree_ranks.py"), error])

@@ -81,7 +81,7 @@ def test_masters_move_exactly_as_float32_and_naive_bfloat16_not_at_all(reference
     assert torch.equal(naive.values, Weights().values)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["adamw-bf16", pytest.param("adamw-8bit", marks=pytest.mark.slow)])
 def test_stochastic_rounding_moves_as_float32_masters_do(kind, reference):
     """One update δ rounds to a neighbour at distance s with probability δ/s: variance δ(s − δ), so after a path Σδ an
     element is √(s·Σδ) from its master, and the mean of n elements √(s·Σδ/n). Four of these are allowed.

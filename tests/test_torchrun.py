@@ -126,7 +126,7 @@ def test_a_killed_rank_ends_the_others_soon_and_is_named(configured):
     assert process.returncode != 0
     assert re.search(r"rank\s*:\s*1\b.*?exitcode\s*:\s*-9", said, re.DOTALL), said
     sound = json.loads(newest_checkpoint(config).joinpath("state.json").read_text())["step"]
-    train(2, config, "--resume", "--evaluation.every", "0", "--run.num-steps", str(sound + 1))
+    train(1, config, "--resume", "--evaluation.every", "0", "--run.num-steps", str(sound + 1))
 
 
 def test_bad_input_is_said_once(configured):
