@@ -35,7 +35,7 @@ def gradients_and_kept_bytes(model) -> tuple[list[torch.Tensor], int]:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        row_TH = Policy(model)._row(batch(Policy(model).is_packed))
+        row_TH = Policy(model).row(batch(Policy(model).is_packed))
     num_bytes = sum(kept.values())
     loss = (row_TH * torch.linspace(-1, 1, row_TH.shape[1])).square().sum()
     weights = [p for p in model.parameters() if p is not model.get_output_embeddings().weight]
