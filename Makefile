@@ -43,8 +43,9 @@ test: install .venv/vllm
 	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -m "vllm and not slow and not gpu"
 
-test-slow: install
-	$(BIN)/python -m pytest -m "slow and not gpu"
+test-slow: install .venv/vllm
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
+	env -u TRITON_INTERPRET $(BIN)/python -m pytest -m "vllm and slow and not gpu"
 
 bench: install
 	$(BIN)/python -m pytest bench --benchmark-only -o python_files="bench_*.py"

@@ -92,7 +92,7 @@ def update(model: PreTrainedModel, rollouts: list[Rollout]) -> None:
     [
         ("qwen3", torch.float32, 1e-5),
         ("qwen2.5", torch.float32, 1e-5),
-        ("gemma3", torch.float32, 1e-5),
+        pytest.param("gemma3", torch.float32, 1e-5, marks=pytest.mark.slow),
         ("qwen3", torch.bfloat16, 0.02),
     ],
 )

@@ -110,6 +110,7 @@ def test_checkpoints_of_shared_weights_are_whole_and_resume_bitwise(aliased, mod
     assert tokens(aliased, 3) == tokens(tmp_path / "run", 3)
 
 
+@pytest.mark.slow  # it compiles its step
 def test_eight_bit_moments_update_the_weights_that_vllm_serves(model_folder, tmp_path):
     """Every step of the run proves that the parameters still are vLLM's tensors."""
     config = config_of(tmp_path / "run", model_folder)
