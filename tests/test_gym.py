@@ -3,13 +3,17 @@
 import contextlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fastrl.config import TaskConfig
 from fastrl.tasks import Score, gym, load_task
+from fastrl.tasks.gym_entries import HASH_DEPENDENT
 from fastrl.tasks.verify import check_reward
 
 
@@ -127,3 +131,26 @@ def test_formulas_still_reach_the_sympy_scorers():
         for problem in gym.generate_problems(name, 0, "train", 5):
             gold = problem.row["entry"]["metadata"].get("expression") or problem.row["entry"]["answer"]
             assert gym.GymReward(name)("", f"<answer>{gold}</answer>", **problem.row).reward == 1.0, (name, gold)
+
+
+PROBLEMS = """
+from fastrl.tasks.gym import generate_problems
+from fastrl.tasks.gym_entries import HASH_DEPENDENT
+for name in sorted(HASH_DEPENDENT):
+    print([(p.id, p.prompt, p.row) for p in generate_problems(name, 3, "train", 5)])
+"""
+
+
+def test_every_process_has_the_same_problems():
+    pytest.importorskip("reasoning_gym")
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", PROBLEMS],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1] and len(said[0]) == len(HASH_DEPENDENT)

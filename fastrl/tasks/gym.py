@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from .gym_entries import entries_of
 from .problem import Problem, Score, TaskKind, content_id, with_different_ids
 from .rows import require_text
 
@@ -103,14 +104,8 @@ def gym_kind(dataset: str) -> TaskKind:
 
 def generate_problems(dataset: str, seed: int, split: str, count: int) -> list[Problem]:
     """`count` problems; no two splits and no two seeds share a random source (at most ten million problems each)."""
-    from reasoning_gym import create_dataset
-
     base = (seed * len(_SPLIT_SEED) + _SPLIT_SEED[split]) * _SEED_STRIDE % 2**32
-    try:
-        dataset_object = create_dataset(dataset, size=count, seed=base)
-        entries = [dataset_object[i] for i in range(count)]
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"reasoning-gym:{dataset} cannot be made with its default settings: {error}") from error
+    entries = entries_of(dataset, base, count)
     problems = [Problem(content_id(e["question"], {"entry": e}), e["question"], {"entry": e}) for e in entries]
     return with_different_ids(problems)
 
