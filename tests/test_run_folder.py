@@ -5,7 +5,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +61,27 @@ def test_two_first_starts_make_one_run(tmp_path):
     one.close()
     with pytest.raises(ValueError, match="another process has begun a run"):
         two.create()
+
+
+def test_a_rank_may_look_at_the_folder_while_another_claims_it(tmp_path):
+    config = config_of(tmp_path / "run", "model")
+    first = RunFolder(config, is_resumed=False)
+    first.create()
+    first.close()
+    is_over = threading.Event()
+
+    def claim_and_let_go() -> None:
+        while not is_over.is_set():
+            RunFolder(config, is_resumed=True).close()
+
+    with ThreadPoolExecutor() as threads:
+        claims = threads.submit(claim_and_let_go)
+        try:
+            for _ in range(300):
+                RunFolder(config, is_resumed=True, is_main=False)
+        finally:
+            is_over.set()
+        claims.result()
 
 
 def test_evaluations_and_warm_starts_have_one_owner_too(tmp_path, countdown_folder):

@@ -5,9 +5,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 
-def check_place(path: Path, setting: str, *, allowed: Collection[str] = ()) -> None:
+def check_place(path: Path, setting: str, *, allowed: Collection[str] | None = ()) -> None:
     """ValueError or OSError, naming the setting, unless `path` is new, or a folder with nothing in it but `allowed`.
 
+    allowed: names of files; None for any, as in a folder that other processes write to.
     A root and a home directory are nobody's to fill, empty or not.
     """
     place = path.resolve()
@@ -20,6 +21,8 @@ def check_place(path: Path, setting: str, *, allowed: Collection[str] = ()) -> N
         raise NotADirectoryError(f"{setting} = '{path}': {existing} is a file")
     if not os.access(existing, os.W_OK):
         raise PermissionError(f"{setting} = '{path}': {existing} cannot be written to")
-    if existing == place and (others := sorted({p.name for p in place.iterdir()} - set(allowed))):
+    if allowed is None or existing != place:
+        return
+    if others := sorted({p.name for p in place.iterdir()} - set(allowed)):
         shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         raise ValueError(f"{setting} = '{path}' holds other things ({shown}); choose a new or an empty folder")

@@ -3,7 +3,6 @@
 config.toml · metrics.jsonl · tensorboard/ · rollouts/step-NNNNNN.jsonl.gz · checkpoints/ · eval/*.json
 """
 
-import os
 from pathlib import Path
 
 from fastrl.config import TrainConfig
@@ -31,7 +30,7 @@ class RunFolder:
         self._config_path = self.path / "config.toml"
         self._lock: Lock | None = None
         has_run = self._config_path.exists()
-        check_place(self.path, "run.folder", allowed=os.listdir(self.path) if has_run else OF_A_START)
+        check_place(self.path, "run.folder", allowed=None if has_run else OF_A_START)
         if is_main and self.path.is_dir():
             self._claim()
         try:
