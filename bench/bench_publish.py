@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights.choose import share_weights
 
 CONFIG = Qwen3Config(
     vocab_size=32000,

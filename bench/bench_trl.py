@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging
 from trl_peer import Peer, Round, Settings
 
-from fastrl.config import (
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -47,11 +47,11 @@ from fastrl.config import (
     TaskConfig,
     TrainConfig,
 )
-from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.preflight import check_everything
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.rollouts import Rollout
+from fastrl.run.preflight import check_everything
+from fastrl.run.training import Run
 from fastrl.tasks import load_task
-from fastrl.training import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTDOWN = ROOT / "models" / "countdown"

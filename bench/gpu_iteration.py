@@ -26,10 +26,10 @@ from machine import machine
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
-from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import build_optimizer
+from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.scoring import score
 from fastrl.policy.soundness import pack
@@ -38,8 +38,8 @@ from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import measure
 from fastrl.sampling.protocol import Sampler, SamplingSettings
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights.choose import share_weights
 from fastrl.update import Updater, token_loss
 
 NUM_SAMPLES, NUM_SCORED = 8, 64

@@ -23,16 +23,16 @@ import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from fastrl.config import OptimizerConfig
+from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import LogprobProbe, measure
 from fastrl.sampling.protocol import SamplingSettings
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights.choose import share_weights
 
 SHAPES = {
     "tiny": {"vocab_size": 517, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32},

@@ -28,10 +28,10 @@ import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import build_optimizer
+from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollout

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from transformers import Qwen2Config
 
-from fastrl.config import BatchConfig, ModelConfig, SamplerConfig, TrainConfig
-from fastrl.plan import GIB, Plan, make_plan
-from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed
+from fastrl.config.schema import BatchConfig, ModelConfig, SamplerConfig, TrainConfig
+from fastrl.plan.plan import GIB, Plan, make_plan
+from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed
 
 MEMORY_GIB = 79.2
 PROMPT_TOKENS, NEW_TOKENS, TOKEN_BUDGET = 1024, 3072, 16384

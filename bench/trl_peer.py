@@ -23,8 +23,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from fastrl.config import TrainConfig
-from fastrl.prompts import PromptStream, prompt_ids
+from fastrl.config.schema import TrainConfig
+from fastrl.prompts.stream import PromptStream
+from fastrl.prompts.tokens import prompt_ids
 from fastrl.rollouts import Rollout
 from fastrl.tasks import load_task
 from fastrl.trainer import Trainer

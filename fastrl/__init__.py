@@ -13,13 +13,13 @@ if importlib.util.find_spec("fastrl.kernels") is None:
     )
 
 _EXPORTS = {
-    "TrainConfig": "fastrl.config",
-    "EvalConfig": "fastrl.config",
-    "WarmupConfig": "fastrl.config",
-    "load_config": "fastrl.config_files",
-    "train": "fastrl.training",
+    "TrainConfig": "fastrl.config.schema",
+    "EvalConfig": "fastrl.config.schema",
+    "WarmupConfig": "fastrl.config.schema",
+    "load_config": "fastrl.config.files",
+    "train": "fastrl.run.training",
     "warmup": "fastrl.warmup",
-    "evaluate": "fastrl.evaluation_run",
+    "evaluate": "fastrl.evaluation.evaluate",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastrl.config import EvalConfig, TaskConfig, TrainConfig, WarmupConfig, WithPaths
-from fastrl.config_files import beside, load_config
-from fastrl.divergence import DivergedError
-from fastrl.interrupts import Interrupts
+from fastrl.config.files import beside, load_config
+from fastrl.config.schema import EvalConfig, TaskConfig, TrainConfig, WarmupConfig, WithPaths
+from fastrl.process.interrupts import Interrupts
+from fastrl.run.divergence import DivergedError
 from fastrl.sampling.protocol import SamplerError
 from fastrl.tasks.pool import VerifierError
 
@@ -122,7 +122,7 @@ def _without_progress_bars() -> None:
 
 def _train(arguments: list[str]) -> None:
     command = _parse(TrainCommand, TrainConfig, arguments, "train")
-    from fastrl.training import train
+    from fastrl.run.training import train
 
     _without_progress_bars()
     if command.accept_changes and not command.resume:
@@ -147,7 +147,7 @@ def _warmup(arguments: list[str]) -> None:
 
 def _eval(arguments: list[str]) -> None:
     command = _parse(EvalCommand, EvalConfig, arguments, "eval")
-    from fastrl.evaluation_run import evaluate
+    from fastrl.evaluation.evaluate import evaluate
 
     _without_progress_bars()
     evaluate(command.config)
@@ -155,15 +155,15 @@ def _eval(arguments: list[str]) -> None:
 
 def _compare(arguments: list[str]) -> None:
     command = tyro.cli(CompareCommand, args=arguments, prog="fastrl compare")
-    from fastrl.compare import compare
+    from fastrl.evaluation.compare import compare
 
     print(compare(list(command.runs), command.output))
 
 
 def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
-    from fastrl.plan import make_plan, plan_text
-    from fastrl.savings import fitting_settings, savings_text
+    from fastrl.plan.plan import make_plan, plan_text
+    from fastrl.plan.savings import fitting_settings, savings_text
 
     machine = {
         "device_type": "" if command.device == "here" else command.device,

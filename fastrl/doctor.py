@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from transformers import LlamaConfig
 
-from fastrl.config import ModelConfig, SamplerConfig
+from fastrl.config.schema import ModelConfig, SamplerConfig
 from fastrl.kernels import choose
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.loading import resolve_device, resolve_dtype

@@ -10,22 +10,23 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config import TrainConfig
-from fastrl.objectives import OBJECTIVES, has_contrast, overlong_penalty
+from fastrl.config.schema import TrainConfig
+from fastrl.learning.objectives import OBJECTIVES, has_contrast, overlong_penalty
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
-from fastrl.prompts import PromptStream, completion_texts, prompt_ids
+from fastrl.process.seeds import seed_of
+from fastrl.process.watchdog import alive
+from fastrl.prompts.stream import PromptStream
+from fastrl.prompts.tokens import completion_texts, prompt_ids
+from fastrl.records.step_metrics import rollout_metrics, verifier_warning
 from fastrl.rollouts import Rollout
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplingSettings
-from fastrl.seeds import seed_of
-from fastrl.step_metrics import rollout_metrics, verifier_warning
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import POOL_REASONS, VerifierPool
 from fastrl.update import Updater
-from fastrl.watchdog import alive
 
 
 @dataclass(frozen=True)

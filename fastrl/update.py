@@ -11,19 +11,19 @@ from dataclasses import replace
 
 import torch
 
-from fastrl.config import AlgorithmConfig, TrainConfig
-from fastrl.importance import ImportanceMode, attach_weights
+from fastrl.config.schema import AlgorithmConfig, TrainConfig
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
 from fastrl.kernels.losses import MAX_LOG_RATIO
+from fastrl.learning.importance import ImportanceMode, attach_weights
+from fastrl.learning.reductions import REDUCTIONS, UpdateShape
 from fastrl.policy.lora import adapters_off
 from fastrl.policy.micro_batch import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import Optimizer
+from fastrl.policy.optimizer.base import Optimizer
 from fastrl.policy.scoring import score
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
-from fastrl.reductions import REDUCTIONS, UpdateShape
+from fastrl.process.watchdog import alive
 from fastrl.rollouts import FILLER, Rollout
-from fastrl.watchdog import alive
 
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:

@@ -7,21 +7,22 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fastrl.config import WarmupConfig
-from fastrl.config_checks import check_warmup
-from fastrl.config_files import to_toml
+from fastrl.config.checks import check_warmup
+from fastrl.config.files import to_toml
+from fastrl.config.schema import WarmupConfig
 from fastrl.policy.loading import check_weight_files, load_model, load_tokenizer, resolve_device, resolve_dtype
 from fastrl.policy.micro_batch import num_inputs
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
+from fastrl.policy.optimizer.base import Optimizer
+from fastrl.policy.optimizer.choose import build_optimizer, check_optimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
-from fastrl.prompts import MAX_CHARACTERS_PER_TOKEN
+from fastrl.process.seeds import seed_of
+from fastrl.prompts.lengths import MAX_CHARACTERS_PER_TOKEN
 from fastrl.records.durable import replacing
 from fastrl.records.lock import lock_beside
 from fastrl.records.place import check_place
 from fastrl.records.progress import Progress
 from fastrl.rollouts import Rollout
-from fastrl.seeds import seed_of
 from fastrl.tasks import load_task
 from fastrl.tasks.rows import read_rows
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from fastrl.ranks import Ranks, joined
+from fastrl.process.ranks import Ranks, joined
 
 
 def fail(ranks: Ranks, name: str, numbers: tuple[int, ...], message: str) -> int:

@@ -20,11 +20,11 @@ import torch
 from ckpt_chaos import inject
 from test_training import config_of
 
-from fastrl.config import EvaluationConfig, LedgerConfig, ScratchConfig, TrainConfig
+from fastrl.config.schema import EvaluationConfig, LedgerConfig, ScratchConfig, TrainConfig
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
-from fastrl.training import train
+from fastrl.run.training import train
 
 KILLED = 137
 

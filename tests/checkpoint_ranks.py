@@ -18,9 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from fastrl.config import OptimizerConfig
-from fastrl.policy.optimizer import MasterOptimizer
-from fastrl.ranks import TIMEOUT_S, Ranks
+from fastrl.config.schema import OptimizerConfig
+from fastrl.policy.optimizer.masters import MasterOptimizer
+from fastrl.process.ranks import TIMEOUT_S, Ranks
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport

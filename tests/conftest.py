@@ -21,7 +21,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from fastrl.config import ScratchConfig
+from fastrl.config.schema import ScratchConfig
 from fastrl.policy.attention import use_packed_attention
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 

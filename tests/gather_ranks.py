@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights.choose import share_weights
 
 
 def sharded_model(folder: str) -> torch.nn.Module:

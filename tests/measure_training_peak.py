@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from fastrl.config import ModelConfig, OptimizerConfig
+from fastrl.config.schema import ModelConfig, OptimizerConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import build_optimizer
+from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.soundness import pack
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding

@@ -1,8 +1,10 @@
 """The house rules: imports point down only, heavy packages have one home, and our kernels/ shadows nobody's package."""
 
 import ast
+import graphlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,52 +15,28 @@ import fastrl
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Who may import whom inside fastrl, lowest first. A module may import from its own layer's package and from below.
+# Rooms of fastrl, lowest first. A module may import from its own room and from those below.
 LAYERS = [
-    {
-        "fastrl.config",
-        "fastrl.rollouts",
-        "fastrl.seeds",
-        "fastrl.statistics",
-        "fastrl.calibration",
-        "fastrl.interrupts",
-        "fastrl.divergence",
-        "fastrl.watchdog",
-        "fastrl.ranks",
-        "fastrl.kernels",
-    },
-    {
-        "fastrl.config_files",
-        "fastrl.config_checks",
-        "fastrl.tasks",
-        "fastrl.objectives",
-        "fastrl.reductions",
-        "fastrl.step_metrics",
-        "fastrl.importance",
-    },
-    {"fastrl.policy", "fastrl.prompts", "fastrl.lengths"},
-    {"fastrl.sampling", "fastrl.records"},
-    {
-        "fastrl.update",
-        "fastrl.evaluation",
-        "fastrl.warmup",
-        "fastrl.doctor",
-        "fastrl.plan",
-        "fastrl.savings",
-        "fastrl.ledger",
-    },
-    {"fastrl.trainer", "fastrl.evaluation_run", "fastrl.compare", "fastrl.preflight"},
-    {"fastrl.resumption"},
-    {"fastrl.training"},
-    {"fastrl.cli"},
+    {"kernels", "process", "statistics"},
+    {"rollouts"},
+    {"learning"},
+    {"config"},
+    {"tasks"},
+    {"prompts", "policy"},
+    {"sampling", "records"},
+    {"update", "evaluation", "warmup", "doctor", "plan", "ledger"},
+    {"trainer"},
+    {"run"},
+    {"cli"},
 ]
+MAX_TOP_FILES, MAX_FILE, MAX_FUNCTION, MAX_KERNEL, MAX_MEDIAN = 9, 350, 60, 130, 9  # lines but for the first
 ALLOWED_HOMES = {
     "vllm": ("fastrl/sampling/engine.py", "fastrl/sampling/side_effects.py"),
     "peft": ("fastrl/policy/lora.py",),
     "triton": ("kernels/triton",),
     "flash_attn": ("fastrl/policy/attention.py",),
     "flash_attn_interface": ("fastrl/policy/attention.py",),
-    "torchao": ("fastrl/policy/rounding.py",),
+    "torchao": ("fastrl/policy/optimizer/rounding.py",),
     "mpmath": ("fastrl/tasks/values.py", "fastrl/tasks/math.py"),
     "matplotlib": ("fastrl/records/plot.py",),
 }
@@ -68,43 +46,80 @@ def sources() -> list[Path]:
     return [p for folder in ("fastrl", "kernels") for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
+def name_of(path: Path) -> str:
+    """The module's name once it is installed."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("fastrl", *parts) if parts[0] == "kernels" else parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sources()}
+
+
 def imports(path: Path) -> set[str]:
-    """Absolute names of imported modules, relative imports resolved."""
-    package = list(path.relative_to(ROOT).with_suffix("").parts)
-    if package[0] == "kernels":
-        package.insert(0, "fastrl")
+    """Absolute names of imported modules and of what is imported from them, relative imports resolved."""
+    package = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[: len(package) - node.level], node.module or ""]) if node.level else node.module
-            names |= {f"{base.rstrip('.')}.{alias.name}" for alias in node.names}
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
 
 
-def layer_of(name: str) -> int | None:
-    parts = ".".join(name.split(".")[:2])
-    return next((i for i, layer in enumerate(LAYERS) if parts in layer), None)
+def imported_modules(path: Path) -> set[str]:
+    """Which of our own modules a file imports, wherever in it."""
+    found = {name if name in MODULES else name.rpartition(".")[0] for name in imports(path)}
+    return {name for name in found if name in MODULES} - {name_of(path)}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if own.startswith("kernels"):
+    own = name_of(path)
+    if own == "fastrl":
+        assert not imported_modules(path), "fastrl/__init__.py exports lazily"
+        return
+    if room_of(own) == "kernels":
         inner = {n for n in imports(path) if n.startswith("fastrl") and not n.startswith("fastrl.kernels")}
         allowed = {"fastrl._native"} if path.name == "native.py" else set()
         assert inner <= allowed, f"kernels may import fastrl._native in native.py only, not {inner}"
-        return
-    if own == "fastrl.__init__":
-        assert not {n for n in imports(path) if n.startswith("fastrl")}, "fastrl/__init__.py exports lazily"
-        return
-    level = layer_of(own)
-    assert level is not None, f"{own} has no place in LAYERS"
-    for name in imports(path):
-        if name.startswith("fastrl.") and name.split(".")[1] != own.split(".")[1]:
-            below = layer_of(name)
-            assert below is not None and below <= level, f"{own} imports {name}, which lies above it"
+    levels = {room: i for i, layer in enumerate(LAYERS) for room in layer}
+    assert room_of(own) in levels, f"{own} has no place in LAYERS"
+    for name in imported_modules(path) - {"fastrl"}:
+        is_below = levels[room_of(name)] < levels[room_of(own)]
+        assert room_of(name) == room_of(own) or is_below, f"{own} imports {name}, which does not lie below it"
+
+
+def test_no_imports_go_round_in_a_circle():
+    """Inside packages, too. A package's __init__ is not counted where a module of the same package asks for it."""
+    below = {name: imported_modules(path) - {"fastrl"} for name, path in MODULES.items()}
+    try:
+        tuple(graphlib.TopologicalSorter(below).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError(" → ".join(error.args[1])) from None
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    """(name, lines) of every function, decorators and nested ones included."""
+    found = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [(f"{path.relative_to(ROOT)}: {n.name}", n.end_lineno - n.lineno + 1) for n in found]
+
+
+def test_files_and_functions_stay_small():
+    assert len(list((ROOT / "fastrl").glob("*.py"))) <= MAX_TOP_FILES
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources()}
+    assert not {name: count for name, count in lines.items() if count > MAX_FILE}
+    sizes = [pair for path in sources() for pair in functions(path)]
+    limits = {name: MAX_KERNEL if name.startswith("kernels/triton_kernels") else MAX_FUNCTION for name, _ in sizes}
+    assert not {name: count for name, count in sizes if count > limits[name]}
+    assert statistics.median(count for _, count in sizes) <= MAX_MEDIAN
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torchrun import torchrun
 from transformers import AutoModelForCausalLM
 
-from fastrl.config import OptimizerConfig
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.config.schema import OptimizerConfig
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport

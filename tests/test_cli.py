@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastrl.cli import main
-from fastrl.config import TaskConfig
-from fastrl.prompts import prompt_ids
+from fastrl.config.schema import TaskConfig
+from fastrl.prompts.tokens import prompt_ids
 from fastrl.tasks import load_task
 
 

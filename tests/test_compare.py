@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from fastrl.cli import main
-from fastrl.compare import names_of
+from fastrl.evaluation.compare import names_of
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "countdown"
 

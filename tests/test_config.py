@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fastrl.config import BatchConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, WarmupConfig
-from fastrl.config_checks import RANGES, check_eval, check_ranks, check_train, check_warmup, numbers_of
-from fastrl.config_files import from_dict, load_config, to_toml
+from fastrl.config.checks import RANGES, check_eval, check_ranks, check_train, check_warmup, numbers_of
+from fastrl.config.files import from_dict, load_config, to_toml
+from fastrl.config.schema import BatchConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, WarmupConfig
 
 MODEL = {"model": {"path": "some/model"}}
 
@@ -164,8 +164,8 @@ def test_replacing_a_section_keeps_the_rest():
 
 def test_checking_a_config_loads_no_torch():
     code = (
-        "import sys; from fastrl.config_files import from_dict; from fastrl.config_checks import check_train;"
-        "from fastrl.config import TrainConfig;"
+        "import sys; from fastrl.config.files import from_dict; from fastrl.config.checks import check_train;"
+        "from fastrl.config.schema import TrainConfig;"
         "import fastrl.cli; check_train(from_dict(TrainConfig, {'model': {'path': 'x'}}));"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )

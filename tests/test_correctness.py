@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verify import verify_file
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks import Score, countdown, load_task
 from fastrl.tasks.expression import MAX_LENGTH, ExpressionError, evaluate, parse_expression
 
@@ -141,7 +141,7 @@ def test_the_seed_orders_the_problems_and_another_process_agrees():
     assert [p.prompt for p in first.train] == [p.prompt for p in load_task(TaskConfig(seed=3)).train]
     assert [p.prompt for p in first.test] != [p.prompt for p in load_task(TaskConfig(seed=4)).test]
     code = (
-        "from fastrl.config import TaskConfig; from fastrl.tasks import load_task; "
+        "from fastrl.config.schema import TaskConfig; from fastrl.tasks import load_task; "
         "print([p.prompt for p in load_task(TaskConfig(seed=3)).test])"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastrl.divergence import DivergedError, Divergence
+from fastrl.run.divergence import DivergedError, Divergence
 
 
 def metrics(num_updates: int, num_nonfinite: int) -> dict[str, float]:

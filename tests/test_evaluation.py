@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastrl.cli import main
-from fastrl.evaluation import load_evaluation
+from fastrl.evaluation.results import load_evaluation
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def reward(prompt, completion, **row):
 
 def test_distinct_correct_counts_expressions_and_confidence_is_read(tmp_path, monkeypatch):
     """A sampler that says what it is told: the rest of the evaluation is the real one."""
-    from fastrl.config import EvaluationConfig, ScratchConfig, TaskConfig
-    from fastrl.evaluation import Evaluator
+    from fastrl.config.schema import EvaluationConfig, ScratchConfig, TaskConfig
+    from fastrl.evaluation.evaluator import Evaluator
     from fastrl.policy.model import Policy
     from fastrl.policy.scratch import scratch_model, scratch_tokenizer
     from fastrl.rollouts import Rollout

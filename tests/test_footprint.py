@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from fastrl.config import ModelConfig, OptimizerConfig
+from fastrl.config.schema import ModelConfig, OptimizerConfig
+from fastrl.plan.footprint import Footprint, LiveBytes, footprint, storageless_model
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.footprint import Footprint, LiveBytes, footprint, storageless_model
 
 SHAPE = {
     "hidden_size": 384,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from test_training import assert_bitwise_equal, config_of, weights
 
-from fastrl.config import EvaluationConfig, TrainConfig
-from fastrl.config_files import to_toml
+from fastrl.config.files import to_toml
+from fastrl.config.schema import EvaluationConfig, TrainConfig
 from fastrl.records import checkpoints
-from fastrl.training import train
+from fastrl.run.training import train
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 SCRIPT = """

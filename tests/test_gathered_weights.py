@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchrun import torchrun
 
-from fastrl.sampling.share import share_weights
+from fastrl.sampling.weights.choose import share_weights
 
 pytestmark = [pytest.mark.vllm, pytest.mark.distributed]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks import Score, gym, load_task
 from fastrl.tasks.gym_entries import HASH_DEPENDENT
 from fastrl.tasks.verify import check_reward

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.importance import choose_importance, sequence_weight, token_weights
+from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.learning.importance import choose_importance, sequence_weight, token_weights
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollout
 from fastrl.update import Updater, token_loss

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 from test_training import config_of
 
-from fastrl.config import TrainConfig
-from fastrl.config_files import to_toml
+from fastrl.config.files import to_toml
+from fastrl.config.schema import TrainConfig
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
-from fastrl.training import train
+from fastrl.run.training import train
 
 NUM_STEPS = 60
 PATIENCE_S = 120.0

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastrl.config import ModelConfig
+from fastrl.config.schema import ModelConfig
 from fastrl.policy.layer_norm import Float32SumLayerNorm, sum_layer_norms_in_float32
 from fastrl.policy.loading import load_model
 

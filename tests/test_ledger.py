@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastrl.config import (
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -31,12 +31,12 @@ from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet
 from fastrl.ledger.updates import update_changes
 from fastrl.policy.distributions import token_distributions
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
+from fastrl.run.training import train
 from fastrl.tasks import countdown, find_kind
-from fastrl.training import train
 from fastrl.update import Updater, token_loss
 
 MAX_NEW_TOKENS = 4

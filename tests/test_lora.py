@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import fastrl.training
+import fastrl.run.training
 from fastrl.cli import main
-from fastrl.config import (
+from fastrl.config.files import to_toml
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -25,17 +26,16 @@ from fastrl.config import (
     TaskConfig,
     TrainConfig,
 )
-from fastrl.config_files import to_toml
 from fastrl.policy import roles
 from fastrl.policy.loading import load_model
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.scoring import score
 from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollout
-from fastrl.training import train
+from fastrl.run.training import train
 
 NUM_STEPS = 3
 LORA = ModelConfig(lora_rank=4, lora_alpha=6.0)  # α/r = 1.5
@@ -104,7 +104,9 @@ def test_a_run_moves_the_adapters_and_saves_them_in_pefts_format(finished, count
 
 def test_the_base_is_bitwise_what_it_was(countdown_folder, tmp_path, monkeypatch):
     runs = []
-    monkeypatch.setattr(fastrl.training.Run, "__exit__", lambda self, *error: (runs.append(self), self.stack.close()))
+    monkeypatch.setattr(
+        fastrl.run.training.Run, "__exit__", lambda self, *error: (runs.append(self), self.stack.close())
+    )
     train(config_of(tmp_path / "run", countdown_folder))
     model = runs[0].model
     original = AutoModelForCausalLM.from_pretrained(countdown_folder)

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from fastrl.config import AlgorithmConfig, ObjectiveName
-from fastrl.objectives import OBJECTIVES, has_contrast, overlong_penalty
+from fastrl.config.schema import AlgorithmConfig, ObjectiveName
+from fastrl.learning.objectives import OBJECTIVES, has_contrast, overlong_penalty
 
 NAN = float("nan")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.config import OptimizerConfig
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.config.schema import OptimizerConfig
+from fastrl.policy.optimizer.masters import MasterOptimizer
 
 
 def linear(dtype=torch.float32) -> nn.Linear:

@@ -12,13 +12,13 @@ from test_footprint import SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fastrl.cli import main
-from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.plan import GIB, make_plan, plan_text
+from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.plan.plan import GIB, make_plan, plan_text
+from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 from fastrl.policy.loading import load_architecture
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer_bytes import training_bytes
+from fastrl.policy.optimizer.bytes import training_bytes
 from fastrl.sampling.kv_budget import kv_cache_bytes
-from fastrl.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
 
 NUM_BLOCKS = 2
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)

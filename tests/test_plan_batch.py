@@ -8,7 +8,7 @@ from gpu_train import SHAPES
 from torch.nn.attention import varlen
 
 from fastrl.cli import main
-from fastrl.config import (
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -16,7 +16,7 @@ from fastrl.config import (
     SamplerConfig,
     TrainConfig,
 )
-from fastrl.plan import GIB, _update_tokens, make_plan, plan_text
+from fastrl.plan.plan import GIB, _update_tokens, make_plan, plan_text
 from fastrl.policy.micro_batch import computed_tokens
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.rollouts import Rollout

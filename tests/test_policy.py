@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fastrl.config import ModelConfig
+from fastrl.config.schema import ModelConfig
 from fastrl.kernels import TokenLoss
 from fastrl.policy.loading import load_model, load_tokenizer
 from fastrl.policy.model import Policy

@@ -8,7 +8,7 @@ import pretrained
 import pytest
 from transformers import AutoTokenizer
 
-from fastrl.config import ScratchConfig, TaskConfig
+from fastrl.config.schema import ScratchConfig, TaskConfig
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.tasks import load_task
 

@@ -11,9 +11,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastrl.cli import main
-from fastrl.config import ModelConfig, TaskConfig
+from fastrl.config.schema import ModelConfig, TaskConfig
 from fastrl.policy.loading import load_model
-from fastrl.prompts import completion_texts, extent_of, prompt_ids, without_overlong
+from fastrl.prompts.lengths import extent_of, without_overlong
+from fastrl.prompts.tokens import completion_texts, prompt_ids
 from fastrl.tasks import load_task
 
 

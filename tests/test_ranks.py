@@ -9,7 +9,7 @@ from torchrun import torchrun
 from update_ranks import SCENARIOS, update
 
 from fastrl.policy.packing import spread
-from fastrl.ranks import ALONE, Ranks, sum_counts
+from fastrl.process.ranks import ALONE, Ranks, sum_counts
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fastrl.config import ModelConfig
+from fastrl.config.schema import ModelConfig
 from fastrl.policy.attention import use_packed_attention
 from fastrl.policy.loading import load_model
 from fastrl.policy.micro_batch import build_micro_batch

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from fastrl.config import ReductionName
-from fastrl.reductions import REDUCTIONS, UpdateShape
+from fastrl.config.schema import ReductionName
+from fastrl.learning.reductions import REDUCTIONS, UpdateShape
 
 SHAPE = UpdateShape(
     num_tokens_B=torch.tensor([2, 6, 4]),

@@ -11,10 +11,10 @@ from test_training import assert_bitwise_equal, config_of, weights
 from transformers import AutoTokenizer
 
 from fastrl.cli import main
-from fastrl.config import EvaluationConfig, TaskConfig, TrainConfig
-from fastrl.config_files import load_config, to_toml
+from fastrl.config.files import load_config, to_toml
+from fastrl.config.schema import EvaluationConfig, TaskConfig, TrainConfig
 from fastrl.records.changes import FREE_ON_RESUME, differences
-from fastrl.training import train
+from fastrl.run.training import train
 
 REWARD = "from judging import verdict\n\ndef reward(prompt, completion, **row):\n    return verdict(completion)\n"
 JUDGING = "def verdict(completion):\n    return float(len(completion) % 2 == 0)\n"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fastrl.cli import main
-from fastrl.config import TaskConfig, TrainConfig
-from fastrl.config_files import load_config
-from fastrl.prompts import prompt_ids
+from fastrl.config.files import load_config
+from fastrl.config.schema import TaskConfig, TrainConfig
+from fastrl.prompts.tokens import prompt_ids
 from fastrl.records.jsonl import read_jsonl
 from fastrl.tasks import load_task
 from fastrl.tasks.custom import CustomReward, home_of

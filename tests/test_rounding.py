@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from fastrl.config import (
+from fastrl.config.checks import check_train, check_warmup
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -22,12 +23,12 @@ from fastrl.config import (
     TrainConfig,
     WarmupConfig,
 )
-from fastrl.config_checks import check_train, check_warmup
-from fastrl.policy.optimizer import Optimizer, build_optimizer, check_optimizer
-from fastrl.policy.optimizer_bytes import optimizer_bytes
+from fastrl.policy.optimizer.base import Optimizer
+from fastrl.policy.optimizer.bytes import optimizer_bytes
+from fastrl.policy.optimizer.choose import build_optimizer, check_optimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records import checkpoints
-from fastrl.training import train
+from fastrl.run.training import train
 
 pytest.importorskip("torchao")
 KINDS = ["adamw-bf16", "adamw-8bit"]

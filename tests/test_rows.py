@@ -6,8 +6,8 @@ import warnings
 import pytest
 
 from fastrl.cli import main
-from fastrl.config import TaskConfig
-from fastrl.evaluation_run import same_problems
+from fastrl.config.schema import TaskConfig
+from fastrl.evaluation.evaluate import same_problems
 from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import load_task
 from fastrl.tasks.rows import number_text, read_rows

@@ -15,16 +15,16 @@ import pytest
 from test_training import assert_bitwise_equal, config_of, weights
 
 from fastrl.cli import main
-from fastrl.config import EvalConfig, EvaluationConfig, ModelConfig, WarmupConfig
-from fastrl.config_files import to_toml
-from fastrl.evaluation_run import evaluate
+from fastrl.config.files import to_toml
+from fastrl.config.schema import EvalConfig, EvaluationConfig, ModelConfig, WarmupConfig
+from fastrl.evaluation.evaluate import evaluate
 from fastrl.records.durable import replacing, write_file
 from fastrl.records.jsonl import read_jsonl
 from fastrl.records.lock import lock_beside
 from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.run_folder import RunFolder
 from fastrl.rollouts import Rollout
-from fastrl.training import train
+from fastrl.run.training import train
 from fastrl.warmup import warmup
 
 

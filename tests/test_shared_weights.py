@@ -11,16 +11,16 @@ import torch
 from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fastrl.config import OptimizerConfig
+from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
-from fastrl.sampling.weight_map import bit_checksum, gaps
-from fastrl.sampling.weights import CopiedWeights
+from fastrl.sampling.weights.choose import share_weights
+from fastrl.sampling.weights.map import bit_checksum, gaps
+from fastrl.sampling.weights.shared import CopiedWeights
 
 pytestmark = pytest.mark.vllm
 NUM_PARAMETERS = {"qwen2.5": 26, "qwen3": 25, "llama": 29, "gemma3": 28, "mistral": 20}

@@ -14,7 +14,7 @@ import rewards
 import run
 from folders import CellFolder
 
-from fastrl.config_checks import check_train
+from fastrl.config.checks import check_train
 from fastrl.statistics import bootstrap, pass_at_k
 
 

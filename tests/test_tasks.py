@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks import Score, find_kind, load_task
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.pool import VerifierError
@@ -122,7 +122,7 @@ def test_a_hugging_face_dataset_in_a_local_folder(tmp_path, monkeypatch):
 
 def test_a_dataset_id_that_does_not_exist_is_an_error():
     code = (
-        "from fastrl.config import TaskConfig; from fastrl.tasks import load_task\n"
+        "from fastrl.config.schema import TaskConfig; from fastrl.tasks import load_task\n"
         "try: load_task(TaskConfig(name='math', train='nobody/nothing'))\n"
         "except ValueError as error: print(error)"
     )

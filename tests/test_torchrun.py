@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_training import NUM_STEPS, config_of
 from torchrun import launch, torchrun, torchrun_nodes
 
-from fastrl.config_files import to_toml
+from fastrl.config.files import to_toml
 from fastrl.records.jsonl import read_jsonl
 
 pytestmark = pytest.mark.distributed

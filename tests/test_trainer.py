@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from fastrl.config import (
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -17,17 +17,17 @@ from fastrl.config import (
     TaskConfig,
     TrainConfig,
 )
-from fastrl.divergence import DivergedError
-from fastrl.prompts import PromptStream
+from fastrl.prompts.stream import PromptStream
 from fastrl.records import checkpoints, rollout_files
 from fastrl.records.jsonl import read_jsonl
+from fastrl.records.step_metrics import rollout_metrics
 from fastrl.rollouts import Rollout
-from fastrl.step_metrics import rollout_metrics
+from fastrl.run.divergence import DivergedError
+from fastrl.run.training import train
 from fastrl.tasks import Problem
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import VerifierError
 from fastrl.trainer import with_contrast
-from fastrl.training import train
 
 REWARDS = """
 import os, signal

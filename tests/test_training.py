@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fastrl.cli import main
-from fastrl.config import (
+from fastrl.config.files import to_toml
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -25,12 +26,11 @@ from fastrl.config import (
     TaskConfig,
     TrainConfig,
 )
-from fastrl.config_files import to_toml
-from fastrl.evaluation import Evaluator
+from fastrl.evaluation.evaluator import Evaluator
 from fastrl.records import checkpoint_writer, checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.jsonl import read_jsonl
-from fastrl.training import train
+from fastrl.run.training import train
 from fastrl.update import Updater
 
 NUM_STEPS = 4

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastrl.config import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.learning.reductions import REDUCTIONS
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
-from fastrl.reductions import REDUCTIONS
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings

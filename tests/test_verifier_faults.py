@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.pool import Verdict, VerifierError, VerifierPool
 from fastrl.tasks.verify import check_reward

@@ -13,7 +13,7 @@ from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastrl.cli import main
-from fastrl.config import (
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -27,17 +27,17 @@ from fastrl.config import (
 )
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollout
-from fastrl.sampling.adapters import AdapterWeights
+from fastrl.run.training import train
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
-from fastrl.sampling.weight_map import is_same_memory, places
-from fastrl.training import train
+from fastrl.sampling.weights.adapters import AdapterWeights
+from fastrl.sampling.weights.choose import share_weights
+from fastrl.sampling.weights.map import is_same_memory, places
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [12] * 9]

@@ -4,14 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastrl.config import SamplerConfig
+from fastrl.config.schema import SamplerConfig
 from fastrl.policy.model import Policy
 from fastrl.sampling.choose import build_sampler, choose_sampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
 from fastrl.sampling.protocol import SamplerError, SamplingSettings, StaleWeightsError
 from fastrl.sampling.vllm import VllmSampler
-from fastrl.sampling.weights import AliasedWeights
+from fastrl.sampling.weights.shared import AliasedWeights
 
 
 class Stops:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fastrl.cli import main
-from fastrl.config import (
+from fastrl.config.files import to_toml
+from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
     EvaluationConfig,
@@ -22,15 +23,14 @@ from fastrl.config import (
     TaskConfig,
     TrainConfig,
 )
-from fastrl.config_files import to_toml
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
+from fastrl.run.training import train
 from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
-from fastrl.sampling.weights import AliasedWeights, CopiedWeights
-from fastrl.training import train
+from fastrl.sampling.weights.shared import AliasedWeights, CopiedWeights
 
 pytestmark = pytest.mark.vllm
 NUM_STEPS = 3

@@ -8,9 +8,9 @@ import time
 import pytest
 from test_training import config_of
 
-from fastrl.config_files import to_toml
-from fastrl.training import train
-from fastrl.watchdog import Watchdog, alive
+from fastrl.config.files import to_toml
+from fastrl.process.watchdog import Watchdog, alive
+from fastrl.run.training import train
 
 HANGS = {
     "a lock that nobody gives back": "lock.acquire()",
@@ -19,7 +19,7 @@ HANGS = {
 }
 SCRIPT = """
 import ctypes, threading
-from fastrl.watchdog import Watchdog, alive
+from fastrl.process.watchdog import Watchdog, alive
 lock = threading.Lock(); lock.acquire()
 def hang_here():
     {hang}
@@ -78,7 +78,7 @@ def test_a_run_that_hangs_says_where_and_can_be_resumed(countdown_folder, tmp_pa
 def test_progress_keeps_the_process_alive_and_the_end_of_the_block_disarms():
     code = """
 import time
-from fastrl.watchdog import Watchdog, alive
+from fastrl.process.watchdog import Watchdog, alive
 with Watchdog(0.5):
     time.sleep(1.2)  # not armed before the first sign of life: loading may take its time
     for _ in range(12):

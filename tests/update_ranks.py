@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fastrl.config import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer import MasterOptimizer
+from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.policy.sharding import shard
-from fastrl.ranks import Ranks, joined
+from fastrl.process.ranks import Ranks, joined
 from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from fastrl.config import TrainConfig
-from fastrl.config_files import load_config
+from fastrl.config.files import load_config
+from fastrl.config.schema import TrainConfig
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -8,8 +8,8 @@ from cells import FOLLOW_EVERY, TIERS, Cell, cells_of, selection_cells
 from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, final_pass_at_1, finished_cells
 from results import RESULTS, read
 
-from fastrl.config import TrainConfig
-from fastrl.config_files import load_config
+from fastrl.config.files import load_config
+from fastrl.config.schema import TrainConfig
 from fastrl.records.jsonl import as_json, read_jsonl
 
 SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")

@@ -21,8 +21,8 @@ from cells import FOLLOW_SAMPLES, HERE, NUM_FOLLOWED, NUM_TEST, ROOT, Cell, cell
 from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, chosen_lr, warm_model
 from results import read
 
-from fastrl.config_files import to_toml
-from fastrl.interrupts import Interrupts
+from fastrl.config.files import to_toml
+from fastrl.process.interrupts import Interrupts
 from fastrl.tasks import load_task
 
 BASE_SAMPLES = 256

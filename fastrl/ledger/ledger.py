@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config import TrainConfig
+from fastrl.config.schema import TrainConfig
 from fastrl.ledger import accounts, movement
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet, build_probe_set, load_probe_set, save_probe_set
@@ -25,12 +25,12 @@ from fastrl.ledger.updates import update_changes
 from fastrl.policy.distributions import Position, token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
+from fastrl.process.seeds import seed_of
 from fastrl.records.durable import replacing
 from fastrl.records.jsonl import append_jsonl, read_jsonl
 from fastrl.records.metrics import drop_lines_after
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler
-from fastrl.seeds import seed_of
 from fastrl.tasks import Task
 from fastrl.tasks.pool import VerifierPool
 

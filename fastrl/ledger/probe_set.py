@@ -20,12 +20,12 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config import TrainConfig
-from fastrl.prompts import completion_texts, prompt_ids
+from fastrl.config.schema import TrainConfig
+from fastrl.process.seeds import seed_of
+from fastrl.prompts.tokens import completion_texts, prompt_ids
 from fastrl.records.durable import write_file
 from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler, SamplingSettings
-from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import VerifierPool

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fastrl.config import ModelConfig
+from fastrl.config.schema import ModelConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.lora import base_path, is_adapter_folder, load_adapters

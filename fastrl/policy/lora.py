@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fastrl.config import ModelConfig
+from fastrl.config.schema import ModelConfig
 
 NAME = "default"  # what peft and transformers call the only adapter
 INSTALL = 'pip install "fastrl[lora]"'

@@ -12,7 +12,7 @@ from fastrl.kernels import Head, PolicyLoss, TokenLoss, linear_policy_loss, toke
 from fastrl.policy.attention import is_packed, packed_arguments
 from fastrl.policy.micro_batch import MicroBatch, build_micro_batch
 from fastrl.policy.packing import cut_micro_batches
-from fastrl.ranks import ALONE
+from fastrl.process.ranks import ALONE
 from fastrl.rollouts import Rollout
 
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fastrl.config import ModelConfig, TrainConfig
+from fastrl.config.schema import ModelConfig, TrainConfig
 from fastrl.kernels import TokenLoss
 from fastrl.policy.loading import load_model
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.sharding import shard
-from fastrl.ranks import Ranks
-from fastrl.seeds import seed_of
+from fastrl.process.ranks import Ranks
+from fastrl.process.seeds import seed_of
 
 
 def trained_policy(

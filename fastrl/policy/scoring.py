@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from fastrl.policy.model import Policy
 from fastrl.policy.sharding import release
+from fastrl.process.watchdog import alive
 from fastrl.rollouts import FILLER, Rollout
-from fastrl.watchdog import alive
 
 
 def score(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> list[tuple[list[float], list[float]]]:

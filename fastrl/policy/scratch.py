@@ -4,7 +4,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from fastrl.config import ScratchConfig
+from fastrl.config.schema import ScratchConfig
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of
 from fastrl.policy.soundness import TOLERANCE, random_rollout
-from fastrl.ranks import Ranks
+from fastrl.process.ranks import Ranks
 
 
 def shard(policy: Policy, ranks: Ranks, *, offload: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fastrl.config import TrainConfig
+from fastrl.config.schema import TrainConfig
 
 # num_steps: but for a decaying schedule, which is said. micro_batch_tokens: see `_is_free`.
 FREE_ON_RESUME = {

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
-from fastrl.ranks import ALONE, Ranks
+from fastrl.process.ranks import ALONE, Ranks
 from fastrl.records.checkpoints import (
     STATE,
     TRAINER,

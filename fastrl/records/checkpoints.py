@@ -24,7 +24,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from fastrl.ranks import ALONE, Ranks
+from fastrl.process.ranks import ALONE, Ranks
 from fastrl.records.durable import sync, sync_tree
 
 MANIFEST = "manifest.json"

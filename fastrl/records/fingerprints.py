@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config import ModelConfig, TaskConfig, TrainConfig
+from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
 from fastrl.policy.loading import load_architecture
 from fastrl.policy.lora import base_path
 from fastrl.records.checkpoints import checksums

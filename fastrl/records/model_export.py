@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.policy.lora import adapters
-from fastrl.ranks import ALONE, Ranks
+from fastrl.process.ranks import ALONE, Ranks
 
 
 class ModelExport:

@@ -5,8 +5,8 @@ config.toml · metrics.jsonl · tensorboard/ · rollouts/step-NNNNNN.jsonl.gz ·
 
 from pathlib import Path
 
-from fastrl.config import TrainConfig
-from fastrl.config_files import load_config, to_toml
+from fastrl.config.files import load_config, to_toml
+from fastrl.config.schema import TrainConfig
 from fastrl.records.changes import differences
 from fastrl.records.durable import make_folder, write_file
 from fastrl.records.lock import Lock

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fastrl.config import SamplerConfig
+from fastrl.config.schema import SamplerConfig
 from fastrl.policy.loading import stop_token_ids
 from fastrl.policy.lora import adapters
 from fastrl.policy.model import Policy
@@ -16,8 +16,8 @@ from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.sampling.protocol import Sampler
-from fastrl.sampling.share import share_weights
 from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.weights.choose import share_weights
 
 
 def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, str]:

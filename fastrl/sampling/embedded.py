@@ -28,11 +28,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from fastrl.process.seeds import seed_of
+from fastrl.process.watchdog import alive
 from fastrl.rollouts import Rollout
 from fastrl.sampling.growing_cache import growing_cache
 from fastrl.sampling.protocol import SamplingSettings
-from fastrl.seeds import seed_of
-from fastrl.watchdog import alive
 
 FINISHED_SHARE, MIN_FINISHED = 1 / 3, 16  # of the rows, that are worth taking out of a batch
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastrl.process.watchdog import alive
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 from fastrl.sampling.side_effects import EngineStream, undone_side_effects
-from fastrl.sampling.slots import Slot, adapter_slots, served_slots
-from fastrl.watchdog import alive
+from fastrl.sampling.weights.slots import Slot, adapter_slots, served_slots
 
 TESTED_VERSIONS = {"0.25.1": "CUDA", "0.29.0": "CPU", "0.31.0": "CPU", "0.32.0": "CPU"}
 ADAPTER_ID = 1  # the only adapter's

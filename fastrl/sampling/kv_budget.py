@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastrl.config import SamplerConfig
+from fastrl.config.schema import SamplerConfig
 from fastrl.policy.lora import adapters
 from fastrl.policy.model import Policy
 from fastrl.policy.sharding import is_sharded

@@ -4,12 +4,12 @@ Every call starts from an empty prefix cache: keys of older weights cannot be re
 depend on what was sampled before (a resumed run continues bitwise). Samples of one prompt still share its prefill.
 """
 
+from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollout
 from fastrl.sampling.engine import Engine, Request
 from fastrl.sampling.prefix_cache import check_cache_reads
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
-from fastrl.sampling.weights import SharedWeights
-from fastrl.seeds import seed_of
+from fastrl.sampling.weights.shared import SharedWeights
 
 
 class VllmSampler:

@@ -18,7 +18,7 @@ from .rows import UnusableRow, read_rows
 from .templates import TEMPLATES
 
 if TYPE_CHECKING:
-    from fastrl.config import TaskConfig
+    from fastrl.config.schema import TaskConfig
 
 __all__ = ["Problem", "Reward", "Score", "Task", "TaskKind", "find_kind", "load_task"]
 

@@ -18,7 +18,7 @@ from .problem import Problem, Score, TaskKind
 from .rows import UnusableRow
 
 if TYPE_CHECKING:
-    from fastrl.config import TaskConfig
+    from fastrl.config.schema import TaskConfig
 
 MAX_NUMBERS = 16
 NUM_DIGITS = 4

@@ -20,7 +20,7 @@ from .problem import Problem, Score, TaskKind, content_id, with_different_ids
 from .rows import require_text
 
 if TYPE_CHECKING:
-    from fastrl.config import TaskConfig
+    from fastrl.config.schema import TaskConfig
 
 DEFAULT_SIZE = 1000  # problems of a split that asks for all: the generators never end
 INSTRUCTION = "Write your final answer between <answer> and </answer>."

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from fastrl.watchdog import alive
+from fastrl.process.watchdog import alive
 
 from .faults import LIMIT_REASONS, VerifierError, check_faults, check_limits, most_of_batch, most_so_far
 from .problem import Prompt, Reward

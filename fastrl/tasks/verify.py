@@ -15,7 +15,7 @@ from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
 from .worker import Verdict, fault
 
 if TYPE_CHECKING:
-    from fastrl.config import TaskConfig
+    from fastrl.config.schema import TaskConfig
 
 
 def make_pool(reward: Reward, config: "TaskConfig") -> VerifierPool:

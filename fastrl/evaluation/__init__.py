@@ -1,0 +1,1 @@
+"""Evaluation: pass@k of a model, and what differs between models."""

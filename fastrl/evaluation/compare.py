@@ -1,0 +1,185 @@
+"""`fastrl compare`: evaluations of the same problems side by side, as one figure and one page that needs no network.
+
+Differences are to the first of them, paired by problem, with 95 % bootstrap intervals over problems: what other
+problems of the kind would change, not what another training seed would.
+"""
+
+import base64
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment
+
+from fastrl.evaluation.results import load_evaluation
+from fastrl.records.plot import plot_pass_at_k
+from fastrl.records.tables import difference_table, pass_table
+from fastrl.statistics import Interval, paired_pass_difference, solved_and_lost
+
+SPLITS = ("test", "validation", "train")  # of a run folder, the first that was evaluated
+SCALARS = {
+    "mean_token_entropy": "entropy, nats a token",
+    "distinct_answers": "distinct answers",
+    "distinct_correct_answers": "distinct correct answers",
+    "majority_share": "share of the most frequent answer",
+    "mean_length": "tokens",
+    "truncated_share": "truncated share",
+}
+CALIBRATION = ("stated_share", "brier", "ece", "auroc")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An evaluation less the first: pass@k by k, and the problems that only one of them solves with any sample."""
+
+    name: str
+    pass_at_k: dict[int, Interval]
+    newly_solved: list[str]
+    lost: list[str]
+
+
+def find_evaluation(path: Path) -> Path:
+    """The evaluation file of a run folder, or the file itself. FileNotFoundError names what was looked for."""
+    if not path.is_dir():
+        return path
+    candidates = [path / "eval" / f"{split}.json" for split in SPLITS]
+    found = next((c for c in candidates if c.exists()), None)
+    if found is None:
+        looked_for = ", ".join(str(c.relative_to(path)) for c in candidates)
+        raise FileNotFoundError(
+            f"{path} holds no evaluation of a finished run ({looked_for}); name one of its evaluation files instead"
+        )
+    return found
+
+
+def names_of(paths: list[Path]) -> list[str]:
+    """Short and different names: the last parts of the paths that are not the same for all."""
+    if len(set(paths)) < len(paths):
+        twice = next(p for p, count in Counter(paths).items() if count > 1)
+        raise ValueError(f"{twice} is named twice; there is nothing to compare")
+    parts = [p.resolve().with_suffix("" if p.suffix == ".json" else p.suffix).parts for p in paths]
+    while len({p[-1] for p in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [p[:-1] for p in parts]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"some of {', '.join(map(str, paths))} are the same file; there is nothing to compare")
+
+
+def differences(evaluations: dict[str, dict]) -> list[Difference]:
+    """Every evaluation but the first, less the first. ValueError, with the names, for different problems."""
+    (base_name, base), *others = evaluations.items()
+    found = []
+    for name, evaluation in others:
+        try:
+            pass_at_k = paired_pass_difference(evaluation, base)
+        except ValueError as error:
+            raise ValueError(f"{name} and {base_name} cannot be compared: {error}") from None
+        found.append(Difference(name, pass_at_k, *solved_and_lost(base, evaluation)))
+    return found
+
+
+def compare(runs: list[Path], output: Path) -> str:
+    """Write OUTPUT.png and OUTPUT.html; returns the tables as text. ValueError or OSError for bad input."""
+    if len(runs) < 2:
+        raise ValueError(f"fastrl compare needs at least two runs or evaluation files, got {len(runs)}")
+    figure, page = (output.with_name(f"{output.name}{suffix}") for suffix in (".png", ".html"))
+    for path in (figure, page):
+        if path.exists():
+            raise ValueError(f"{path} exists; a comparison overwrites nothing: choose another --output")
+    names = names_of(runs)
+    evaluations = {n: load_evaluation(find_evaluation(p)) for n, p in zip(names, runs, strict=True)}
+    found = differences(evaluations)
+    plot_pass_at_k(evaluations, figure, title="pass@k", caption="Bands: 95 % bootstrap over problems.")
+    page.write_text(page_of(evaluations, found, figure.read_bytes()), encoding="utf-8")
+    pairs = {f"{d.name} − {names[0]}": (evaluations[d.name], evaluations[names[0]]) for d in found}
+    return f"{pass_table(evaluations)}\n{difference_table(pairs)}\nfigure: {figure}\npage: {page}"
+
+
+def page_of(evaluations: dict[str, dict], found: list[Difference], png: bytes) -> str:
+    """The page as HTML. Names and problem ids are escaped; the figure is part of the text."""
+    ks = sorted({int(k) for e in evaluations.values() for k in e["pass_at_k"]})
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "points": _points, "number": _number}
+    return environment.from_string(PAGE).render(
+        evaluations=evaluations,
+        differences=found,
+        ks=ks,
+        scalars={key: label for key, label in SCALARS.items() if any(key in e for e in evaluations.values())},
+        calibration=CALIBRATION if any(e.get("calibration") for e in evaluations.values()) else (),
+        image=base64.b64encode(png).decode(),
+    )
+
+
+def _percent(interval: dict | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def _points(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    text = f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    return text.replace("-", "−") + (" *" if interval.excludes_zero else "")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>fastrl: {{ evaluations | join(", ") }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+img { max-width: 100%; height: auto }
+div { overflow-x: auto }
+table { border-collapse: collapse; margin: 1rem 0; white-space: nowrap }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb; text-align: right }
+th:first-child, td:first-child { text-align: left }
+</style>
+</head>
+<body>
+<h1>{{ evaluations | join(", ") }}</h1>
+<img alt="pass@k against k" src="data:image/png;base64,{{ image }}">
+<h2>pass@k, % of problems</h2>
+<div><table>
+<tr><th></th><th>problems × samples</th>{% for k in ks %}<th>{{ k }}</th>{% endfor %}</tr>
+{% for name, e in evaluations.items() %}
+<tr><td>{{ name }}</td><td>{{ e.num_problems }} × {{ e.num_samples }}</td>
+{%- for k in ks %}<td>{{ e.pass_at_k.get(k | string) | percent }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+<h2>Differences to {{ evaluations | first }}, points</h2>
+<div><table>
+<tr><th></th>{% for k in ks %}<th>{{ k }}</th>{% endfor %}<th>newly solved</th><th>lost</th></tr>
+{% for d in differences %}
+<tr><td>{{ d.name }}</td>{% for k in ks %}<td>{{ d.pass_at_k.get(k) | points }}</td>{% endfor %}
+<td>{{ d.newly_solved | length }}</td><td>{{ d.lost | length }}</td></tr>
+{% endfor %}
+</table></div>
+<p>95 % intervals, bootstrap over problems, paired; * excludes 0. Solved: correct with any sample.</p>
+<h2>Diversity</h2>
+<div><table>
+<tr><th></th><th>slope, points a doubling of k</th>
+{%- for label in scalars.values() %}<th>{{ label }}</th>{% endfor %}
+{%- for key in calibration %}<th>{{ key }}</th>{% endfor %}</tr>
+{% for name, e in evaluations.items() %}
+<tr><td>{{ name }}</td><td>{{ e.get("pass_slope") | percent }}</td>
+{%- for key in scalars %}<td>{{ e.get(key) | number }}</td>{% endfor %}
+{%- for key in calibration %}<td>{{ (e.get("calibration") or {}).get(key) | number }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% for d in differences %}
+<details><summary>{{ d.name }}: {{ d.newly_solved | length }} newly solved, {{ d.lost | length }} lost</summary>
+<p>Newly solved: {{ d.newly_solved | join(", ") or "none" }}</p>
+<p>Lost: {{ d.lost | join(", ") or "none" }}</p>
+</details>
+{% endfor %}
+</body>
+</html>
+"""

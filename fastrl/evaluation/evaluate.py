@@ -1,0 +1,108 @@
+"""`fastrl eval`: a model, a task, an evaluation file, a plot, and the comparison with an earlier evaluation."""
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from fastrl.config.checks import check_eval
+from fastrl.config.schema import EvalConfig
+from fastrl.evaluation.evaluator import Evaluator
+from fastrl.evaluation.results import load_evaluation, save_evaluation
+from fastrl.policy.loading import check_weight_files, context_of, load_architecture, load_model, load_tokenizer
+from fastrl.policy.model import Policy
+from fastrl.prompts.lengths import longest_sequence, without_overlong
+from fastrl.records.lock import lock_beside
+from fastrl.records.plot import plot_pass_at_k
+from fastrl.records.tables import difference_table, pass_table
+from fastrl.sampling.choose import build_sampler
+from fastrl.statistics import paired_pass_difference, solved_and_lost
+from fastrl.tasks import Task, load_task
+from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.verify import make_pool
+
+
+def compare(evaluation: dict, base: dict) -> dict:
+    """Paired differences of pass@k (evaluation − base), and the problems newly solved and lost, as JSON."""
+    differences = paired_pass_difference(evaluation, base)
+    solved, lost = solved_and_lost(base, evaluation)
+    return {
+        "pass_at_k": {str(k): dataclasses.asdict(interval) for k, interval in differences.items()},
+        "newly_solved": solved,
+        "lost": lost,
+    }
+
+
+def same_problems(base: dict, ids: list[str]) -> None:
+    """ValueError when an earlier evaluation is not of exactly these problems: there is nothing to compare."""
+    if different := {p["id"] for p in base["problems"]} ^ set(ids):
+        raise ValueError(
+            f"base evaluation and task hold different problems ({len(different)} of them, such as "
+            f"{', '.join(map(str, sorted(different)[:3]))}): same split, count and seed are needed"
+        )
+
+
+def _longest_sequence(
+    config: EvalConfig, task: Task, tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig
+) -> int:
+    """Tokens of the longest prompt and completion to come. ValueError beyond the model's context or vocabulary."""
+    new_tokens = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
+    context = context_of(architecture)
+    limits = {"the model's context": context} if context else {}
+    problems = getattr(task, config.evaluation.split)
+    setting = f"sampler.max_new_tokens={new_tokens}"
+    return longest_sequence(
+        task, problems, tokenizer, architecture, limits, use="evaluation", setting=setting, new=new_tokens
+    )
+
+
+def evaluate(config: EvalConfig) -> dict:
+    """Run one evaluation, write it (JSON and PNG), print its table; returns it."""
+    check_eval(config)
+    with lock_beside(Path(config.output), "output"):
+        return _evaluate(config, Path(config.output))
+
+
+def _evaluate(config: EvalConfig, output: Path) -> dict:
+    split = config.evaluation.split
+    base = load_evaluation(config.base) if config.base else None
+    if output.exists():
+        raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
+    task = load_task(config.task, splits=(split,))
+    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
+    check_weight_files(config.model)
+    task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
+    max_sequence_tokens = _longest_sequence(config, task, tokenizer, architecture)
+    if base:
+        same_problems(base, [p.id for p in getattr(task, split)])
+    policy = Policy(load_model(config.model), temperature=config.sampler.temperature)
+    sampler = build_sampler(
+        config.sampler,
+        policy,
+        tokenizer,
+        max_sequence_tokens=max_sequence_tokens,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    with closing(sampler), make_pool(task.reward, config.task) as verifier:
+        evaluation = Evaluator(
+            task=task,
+            tokenizer=tokenizer,
+            sampler=sampler,
+            verifier=verifier,
+            policy=policy,
+            token_budget=max(16384, max_sequence_tokens),
+            max_new_tokens=config.sampler.max_new_tokens,
+            correctness=Correctness(config.correct_threshold, config.truncated),
+        ).run(getattr(task, split), config.evaluation)
+    evaluation |= {"split": split, "model": config.model.path}
+    if base:
+        evaluation["against_base"] = compare(evaluation, base)
+    save_evaluation(evaluation, output)
+    shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}
+    plot_pass_at_k(shown, output.with_suffix(".png"))
+    print(pass_table(shown))
+    if base:
+        print(difference_table({f"{output.stem} − base": (evaluation, base)}))
+    print(f"evaluation: {output}")
+    return evaluation

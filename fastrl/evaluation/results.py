@@ -1,0 +1,37 @@
+"""An evaluation as a file, and the numbers of it that others ask for by name."""
+
+import json
+from pathlib import Path
+
+from fastrl.records.durable import write_file
+
+
+def save_evaluation(evaluation: dict, path: Path) -> None:
+    """Write JSON that a power cut leaves whole."""
+    write_file(path, json.dumps(evaluation, indent=1))
+
+
+def load_evaluation(path: str | Path) -> dict:
+    """Read an evaluation. FileNotFoundError, or ValueError for a file that is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no evaluation file {path}")
+    try:
+        evaluation = json.loads(path.read_text())
+        _ = evaluation["pass_at_k"], evaluation["problems"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an evaluation written by fastrl ({error!r})") from None
+    return evaluation
+
+
+def metric_value(evaluation: dict, name: str) -> float:
+    """The value of one of `best_metric_names` in an evaluation."""
+    key, _, k = name.partition("/")
+    return evaluation[key][k]["mean"] if k else evaluation[key]
+
+
+def evaluation_metrics(evaluation: dict) -> dict[str, float]:
+    """The evaluation's headline numbers under the names of the metrics log."""
+    curves = {f"eval/pass_at_{k}": v["mean"] for k, v in evaluation["pass_at_k"].items()}
+    scalars = ("mean_length", "mean_token_entropy", "distinct_answers", "truncated_share")
+    return curves | {f"eval/{name}": evaluation[name] for name in scalars}

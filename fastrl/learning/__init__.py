@@ -1,0 +1,1 @@
+"""From rewards to the loss: objectives, importance weights, reductions."""

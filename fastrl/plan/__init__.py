@@ -1,0 +1,1 @@
+"""A run's memory, predicted from its config."""

@@ -1,0 +1,1 @@
+"""AdamW, in the kinds that memory allows."""

@@ -1,0 +1,86 @@
+"""What every kind of AdamW shares: learning rate by step, clipping, non-finite gradients skipped."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from fastrl.config.schema import OptimizerConfig
+
+
+class Optimizer(ABC):
+    """What every kind shares. The weights are written in place: whoever holds their storage sees the update."""
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, num_steps: int):
+        self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for parameter in self.weights.values():
+            parameter.grad_dtype = gradient_dtype(parameter, config)
+        self.max_grad_norm = config.max_grad_norm
+        self.adamw = self._build(config)
+        schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+        scheduler = get_scheduler(schedule, self.adamw, config.warmup_steps, num_steps)
+        self._lr, self._num_warmup, self._factor = config.lr, config.warmup_steps, scheduler.lr_lambdas[0]
+        self.start_step(1)
+
+    @abstractmethod
+    def _build(self, config: OptimizerConfig) -> torch.optim.Optimizer: ...
+
+    @abstractmethod
+    def _clip(self, limit: float) -> float:
+        """Scale the gradients so that their norm is at most `limit`; the norm before."""
+
+    @abstractmethod
+    def _update(self) -> None: ...
+
+    @abstractmethod
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Flat plain tensors for a checkpoint, beside the weights."""
+
+    @abstractmethod
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state_tensors`."""
+
+    def empty_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a checkpoint's tensor `name` of this (whole) size is to be read into."""
+        return torch.empty(size, dtype=dtype)
+
+    def start_step(self, step: int) -> None:
+        """Set the learning rate of training step `step` (from 1): a function of the step, so there is no state to save.
+
+        Warm-up rises from lr/warmup_steps at step 1 to lr.
+        """
+        self.lr = self._lr * self._factor(step if step <= self._num_warmup else step - 1)
+        group = self.adamw.param_groups[0]
+        group["lr"] = torch.tensor(self.lr) if isinstance(group["lr"], Tensor) else self.lr
+
+    def step(self) -> tuple[float, bool]:
+        """(gradient norm before clipping, whether the weights moved). Gradients are cleared either way.
+
+        A gradient that is not finite moves nothing.
+        """
+        norm = self._clip(self.max_grad_norm or math.inf)
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            self._update()
+        self.zero_grad()
+        return norm, is_finite
+
+    def zero_grad(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+
+def adamw_settings(config: OptimizerConfig) -> dict[str, float | tuple[float, float]]:
+    return {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+
+
+def gradient_dtype(weight: Tensor, config: OptimizerConfig) -> torch.dtype:
+    """What the gradients of a weight accumulate in: never less than the weight's own dtype."""
+    return torch.promote_types(weight.dtype, getattr(torch, config.grad_dtype))

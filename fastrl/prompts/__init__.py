@@ -1,0 +1,1 @@
+"""Prompts: their tokens, their lengths, their order."""

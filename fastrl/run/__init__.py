@@ -1,0 +1,1 @@
+"""A whole run: its checks, its parts, its steps, its end."""
