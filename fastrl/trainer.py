@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
-from fastrl.learning.objectives import OBJECTIVES, has_contrast, overlong_penalty
+from fastrl.learning.objectives import OBJECTIVES, WReinforce, has_contrast
+from fastrl.learning.overlong import Overlong
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
@@ -61,7 +63,9 @@ class Trainer:
         self.config, self.task, self.tokenizer, self.prompts = config, task, tokenizer, prompts
         self.sampler, self.verifier, self.policy, self.updater = sampler, verifier, policy, updater
         self.probe, self.ranks = probe, policy.ranks
-        self.objective = OBJECTIVES[config.algorithm.objective](config.algorithm)
+        objective = OBJECTIVES[config.algorithm.objective]
+        self.objective = objective(config.algorithm.positive_weight) if objective is WReinforce else objective()
+        self.overlong = Overlong(config.algorithm.overlong_buffer, config.algorithm.overlong_penalty)
         self.correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
         self.settings = SamplingSettings(
             num_samples=config.batch.rollouts_per_prompt,
@@ -153,18 +157,16 @@ class Trainer:
             rollout.loss_mask = [0] * len(rollout.completion_ids)
         elif rollout.is_truncated and algorithm.truncated == "wrong" and rollout.reason not in POOL_REASONS:
             rollout.reason = "truncated"
-        rollout.penalty = overlong_penalty(
-            len(rollout.completion_ids),
-            self.config.sampler.max_new_tokens,
-            algorithm.overlong_buffer,
-            algorithm.overlong_penalty,
-        )
+        length = np.array([len(rollout.completion_ids)])
+        rollout.penalty = self.overlong(length, self.config.sampler.max_new_tokens).item()
 
     def assign_advantages(self, rollouts: list[Rollout]) -> None:
         """Rewards of the batch → signed advantages; a missing reward and a masked rollout get 0."""
-        penalties = torch.tensor([r.penalty for r in rollouts], dtype=torch.float64)
-        rewards_PG = (rewards_of(rollouts) + penalties).view(-1, self.settings.num_samples)
-        for rollout, advantage in zip(rollouts, self.objective(rewards_PG).flatten().tolist(), strict=True):
+        shape, rewards_R = (-1, self.settings.num_samples), rewards_of(rollouts)
+        rewards_PG = (rewards_R + np.array([r.penalty for r in rollouts])).reshape(shape)
+        is_correct_PG = (rewards_R >= self.correctness.threshold).reshape(shape)
+        advantages = self.objective(rewards_PG, is_correct_PG).ravel().tolist()
+        for rollout, advantage in zip(rollouts, advantages, strict=True):
             rollout.advantage = advantage if rollout.num_tokens else 0.0
 
     def score_sample(self, step: int, rollouts: list[Rollout]) -> list[Rollout]:
@@ -188,12 +190,12 @@ class Trainer:
         self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start
 
 
-def rewards_of(rollouts: list[Rollout]) -> torch.Tensor:
+def rewards_of(rollouts: list[Rollout]) -> np.ndarray:
     """(R,) float64, NaN where there is none."""
-    return torch.tensor([math.nan if r.reward is None else r.reward for r in rollouts], dtype=torch.float64)
+    return np.array([math.nan if r.reward is None else r.reward for r in rollouts])
 
 
 def with_contrast(groups: list[list[Rollout]]) -> list[list[Rollout]]:
     """The groups of which not all verdicts are equal, missing ones aside; all of one size."""
-    rewards_PG = rewards_of([rollout for group in groups for rollout in group]).view(len(groups), -1)
+    rewards_PG = rewards_of([rollout for group in groups for rollout in group]).reshape(len(groups), -1)
     return [group for group, is_kept in zip(groups, has_contrast(rewards_PG).tolist(), strict=True) if is_kept]

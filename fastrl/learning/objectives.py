@@ -1,9 +1,4 @@
-"""Objectives: rewards of a batch → one signed advantage per rollout. Advantage 0 carries no gradient.
-
-rewards_PG is (P prompts, G rollouts each), fp64 or fp32; NaN marks a rollout without a reward (its verifier broke): it
-is left out of every baseline and gets advantage 0. Whether a group's rewards differ at all is decided before any
-arithmetic (`has_contrast`): a group of equal ones, whatever the number, gets advantages of exactly 0, as does a reward
-that is its group's mean but for rounding.
+"""Objectives: the rewards of a batch → one signed advantage per rollout. Advantage 0 carries no gradient.
 
     psr           A = +1 correct,  0 wrong                        arXiv:2506.01347 eq. 2
     nsr           A =  0 correct, −1 wrong                        arXiv:2506.01347 eq. 3
@@ -13,88 +8,141 @@ that is its group's mean but for rounding.
     grpo          A = (r − mean) / (std + 1e-6), unbiased std     Shao et al. 2024, arXiv:2402.03300
     dr-grpo       A = r − mean                                    Liu et al. 2025, arXiv:2503.20783
 
-Sign objectives call a rollout correct when reward ≥ threshold and use no group: an all-wrong group trains under NSR.
+Sign objectives look at each rollout alone: an all-wrong group trains under NSR. Group objectives compare the rewards of
+a prompt. Whether these differ at all is decided before any arithmetic (`has_contrast`): equal rewards, whatever the
+number, give advantages of exactly 0.
+
+Legend: P prompts, G rollouts of each.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from annotated_types import Ge
 
-Objective = Callable[[Tensor], Tensor]
-
-
-class Settings(Protocol):
-    positive_weight: float
-    correct_threshold: float
+ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-6}  # of a group's largest reward: no difference
 
 
-SIGN_OBJECTIVES = ("psr", "nsr", "w-reinforce", "reinforce")
-ROUNDING = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-6,
-}  # of a group's largest reward: sums in another order differ by less
+class Objective(Protocol):
+    """Its fields are its settings, under [algorithm.<name>]. compares_group: needs several rollouts of a prompt."""
+
+    compares_group: ClassVar[bool]
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        """(P,G) advantages. rewards_PG are floats, NaN where the verifier broke: those get 0 and enter no baseline."""
+        ...
 
 
-def signed(rewards_PG: Tensor, *, positive: float, negative: float, threshold: float = 1.0) -> Tensor:
-    """`positive` where reward ≥ threshold, `negative` elsewhere, 0 where the reward is missing."""
-    advantages = torch.where(rewards_PG >= threshold, positive, negative)
-    return torch.where(rewards_PG.isnan(), 0.0, advantages)
+def _signed(rewards_PG: np.ndarray, is_correct_PG: np.ndarray, positive: float, negative: float) -> np.ndarray:
+    return np.where(np.isnan(rewards_PG), 0.0, np.where(is_correct_PG, positive, negative))
 
 
-def has_contrast(rewards_PG: Tensor) -> Tensor:
-    """(P,) bool: do any two of a group's rewards differ by more than rounding? Missing ones are no rewards."""
-    missing_PG = rewards_PG.isnan()
-    high_P = rewards_PG.masked_fill(missing_PG, -torch.inf).amax(dim=1)
-    low_P = rewards_PG.masked_fill(missing_PG, torch.inf).amin(dim=1)
-    return high_P - low_P > ROUNDING[rewards_PG.dtype] * torch.maximum(high_P.abs(), low_P.abs())
+@dataclass(frozen=True)
+class Psr:
+    """Positive sample reinforcement: reinforce what was right, leave the rest alone."""
+
+    compares_group: ClassVar[bool] = False
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return _signed(rewards_PG, is_correct_PG, 1.0, 0.0)
 
 
-def _centred(rewards_PG: Tensor) -> Tensor:
-    """r − group mean; NaN where the reward is missing, 0 in groups without contrast."""
-    centred_PG = rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)
-    largest_P1 = rewards_PG.abs().nan_to_num(nan=0.0).amax(dim=1, keepdim=True)
-    is_mean_PG = (centred_PG.abs() <= ROUNDING[rewards_PG.dtype] * largest_P1) | ~has_contrast(rewards_PG).unsqueeze(1)
-    return centred_PG.masked_fill(is_mean_PG & ~rewards_PG.isnan(), 0.0)
+@dataclass(frozen=True)
+class Nsr:
+    """Negative sample reinforcement: penalise what was wrong, leave the rest alone."""
+
+    compares_group: ClassVar[bool] = False
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return _signed(rewards_PG, is_correct_PG, 0.0, -1.0)
 
 
-def dr_grpo(rewards_PG: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class WReinforce:
+    """REINFORCE with a weight on its positive half."""
+
+    compares_group: ClassVar[bool] = False
+    positive_weight: Annotated[float, Ge(0)] = 0.1
+    """λ: the advantage of a correct completion (a wrong one has −1)."""
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return _signed(rewards_PG, is_correct_PG, self.positive_weight, -1.0)
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """+1 or −1."""
+
+    compares_group: ClassVar[bool] = False
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return _signed(rewards_PG, is_correct_PG, 1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class DrGrpo:
     """r − group mean."""
-    return _centred(rewards_PG).nan_to_num(nan=0.0)
+
+    compares_group: ClassVar[bool] = True
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(_centred(rewards_PG), nan=0.0)
 
 
-def rloo(rewards_PG: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Rloo:
     """r − mean of the others = (r − mean)·n/(n−1) over the n rewards present; 0 for a lone reward."""
-    num_present = (~rewards_PG.isnan()).sum(dim=1, keepdim=True)
-    return (_centred(rewards_PG) * num_present / (num_present - 1).clamp(min=1)).nan_to_num(nan=0.0)
+
+    compares_group: ClassVar[bool] = True
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        num_present = _num_present(rewards_PG)
+        return np.nan_to_num(_centred(rewards_PG) * num_present / np.maximum(num_present - 1, 1), nan=0.0)
 
 
-def grpo(rewards_PG: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Grpo:
     """(r − group mean) / (unbiased group std + 1e-6)."""
-    centred = _centred(rewards_PG)
-    num_present = (~rewards_PG.isnan()).sum(dim=1, keepdim=True)
-    std = (centred.square().nansum(dim=1, keepdim=True) / (num_present - 1).clamp(min=1)).sqrt()
-    return (centred / (std + 1e-6)).nan_to_num(nan=0.0)
+
+    compares_group: ClassVar[bool] = True
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        centred_PG = _centred(rewards_PG)
+        squares_P1 = np.nansum(np.square(centred_PG), axis=1, keepdims=True)
+        std_P1 = np.sqrt(squares_P1 / np.maximum(_num_present(rewards_PG) - 1, 1))
+        return np.nan_to_num(centred_PG / (std_P1 + 1e-6), nan=0.0)
 
 
-OBJECTIVES: dict[str, Callable[[Settings], Objective]] = {
-    "psr": lambda c: partial(signed, positive=1.0, negative=0.0, threshold=c.correct_threshold),
-    "nsr": lambda c: partial(signed, positive=0.0, negative=-1.0, threshold=c.correct_threshold),
-    "w-reinforce": lambda c: partial(signed, positive=c.positive_weight, negative=-1.0, threshold=c.correct_threshold),
-    "reinforce": lambda c: partial(signed, positive=1.0, negative=-1.0, threshold=c.correct_threshold),
-    "rloo": lambda c: rloo,
-    "grpo": lambda c: grpo,
-    "dr-grpo": lambda c: dr_grpo,
+def _num_present(rewards_PG: np.ndarray) -> np.ndarray:
+    """(P,1): rewards of each group that are there."""
+    return (~np.isnan(rewards_PG)).sum(axis=1, keepdims=True)
+
+
+def has_contrast(rewards_PG: np.ndarray) -> np.ndarray:
+    """(P,) bool: do any two of a group's rewards differ by more than rounding? Missing ones are no rewards."""
+    missing_PG = np.isnan(rewards_PG)
+    high_P = np.where(missing_PG, -np.inf, rewards_PG).max(axis=1)
+    low_P = np.where(missing_PG, np.inf, rewards_PG).min(axis=1)
+    return high_P - low_P > ROUNDING[rewards_PG.dtype] * np.maximum(np.abs(high_P), np.abs(low_P))
+
+
+def _centred(rewards_PG: np.ndarray) -> np.ndarray:
+    """r − group mean; NaN where the reward is missing, 0 in groups without contrast."""
+    sums_P1 = np.nansum(rewards_PG, axis=1, keepdims=True, dtype=rewards_PG.dtype)
+    centred_PG = rewards_PG - sums_P1 / np.maximum(_num_present(rewards_PG), 1).astype(rewards_PG.dtype)
+    largest_P1 = np.abs(np.nan_to_num(rewards_PG, nan=0.0)).max(axis=1, keepdims=True)
+    is_mean_PG = np.abs(centred_PG) <= ROUNDING[rewards_PG.dtype] * largest_P1
+    is_mean_PG |= ~has_contrast(rewards_PG)[:, None]
+    return np.where(is_mean_PG & ~np.isnan(rewards_PG), 0.0, centred_PG)
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "psr": Psr,
+    "nsr": Nsr,
+    "w-reinforce": WReinforce,
+    "reinforce": Reinforce,
+    "rloo": Rloo,
+    "grpo": Grpo,
+    "dr-grpo": DrGrpo,
 }
-
-
-def overlong_penalty(length: int, max_new_tokens: int, buffer: int, penalty: float) -> float:
-    """Reward to add (≤ 0) for a completion of `length` tokens: linear over the last `buffer` tokens.
-
-    min(0, (L_max − buffer − length) / buffer) · penalty, DAPO (arXiv:2503.14476) eq. 13.
-    """
-    if buffer <= 0:
-        return 0.0
-    return penalty * min(0.0, (max_new_tokens - buffer - length) / buffer)

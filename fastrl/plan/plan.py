@@ -111,14 +111,14 @@ def make_plan(
     config = _checked(config, num_ranks)
     device, dtype = planned_device(config, device_type)
     check_weights(config.optimizer.kind, dtype)
-    memory = int(memory_gib * GIB) or detected_memory(device)
+    memory, budget = int(memory_gib * GIB) or detected_memory(device), config.batch.micro_batch_tokens
     architecture = load_architecture(config.model)
     if config.model.lora_rank:
         check_targets(config.model, architecture)
     attention = choose_attention(config.model.attention, device, dtype, architecture)
     sequence_tokens = _longest_sequence(config, architecture, prompt_tokens)
     sampler, sampler_reason = choose_sampler(config.sampler, device)
-    is_vllm, budget = sampler == "vllm", config.batch.micro_batch_tokens
+    is_vllm = sampler == "vllm"
     update_tokens = _update_tokens(config, sequence_tokens, num_ranks, is_packed=attention.is_packed)
     largest = min(budget, update_tokens)
     is_sharded = num_ranks > 1 or config.optimizer.offload
@@ -126,16 +126,15 @@ def make_plan(
     with storageless_model(architecture, dtype, attention, config.model) as model:
         training = footprint(model, largest, sequence_tokens, device.type, config.optimizer, num_ranks)
         larger = footprint(model, 2 * largest, sequence_tokens, device.type, config.optimizer, num_ranks)
-        wish = _kv_cache_bytes(config, model, sequence_tokens, num_ranks, is_vllm=is_vllm)
+        kv_cache = _kv_cache_bytes(config, model, sequence_tokens, num_ranks, is_vllm=is_vllm)
         vocab = model.get_output_embeddings().weight.shape[0]
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
         exported = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         served = served_bytes(config.sampler.weights, model, dtype, is_sharded=is_sharded) if is_vllm else 0
     has_reference = config.algorithm.kl_coef and not config.model.lora_rank  # the base is the reference of its adapters
-    kv_cache = wish
     if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
         static = 0 if is_offloaded else training.static
-        kv_cache = min(wish, available_bytes(device, memory, memory - static - served))
+        kv_cache = min(kv_cache, available_bytes(device, memory, memory - static - served))
     keeps_kv_cache = is_vllm and not config.sampler.release_kv_cache
     masters = training.weights if is_sharded else training.masters
     plan = Plan(

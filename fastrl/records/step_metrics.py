@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 
 from fastrl.learning.objectives import has_contrast
 from fastrl.rollouts import Rollout
@@ -71,4 +70,4 @@ def _equal_share(rollouts: list[Rollout]) -> float:
     for rollout in rollouts:
         if rollout.reward is not None:
             groups.setdefault(rollout.group, []).append(rollout.reward + rollout.penalty)
-    return _mean(not has_contrast(torch.tensor([rewards], dtype=torch.float64)).item() for rewards in groups.values())
+    return _mean(not has_contrast(np.array([rewards])).item() for rewards in groups.values())

@@ -12,7 +12,7 @@ from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
 from fastrl.learning.importance import choose_importance
-from fastrl.learning.objectives import SIGN_OBJECTIVES
+from fastrl.learning.objectives import OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
 from fastrl.policy.optimizer.bytes import training_bytes
@@ -298,7 +298,7 @@ class Run:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
         algorithm = self.config.algorithm
         fractional = next((r.reward for r in rollouts if r.reward not in (None, 0.0, 1.0)), None)
-        if self.has_announced or fractional is None or algorithm.objective not in SIGN_OBJECTIVES:
+        if self.has_announced or fractional is None or OBJECTIVES[algorithm.objective].compares_group:
             return
         self.has_announced = True
         self.progress.message(
