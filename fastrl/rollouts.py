@@ -1,54 +1,222 @@
-"""The rollout: one prompt, one completion, and everything that is learned about it on its way through a step."""
+"""Rollouts as columns: prompts, their completions, and everything that is learned about them on the way through a step.
 
-from dataclasses import dataclass, field
+A column's suffix says what it has an entry for: T tokens of prompts and completions back to back, R rollouts, N
+completion tokens. Nothing is written into a batch: whoever adds a column makes a new batch with `replace`. Token ids
+are never re-tokenised: what was sampled is what is trained, the end-of-sequence token included. With its credit a
+completion token takes 13 bytes, a prompt token 4.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
 
 
-@dataclass
-class Rollout:
-    """Token ids are never re-tokenised: what was sampled is what is trained, the end-of-sequence token included.
+@dataclass(frozen=True)
+class Rollouts:
+    """A batch. Columns that nobody computed are None. tokens int32; log-probs, entropy and credits float32, in nats.
 
-    Log-probs, entropy and loss_mask have one entry per completion token; None where nobody computed them. reward is
-    None while unscored, or when the verifier broke. Advantage 0: the rollout carries no gradient.
+    sampler_logprobs_N: of the distribution that was sampled from. loss_mask_N: tokens that the loss may use. groups_R:
+    index of the prompt among those that were asked for. rewards_R float64: what the verdict counts as (see
+    `tasks.correctness`), NaN where the verifier broke. penalties_R ≤ 0: added to rewards where these are compared.
+    credits_N: the signed advantage of each token. old_logprobs_N: before the first update. ref_logprobs_N: of the
+    reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. importance_N: factors of the
+    credit.
     """
 
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    sampler_logprobs: list[float]
-    finish_reason: str  # stop | length
-    group: int  # index of the prompt in its batch
-    weight_version: int = 0
-    loss_mask: list[int] = field(default_factory=list)
-    problem_id: str = ""
-    prompt_text: str | list[dict[str, str]] = ""
-    text: str = ""
-    reward: float | None = None  # what the verdict counts as: see `tasks.correctness`
-    penalty: float = 0.0  # added to the reward where rewards are compared (≤ 0), never to the verdict itself
-    reason: str = ""
-    advantage: float = 0.0
-    old_logprobs: list[float] | None = None
-    ref_logprobs: list[float] | None = None
-    trainer_logprobs: list[float] | None = None
-    entropy: list[float] | None = None
-    importance: list[float] | None = None  # factors of the advantage, one per token; None: 1
+    tokens_T: np.ndarray
+    prompt_lengths_R: np.ndarray
+    completion_lengths_R: np.ndarray
+    groups_R: np.ndarray
+    is_truncated_R: np.ndarray
+    sampler_logprobs_N: np.ndarray
+    loss_mask_N: np.ndarray
+    weight_versions_R: np.ndarray
+    rewards_R: np.ndarray | None = None
+    penalties_R: np.ndarray | None = None
+    reasons_R: np.ndarray | None = None  # of the verdict, str
+    answers_R: np.ndarray | None = None  # that the verifier read, str or None
+    texts_R: np.ndarray | None = None  # what the verifier saw, str
+    credits_N: np.ndarray | None = None
+    old_logprobs_N: np.ndarray | None = None
+    ref_logprobs_N: np.ndarray | None = None
+    policy_logprobs_N: np.ndarray | None = None
+    entropy_N: np.ndarray | None = None
+    importance_N: np.ndarray | None = None
 
-    def __post_init__(self) -> None:
-        if not self.loss_mask:
-            self.loss_mask = [1] * len(self.completion_ids)
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        *,
+        sampler_logprobs: Sequence[Sequence[float]] | None = None,
+        is_truncated: Sequence[bool] | None = None,
+        groups: Sequence[int] | None = None,
+        weight_version: int = 0,
+        **columns: Any,
+    ) -> Self:
+        """From lists of token ids, one of each per rollout. groups None: every rollout has a prompt of its own."""
+        num, lengths = len(prompts), np.array([len(c) for c in completions], dtype=np.int32)
+        logprobs = np.zeros(lengths.sum()) if sampler_logprobs is None else _flat(sampler_logprobs, np.float32)
+        return cls(
+            tokens_T=_flat([ids for pair in zip(prompts, completions, strict=True) for ids in pair], np.int32),
+            prompt_lengths_R=np.array([len(p) for p in prompts], dtype=np.int32),
+            completion_lengths_R=lengths,
+            groups_R=np.arange(num, dtype=np.int32) if groups is None else np.array(groups, dtype=np.int32),
+            is_truncated_R=np.zeros(num, bool) if is_truncated is None else np.array(is_truncated, dtype=bool),
+            sampler_logprobs_N=logprobs.astype(np.float32, copy=False),
+            loss_mask_N=np.ones(lengths.sum(), dtype=bool),
+            weight_versions_R=np.full(num, weight_version, dtype=np.int32),
+            **columns,
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths_R)
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens that the loss may use."""
-        return sum(self.loss_mask)
+        """Completion tokens."""
+        return len(self.sampler_logprobs_N)
 
-    @property
-    def has_gradient(self) -> bool:
-        """The policy term of the loss moves something: an advantage, and tokens to apply it to."""
-        return self.advantage != 0 and self.num_tokens > 0
+    @cached_property
+    def prompt_starts_R(self) -> np.ndarray:
+        """Where each rollout begins in tokens_T."""
+        return _starts(self.prompt_lengths_R + self.completion_lengths_R)
 
-    @property
-    def is_truncated(self) -> bool:
-        return self.finish_reason == "length"
+    @cached_property
+    def starts_R(self) -> np.ndarray:
+        """Where each completion begins in the columns over N."""
+        return _starts(self.completion_lengths_R)
+
+    @cached_property
+    def completions_N(self) -> np.ndarray:
+        """Ids of the completions' tokens, int32."""
+        return self.tokens_T[spans(self.prompt_starts_R + self.prompt_lengths_R, self.completion_lengths_R)]
+
+    def prompt(self, index: int) -> np.ndarray:
+        """Ids of a prompt's tokens."""
+        return self.tokens_T[self.prompt_starts_R[index] :][: self.prompt_lengths_R[index]]
+
+    def completion(self, index: int) -> np.ndarray:
+        """Ids of a completion's tokens."""
+        return self.of_rollout(index, self.completions_N)
+
+    def of_rollout(self, index: int, column_N: np.ndarray) -> np.ndarray:
+        """The part of a column that belongs to one completion."""
+        return column_N[self.starts_R[index] :][: self.completion_lengths_R[index]]
+
+    @cached_property
+    def prompt_keys_R(self) -> np.ndarray:
+        """Equal numbers for equal prompts, in the order in which these appear."""
+        known: dict[bytes, int] = {}
+        return np.array([known.setdefault(self.prompt(i).tobytes(), len(known)) for i in range(len(self))], dtype=int)
+
+    @cached_property
+    def loss_tokens_R(self) -> np.ndarray:
+        """Tokens of each completion that the loss may use. int64."""
+        return self.sum_by_rollout(self.loss_mask_N).astype(np.int64)
+
+    @cached_property
+    def credit_sums_R(self) -> np.ndarray:
+        """Sum of each completion's credits: its sign is the rollout's. float64."""
+        return self.sum_by_rollout(self.credits_N * self.loss_mask_N)
+
+    @cached_property
+    def has_gradient_R(self) -> np.ndarray:
+        """Whether the policy term of the loss moves anything: a token that the loss may use has credit."""
+        return self.sum_by_rollout((self.credits_N != 0) & self.loss_mask_N) > 0
+
+    @cached_property
+    def rollout_N(self) -> np.ndarray:
+        """Which rollout each completion token belongs to."""
+        return np.repeat(np.arange(len(self)), self.completion_lengths_R)
+
+    def sum_by_rollout(self, values_N: np.ndarray) -> np.ndarray:
+        """(R,) sums over the tokens of each completion, in their order. float64."""
+        return np.bincount(self.rollout_N, values_N, minlength=len(self))
+
+    def by_token(self, values_R: np.ndarray) -> np.ndarray:
+        """(N,): each rollout's value for all of its tokens."""
+        return np.repeat(values_R, self.completion_lengths_R)
+
+    def take(self, indices: np.ndarray | Sequence[int]) -> Self:
+        """The rollouts at these indices, or where a mask over R is True, in this order."""
+        rows = np.asarray(indices)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        places = {
+            "R": rows,
+            "N": spans(self.starts_R[rows], self.completion_lengths_R[rows]),
+            "T": spans(self.prompt_starts_R[rows], (self.prompt_lengths_R + self.completion_lengths_R)[rows]),
+        }
+        return replace(self, **{name: column[places[name[-1]]] for name, column in self.columns()})
+
+    def columns(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, column) of those that there are."""
+        return ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None)
+
+    @classmethod
+    def concat(cls, batches: Iterable[Self]) -> Self:
+        """One behind the other; all must have the same columns."""
+        parts = [dict(batch.columns()) for batch in batches]
+        assert all(part.keys() == parts[0].keys() for part in parts), "batches with different columns"
+        return cls(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def behind(self, prompts: Sequence[Sequence[int]]) -> Self:
+        """The same completions behind other prompts, one a rollout."""
+        completions = [self.completion(i) for i in range(len(self))]
+        lengths_R = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
+        tokens_T = _flat([ids for pair in zip(prompts, completions, strict=True) for ids in pair], np.int32)
+        return replace(self, tokens_T=tokens_T, prompt_lengths_R=lengths_R)
 
 
+def encoded(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns as numbers, to be sent: texts become their bytes and the length of each (−1: None)."""
+    found = {}
+    for name, column in columns.items():
+        if column.dtype != object:
+            found[name] = column
+            continue
+        texts = [None if text is None else text.encode("utf-8", "surrogatepass") for text in column]
+        found[f"{name}/lengths"] = np.array([-1 if text is None else len(text) for text in texts], dtype=np.int64)
+        found[f"{name}/bytes"] = np.frombuffer(b"".join(filter(None, texts)), dtype=np.uint8)
+    return found
+
+
+def decoded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverse of `encoded`."""
+    found = {name: column for name, column in arrays.items() if "/" not in name}
+    for name in [name.removesuffix("/lengths") for name in arrays if name.endswith("/lengths")]:
+        lengths, data = arrays[f"{name}/lengths"].tolist(), arrays[f"{name}/bytes"].tobytes()
+        ends = np.cumsum(np.maximum(lengths, 0)).tolist()
+        texts = [data[end - n : end] if n >= 0 else None for n, end in zip(lengths, ends, strict=True)]
+        found[name] = text_column(None if text is None else text.decode("utf-8", "surrogatepass") for text in texts)
+    return found
+
+
+def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, … for each start, `length` of them, one behind the other. int64."""
+    return np.repeat(starts - _starts(lengths), lengths) + np.arange(lengths.sum())
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+def _flat(rows: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
+    return np.concatenate([np.asarray(row, dtype=dtype) for row in rows]) if len(rows) else np.zeros(0, dtype)
+
+
+def text_column(values: Iterable[str | None]) -> np.ndarray:
+    """(R,) object: texts, or None where there is none."""
+    column = list(values)
+    array = np.empty(len(column), dtype=object)
+    array[:] = column
+    return array
+
+
+_ZERO = np.zeros(1, dtype=np.float32)
 # Carries no gradient; runs where another rank has a micro-batch more, and so has every column that a loss may ask for.
-FILLER = Rollout([0], [0], [0.0], "stop", 0, old_logprobs=[0.0], ref_logprobs=[0.0])
+FILLER = Rollouts.of([[0]], [[0]], credits_N=_ZERO, old_logprobs_N=_ZERO, ref_logprobs_N=_ZERO)

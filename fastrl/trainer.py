@@ -1,43 +1,39 @@
 """One training step, from prompts to moved weights. Everything else (files, signals, schedules) is in `training`."""
 
-import math
 import random
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
+from fastrl.draw import Arena
 from fastrl.learning.objectives import OBJECTIVES, WReinforce, has_contrast
 from fastrl.learning.overlong import Overlong
-from fastrl.policy.model import Policy
-from fastrl.policy.packing import spread
+from fastrl.learning.signals import objective_credits
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
-from fastrl.process.watchdog import alive
+from fastrl.process.stopwatch import Stopwatch
 from fastrl.prompts.stream import PromptStream
-from fastrl.prompts.tokens import completion_texts, prompt_ids
 from fastrl.records.step_metrics import rollout_metrics, verifier_warning
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.probe import LogprobProbe
-from fastrl.sampling.protocol import Sampler, SamplingSettings
-from fastrl.tasks import Problem, Task
-from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import POOL_REASONS, VerifierPool
+from fastrl.sampling.protocol import SamplingSettings
+from fastrl.tasks import Problem
 from fastrl.update import Updater
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All rollouts of a step, in prompt order, the fixed random sample of them that was scored, and what was odd."""
+    """A step's rollouts, in the order of their problems, the fixed random sample of them that was scored, what was odd.
+
+    groups_R of both is the index of the problem.
+    """
 
     step: int
-    rollouts: list[Rollout]
-    scored: list[Rollout]
+    problems: list[Problem]
+    rollouts: Rollouts
+    scored: Rollouts
     warning: str = ""
 
 
@@ -47,155 +43,95 @@ class Trainer:
     A step depends on its number, the seed, the data position and the weights, on nothing else.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        *,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: PromptStream,
-        sampler: Sampler,
-        verifier: VerifierPool,
-        policy: Policy,
-        updater: Updater,
-        probe: LogprobProbe,
-    ):
-        self.config, self.task, self.tokenizer, self.prompts = config, task, tokenizer, prompts
-        self.sampler, self.verifier, self.policy, self.updater = sampler, verifier, policy, updater
-        self.probe, self.ranks = probe, policy.ranks
+    def __init__(self, config: TrainConfig, arena: Arena, prompts: PromptStream, updater: Updater, probe: LogprobProbe):
+        self.config, self.arena, self.prompts, self.updater, self.probe = config, arena, prompts, updater, probe
         objective = OBJECTIVES[config.algorithm.objective]
         self.objective = objective(config.algorithm.positive_weight) if objective is WReinforce else objective()
         self.overlong = Overlong(config.algorithm.overlong_buffer, config.algorithm.overlong_penalty)
-        self.correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
         self.settings = SamplingSettings(
             num_samples=config.batch.rollouts_per_prompt,
             max_new_tokens=config.sampler.max_new_tokens,
             temperature=config.sampler.temperature,
         )
-        self.times: dict[str, float] = {}
+        self.watch = Stopwatch(arena.policy.device)
 
     def collect(self, step: int) -> Batch:
         """Sample, verify, weigh, score: everything of a step that leaves the weights alone."""
-        self.times = {}
-        with self.timed("freshness"):
-            self.sampler.prove_fresh(step - 1)
-        rollouts = self.sample_and_verify(step)
-        self.assign_advantages(rollouts)
-        scored = self.score_sample(step, rollouts)
-        return Batch(step, rollouts, scored, self.probe.check(scored))
+        self.watch = Stopwatch(self.arena.policy.device)
+        with self.watch("freshness"):
+            self.arena.sampler.prove_fresh(step - 1)
+        problems, rollouts = self.draw(step)
+        rollouts = self.credited(rollouts)
+        scored = self.scored(step, rollouts)
+        return Batch(step, problems, rollouts, scored, self.probe.check(scored))
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Move the weights; returns the metrics of the update."""
-        self.sampler.pause()
-        with self.timed("train"):
+        self.arena.sampler.pause()
+        with self.watch("train"):
             metrics = self.updater.run(batch.rollouts)
         warnings = [batch.warning, verifier_warning(batch.rollouts), metrics.pop("warnings", "")]
         return metrics | ({"warnings": "; ".join(filter(None, warnings))} if any(warnings) else {})
 
     def publish(self, batch: Batch) -> dict[str, float]:
         """Hand the moved weights to the sampler; returns the metrics of the step besides those of the update."""
-        with self.timed("publish"):
-            num_bytes = self.sampler.publish(batch.step)
-        metrics = rollout_metrics(batch.rollouts, batch.scored, self.correctness) | {"publish/bytes": num_bytes}
-        num_tokens = sum(len(r.completion_ids) for r in batch.rollouts)
-        metrics["throughput/tokens_per_s"] = num_tokens / sum(self.times.values())
-        return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.times.items()}
+        with self.watch("publish"):
+            num_bytes = self.arena.sampler.publish(batch.step)
+        metrics = rollout_metrics(batch.rollouts, batch.scored, self.arena.correctness) | {"publish/bytes": num_bytes}
+        metrics["throughput/tokens_per_s"] = batch.rollouts.num_tokens / sum(self.watch.times.values())
+        return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.watch.times.items()}
 
-    def sample_and_verify(self, step: int) -> list[Rollout]:
+    def draw(self, step: int) -> tuple[list[Problem], Rollouts]:
         """One batch of groups; with dynamic sampling, groups of equal rewards are replaced for a number of rounds."""
         num_prompts = self.config.batch.prompts_per_step
-        rounds = self.config.algorithm.dynamic_sampling_rounds
-        groups = self._draw_groups(step, 0, num_prompts)
-        for attempt in range(1, rounds + 1):
-            groups = with_contrast(groups)
-            if len(groups) == num_prompts:
+        problems, rollouts = self._draw(step, 0, num_prompts)
+        for attempt in range(1, self.config.algorithm.dynamic_sampling_rounds + 1):
+            problems, rollouts = with_contrast(problems, rollouts)
+            if len(problems) == num_prompts:
                 break
-            groups += self._draw_groups(step, attempt, num_prompts - len(groups))
-        for index, group in enumerate(groups):
-            for rollout in group:
-                rollout.group = index
-        return [rollout for group in groups for rollout in group]
+            more_problems, more = self._draw(step, attempt, num_prompts - len(problems))
+            rollouts = Rollouts.concat([rollouts, replace(more, groups_R=more.groups_R + len(problems))])
+            problems = problems + more_problems
+        return problems, rollouts
 
-    def _draw_groups(self, step: int, attempt: int, num_prompts: int) -> list[list[Rollout]]:
-        """Every rank samples and verifies its part of the prompts; then all ranks have all groups, in prompt order."""
+    def _draw(self, step: int, attempt: int, num_prompts: int) -> tuple[list[Problem], Rollouts]:
         problems = self.prompts.take(num_prompts)
-        prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
-        estimates = [len(ids) + self.settings.max_new_tokens for ids in prompts]
-        mine = spread(estimates, self.ranks.world_size)[self.ranks.rank]
-        with self.timed("generate"):
-            seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in mine]
-            rollouts = self.sampler.generate([prompts[i] for i in mine], self.settings, seeds)
-        with self.timed("verify"):
-            self._verify([problems[i] for i in mine], rollouts)
-        for rollout in rollouts:
-            rollout.weight_version = step - 1
-        size = self.settings.num_samples
-        groups = {i: rollouts[n * size : (n + 1) * size] for n, i in enumerate(mine)}
-        with self.timed("exchange"):
-            everyones = self.ranks.merge(groups)
-        return [everyones[i] for i in range(num_prompts)]
+        seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in range(num_prompts)]
+        return problems, self._shaped(self.arena.draw(problems, self.settings, seeds, self.watch), step - 1)
 
-    def _verify(self, problems: list[Problem], rollouts: list[Rollout]) -> None:
-        """Texts and verdicts into the rollouts, whose `group` indexes `problems`."""
-        texts = completion_texts(self.tokenizer, rollouts)
-        verdicts = self.verifier.score(
-            [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
+    def _shaped(self, rollouts: Rollouts, weight_version: int) -> Rollouts:
+        """What training makes of truncation and length, beyond what a verdict counts as."""
+        penalties_R = self.overlong(rollouts.completion_lengths_R, self.settings.max_new_tokens)
+        penalties_R = np.where(np.isnan(rollouts.rewards_R), 0.0, penalties_R)
+        is_masked_R = rollouts.is_truncated_R & (self.arena.correctness.truncated == "mask")
+        is_masked_R &= ~np.isnan(rollouts.rewards_R)
+        return replace(
+            rollouts,
+            penalties_R=penalties_R,
+            loss_mask_N=rollouts.loss_mask_N & ~rollouts.by_token(is_masked_R),
+            weight_versions_R=np.full(len(rollouts), weight_version, dtype=np.int32),
         )
-        for rollout, text, verdict in zip(rollouts, texts, verdicts, strict=True):
-            problem = problems[rollout.group]
-            rollout.problem_id, rollout.prompt_text, rollout.text = problem.id, problem.prompt, text
-            rollout.reward, rollout.reason = verdict.reward, verdict.reason
-            self._shape_reward(rollout)
 
-    def _shape_reward(self, rollout: Rollout) -> None:
-        """What truncation and length do to a verdict. A rollout without one stays without."""
-        algorithm = self.config.algorithm
-        if rollout.reward is None:
-            return
-        rollout.reward = self.correctness.reward(rollout.reward, is_truncated=rollout.is_truncated)
-        if rollout.is_truncated and algorithm.truncated == "mask":
-            rollout.loss_mask = [0] * len(rollout.completion_ids)
-        elif rollout.is_truncated and algorithm.truncated == "wrong" and rollout.reason not in POOL_REASONS:
-            rollout.reason = "truncated"
-        length = np.array([len(rollout.completion_ids)])
-        rollout.penalty = self.overlong(length, self.config.sampler.max_new_tokens).item()
+    def credited(self, rollouts: Rollouts) -> Rollouts:
+        """With the credit of each token; a missing reward and a masked token get 0."""
+        credits_N = objective_credits(self.objective, rollouts, self.arena.correctness.threshold)
+        return replace(rollouts, credits_N=(credits_N * rollouts.loss_mask_N).astype(np.float32))
 
-    def assign_advantages(self, rollouts: list[Rollout]) -> None:
-        """Rewards of the batch → signed advantages; a missing reward and a masked rollout get 0."""
-        shape, rewards_R = (-1, self.settings.num_samples), rewards_of(rollouts)
-        rewards_PG = (rewards_R + np.array([r.penalty for r in rollouts])).reshape(shape)
-        is_correct_PG = (rewards_R >= self.correctness.threshold).reshape(shape)
-        advantages = self.objective(rewards_PG, is_correct_PG).ravel().tolist()
-        for rollout, advantage in zip(rollouts, advantages, strict=True):
-            rollout.advantage = advantage if rollout.num_tokens else 0.0
-
-    def score_sample(self, step: int, rollouts: list[Rollout]) -> list[Rollout]:
-        """Trainer log-probs and entropies of a fixed random sample of all rollouts, before the update."""
+    def scored(self, step: int, rollouts: Rollouts) -> Rollouts:
+        """A fixed random sample of all rollouts with the trainer's log-probs and entropies, before the update."""
         count = min(self.config.run.scored_rollouts, len(rollouts))
-        sample = random.Random(seed_of(self.config.run.seed, step, "scored")).sample(rollouts, count)
-        with self.timed("score"):
-            scores = score(self.policy, sample, self.config.batch.micro_batch_tokens)
-        for rollout, (logprobs, entropy) in zip(sample, scores, strict=True):
-            rollout.trainer_logprobs, rollout.entropy = logprobs, entropy
-        return sample
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Adds the wall time of the block, in seconds, to `times[phase]`."""
-        alive(phase)
-        start = time.perf_counter()
-        yield
-        if self.policy.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start
+        indices = random.Random(seed_of(self.config.run.seed, step, "scored")).sample(range(len(rollouts)), count)
+        sample = rollouts.take(indices)
+        with self.watch("score"):
+            logprobs_N, entropy_N = score(self.arena.policy, sample, self.config.batch.micro_batch_tokens)
+        return replace(sample, policy_logprobs_N=logprobs_N, entropy_N=entropy_N)
 
 
-def rewards_of(rollouts: list[Rollout]) -> np.ndarray:
-    """(R,) float64, NaN where there is none."""
-    return np.array([math.nan if r.reward is None else r.reward for r in rollouts])
-
-
-def with_contrast(groups: list[list[Rollout]]) -> list[list[Rollout]]:
-    """The groups of which not all verdicts are equal, missing ones aside; all of one size."""
-    rewards_PG = rewards_of([rollout for group in groups for rollout in group]).reshape(len(groups), -1)
-    return [group for group, is_kept in zip(groups, has_contrast(rewards_PG).tolist(), strict=True) if is_kept]
+def with_contrast(problems: Sequence[Problem], rollouts: Rollouts) -> tuple[list[Problem], Rollouts]:
+    """The groups of which not all verdicts are equal, missing ones aside; all of one size. Counted anew from 0."""
+    is_kept_P = has_contrast(rollouts.rewards_R.reshape(len(problems), -1))
+    kept = rollouts.take(is_kept_P[rollouts.groups_R])
+    number_P = np.cumsum(is_kept_P, dtype=np.int32) - 1
+    return [p for p, keep in zip(problems, is_kept_P, strict=True) if keep], replace(
+        kept, groups_R=number_P[kept.groups_R]
+    )

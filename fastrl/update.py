@@ -6,24 +6,23 @@ ones take the sampler's or those of a no-gradient pass made before the first upd
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
+import numpy as np
 
 from fastrl.config.schema import AlgorithmConfig, TrainConfig
-from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
-from fastrl.kernels.losses import MAX_LOG_RATIO
-from fastrl.learning.importance import ImportanceMode, attach_weights
+from fastrl.kernels import SURROGATES, TokenLoss
+from fastrl.learning.importance import ImportanceMode, importance_weights
 from fastrl.learning.reductions import REDUCTIONS, UpdateShape
 from fastrl.policy.lora import adapters_off
-from fastrl.policy.micro_batch import MicroBatch, computed_tokens, num_inputs
+from fastrl.policy.micro_batch import computed_tokens, num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
 from fastrl.policy.scoring import score
+from fastrl.policy.totals import COUNTS, SUMS, Totals
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
 from fastrl.process.watchdog import alive
-from fastrl.rollouts import FILLER, Rollout
+from fastrl.rollouts import FILLER, Rollouts
 
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:
@@ -59,142 +58,131 @@ class Updater:
         default = "sampler" if sampler_shares_weights else "recompute"
         self.old_source = default if self.algorithm.old_logprobs == "auto" else self.algorithm.old_logprobs
 
-    def run(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """One batch, rollouts in prompt order, advantages set. The weights move in place."""
-        mini_batches = self._cut(rollouts)
-        self._attach_logprobs(mini_batches)
-        totals: Counter[str] = Counter()
-        for mini_batch in mini_batches:
-            totals.update(self._update(mini_batch))
-        return _summarise(totals, len(rollouts), self.token_budget)
+    def run(self, batch: Rollouts) -> dict[str, float]:
+        """Every update of one batch of rollouts with credits, in the order of their prompts."""
+        totals, mine = Counter[str](), Totals(self.policy.device)
+        for mini_batch in self._prepared(self._cut(batch)):
+            totals.update(self._update(mini_batch, mine))
+        sums = dict(zip(SUMS + COUNTS, self.policy.ranks.sum(mine.read()).tolist(), strict=True))
+        totals.update({name: int(value) if name in COUNTS else value for name, value in sums.items()})
+        return _summarise(totals, len(batch), self.token_budget)
 
-    def _is_kept(self, rollout: Rollout) -> bool:
-        """Computed at all: it has an advantage, or a regulariser gives it gradient."""
-        return rollout.has_gradient or (self.policy.loss.has_regulariser and rollout.num_tokens > 0)
+    def _is_kept_R(self, rollouts: Rollouts) -> np.ndarray:
+        """Computed at all: it has credit, or a regulariser gives it gradient."""
+        has_loss_R = (rollouts.loss_tokens_R > 0) & self.policy.loss.has_regulariser
+        return rollouts.has_gradient_R | has_loss_R
 
-    def _cut(self, rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-        if self.algorithm.minibatch_cut == "after-dropping":  # by advantage alone, as the authors drop by reward
-            kept = [r for r in rollouts if r.has_gradient]
-            return [kept[i : i + self.nominal_size] for i in range(0, len(kept), self.nominal_size)]
-        groups = sorted({r.group for r in rollouts})
+    def _cut(self, batch: Rollouts) -> list[Rollouts]:
+        """Mini-batches: whole prompts, or what is left after dropping."""
+        if self.algorithm.minibatch_cut == "after-dropping":  # by credit alone, as the authors drop by reward
+            kept = np.flatnonzero(batch.has_gradient_R)
+            starts = range(0, len(kept), self.nominal_size)
+            return [batch.take(kept[start : start + self.nominal_size]) for start in starts]
+        groups, group_R = np.unique(batch.groups_R, return_inverse=True)
         num_updates = self.algorithm.updates_per_batch
-        mini_batch_of = {group: i * num_updates // len(groups) for i, group in enumerate(groups)}
-        mini_batches: list[list[Rollout]] = [[] for _ in range(num_updates)]
-        for rollout in rollouts:
-            mini_batches[mini_batch_of[rollout.group]].append(rollout)
-        return mini_batches
+        mini_batch_R = group_R * num_updates // len(groups)
+        return [batch.take(mini_batch_R == index) for index in range(num_updates)]
 
-    def _attach_logprobs(self, mini_batches: list[list[Rollout]]) -> None:
+    def _prepared(self, mini_batches: list[Rollouts]) -> list[Rollouts]:
         """Reference log-probs where a KL penalty asks for them, old log-probs for mini-batches after the first."""
         if self.reference is not None:
-            kept = [r for m in mini_batches for r in m if self._is_kept(r)]
             with adapters_off(self.reference.model):
-                scores = score(self.reference, kept, self.token_budget)
-            for rollout, (logprobs, _) in zip(kept, scores, strict=True):
-                rollout.ref_logprobs = logprobs
-        is_asked_for = self.algorithm.surrogate != "reinforce" or self.importance != "off"
-        later = [r for m in mini_batches[1:] for r in m if is_asked_for and self._is_kept(r)]
-        needs_policy = self.importance != "off" or self.old_source == "recompute"
-        scores = score(self.policy, later, self.token_budget) if later and needs_policy else []
-        logprobs = [row for row, _ in scores] or [r.sampler_logprobs for r in later]
-        for rollout, row in zip(later, logprobs, strict=True):
-            rollout.old_logprobs = row
-        self._attach_importance(mini_batches, later)
+                scores = self._scores(self.reference, mini_batches)
+            mini_batches = [replace(m, ref_logprobs_N=s) for m, s in zip(mini_batches, scores, strict=True)]
+        first, later = mini_batches[:1], mini_batches[1:]
+        if self.algorithm.surrogate != "reinforce" or self.importance != "off":
+            needs_policy = self.importance != "off" or self.old_source == "recompute"
+            scores = self._scores(self.policy, later) if needs_policy else [m.sampler_logprobs_N for m in later]
+            later = [replace(m, old_logprobs_N=s) for m, s in zip(later, scores, strict=True)]
+        return self._weighed(first, later)
 
-    def _attach_importance(self, mini_batches: list[list[Rollout]], later: list[Rollout]) -> None:
-        """Two-phase importance weights. Token weights of mini-batches without old log-probs are left to the kernel."""
-        self.policy.importance_cap = self.algorithm.importance_cap if self.importance == "token" else None
-        if self.importance == "off":
-            return
-        weighed = later
-        if self.importance != "token":
-            weighed = [r for m in mini_batches for r in m if self._is_kept(r)]
-        known = [r for r in weighed if r.old_logprobs is not None]
-        unknown = [r for r in weighed if r.old_logprobs is None]
-        scores = [logprobs for logprobs, _ in score(self.policy, unknown, self.token_budget)]
-        logprobs = [r.old_logprobs for r in known] + scores
-        attach_weights(known + unknown, logprobs, self.importance, self.algorithm.importance_cap)
+    def _scores(self, policy: Policy, mini_batches: list[Rollouts]) -> list[np.ndarray]:
+        """Log-probs of what is computed of each mini-batch, NaN for the rest; one pass for all."""
+        kept = [m.by_token(self._is_kept_R(m)) for m in mini_batches]
+        columns = [np.full(m.num_tokens, np.nan, dtype=np.float32) for m in mini_batches]
+        if any(is_kept_N.any() for is_kept_N in kept):
+            parts = [m.take(self._is_kept_R(m)) for m in mini_batches]
+            logprobs_N, _ = score(policy, Rollouts.concat(parts), self.token_budget)
+            ends = np.cumsum([part.num_tokens for part in parts])
+            for column, is_kept_N, found in zip(columns, kept, np.split(logprobs_N, ends[:-1]), strict=True):
+                column[is_kept_N] = found
+        return columns
 
-    def _token_weights(
-        self, mini_batch: list[Rollout], micro_batches: list[list[int]]
-    ) -> tuple[list[float], list[float]]:
-        """Weight of each rollout's tokens in the terms that act on all that are computed, and in the policy term."""
-        micro_batch_B = torch.full((len(mini_batch),), -1)
+    def _weighed(self, first: list[Rollouts], later: list[Rollouts]) -> list[Rollouts]:
+        """With two-phase importance weights. The first mini-batch's token weights are left to the kernel."""
+        mode, cap = self.importance, self.algorithm.importance_cap
+        self.policy.importance_cap = cap if mode == "token" else None
+        if mode == "off":
+            return first + later
+        later = [replace(m, importance_N=importance_weights(m, m.old_logprobs_N, mode, cap)) for m in later]
+        if mode != "token":
+            scores = self._scores(self.policy, first)
+            first = [
+                replace(m, importance_N=importance_weights(m, logprobs_N, mode, cap))
+                for m, logprobs_N in zip(first, scores, strict=True)
+            ]
+        return first + later
+
+    def _token_weights(self, mini_batch: Rollouts, micro_batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) weights of each rollout's tokens: in the terms that act on all that are computed, in the policy term."""
+        micro_batch_B = np.full(len(mini_batch), -1)
         for index, members in enumerate(micro_batches):
             micro_batch_B[members] = index
-        num_tokens_B = torch.tensor([r.num_tokens for r in mini_batch])
         policy = UpdateShape(
-            num_tokens_B=num_tokens_B,
-            has_gradient_B=torch.tensor([r.has_gradient for r in mini_batch]),
+            num_tokens_B=mini_batch.loss_tokens_R,
+            has_gradient_B=mini_batch.has_gradient_R,
             micro_batch_B=micro_batch_B,
             max_new_tokens=self.max_new_tokens,
             nominal_size=self.nominal_size,
         )
-        everything = replace(policy, has_gradient_B=num_tokens_B > 0) if self.policy.loss.has_regulariser else policy
+        everything = policy
+        if self.policy.loss.has_regulariser:
+            everything = replace(policy, has_gradient_B=mini_batch.loss_tokens_R > 0)
         reduction = REDUCTIONS[self.algorithm.reduction]
-        return reduction(everything).tolist(), reduction(policy).tolist()
+        return reduction(everything).astype(np.float32), reduction(policy).astype(
+            np.float32
+        )  # as the kernel takes them
 
-    def _update(self, mini_batch: list[Rollout]) -> Counter[str]:
-        kept = [i for i, r in enumerate(mini_batch) if self._is_kept(r)]
-        if not kept:
+    def _update(self, mini_batch: Rollouts, mine: Totals) -> Counter[str]:
+        """One optimizer step. Returns what all ranks know; what this one computes is added to `mine`."""
+        kept = np.flatnonzero(self._is_kept_R(mini_batch))
+        if not len(kept):
             return Counter({"num_empty_updates": 1})
         ranks = self.policy.ranks
         num_ranks = 1 if self.algorithm.reduction == "micro-batch-mean" else ranks.world_size  # that one sees the cut
-        parts = self.policy.cut([mini_batch[i] for i in kept], self.token_budget, num_ranks=num_ranks)
-        micro_batches = [[kept[i] for i in members] for members in parts]
-        weights, policy_weights = self._token_weights(mini_batch, micro_batches)
-        shares = [p / w if w else 0.0 for p, w in zip(policy_weights, weights, strict=True)]
+        parts = self.policy.cut(mini_batch.take(kept), self.token_budget, num_ranks=num_ranks)
+        micro_batches = [kept[members] for members in parts]
+        weights_B, policy_weights_B = self._token_weights(mini_batch, micro_batches)
+        shares_B = np.divide(
+            policy_weights_B, weights_B, out=np.zeros(len(weights_B)), where=weights_B != 0, dtype=np.float64
+        )
         totals: Counter[str] = Counter(num_kept=len(kept), num_micro_batches=len(micro_batches))
         for indices in micro_batches:
-            members = [mini_batch[i] for i in indices]
+            members = mini_batch.take(indices)
             computed = computed_tokens(members, is_packed=self.policy.is_packed)
-            totals.update(sequence_tokens=sum(map(num_inputs, members)), computed_tokens=computed)
-        mine: Counter[str] = Counter()
-        for indices in ranks.share(micro_batches, filler=[]):
+            totals.update(sequence_tokens=int(num_inputs_R(members).sum()), computed_tokens=computed)
+        for indices in ranks.share(micro_batches, filler=kept[:0]):
             alive()
-            members = [mini_batch[i] for i in indices]
-            mine.update(self._backward(members, [weights[i] for i in indices], [shares[i] for i in indices]))
-        totals.update(ranks.sum(mine))
+            self._backward(mini_batch.take(indices), weights_B[indices], shares_B[indices], mine)
         norm, has_moved = self.optimizer.step()
         totals.update(grad_norm=norm if has_moved else 0.0, num_updates=has_moved, num_nonfinite=not has_moved)
         return totals
 
-    def _backward(self, members: list[Rollout], token_weights: list[float], shares: list[float]) -> Counter[str]:
+    def _backward(self, members: Rollouts, weights_R: np.ndarray, shares_R: np.ndarray, mine: Totals) -> None:
         """Forward and backward of one micro-batch; without members, of a loss of zero (ranks run equally many).
 
-        shares: the policy term's weight over the token weight. It multiplies the advantage, in which every surrogate is
+        shares_R: the policy term's weight over the token weight. It multiplies the credit, in which every surrogate is
         linear.
         """
-        if not members:
-            self.policy(self.policy.micro_batch([FILLER])).loss.backward()
-            return Counter()
-        in_kernel = self.importance == "token" and members[0].importance is None
-        batch = self.policy.micro_batch(members, token_weights, shares, has_importance=in_kernel)
+        if not len(members):
+            self.policy(self.policy.micro_batch(FILLER)).loss.backward()
+            return
+        in_kernel = self.importance == "token" and members.importance_N is None
+        batch = self.policy.micro_batch(members, weights_R, shares_R, has_importance=in_kernel)
         with sparse_embedding(self.policy):
             result = self.policy(batch, grad_weight=head_gradient(self.policy))
         result.loss.backward()
-        return _token_totals(batch, result)
-
-
-def _token_totals(batch: MicroBatch, result: PolicyLoss) -> Counter[str]:
-    positive, negative = batch.advantages_N > 0, batch.advantages_N < 0
-    totals = Counter(
-        loss=result.loss.item(),
-        tokens=batch.token_weights_N.count_nonzero().item(),
-        tokens_positive=positive.sum().item(),
-        tokens_negative=negative.sum().item(),
-        clipped_positive=(result.clipped & positive).sum().item(),
-        clipped_negative=(result.clipped & negative).sum().item(),
-    )
-    if batch.old_logprobs_N is not None:
-        is_active = positive | negative
-        log_ratio = result.logprobs[is_active] - batch.old_logprobs_N[is_active]
-        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        totals.update(ratio_sum=ratio.sum().item(), ratio_tokens=ratio.numel())
-    if batch.ref_logprobs_N is not None:
-        log_ratio = (batch.ref_logprobs_N - result.logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        totals.update(k3_sum=(log_ratio.exp() - log_ratio - 1).sum().item(), k3_tokens=log_ratio.numel())
-    return totals
+        mine.add(batch, int(members.loss_tokens_R[weights_R != 0].sum()), result)
 
 
 def _summarise(totals: Counter[str], num_rollouts: int, token_budget: int) -> dict[str, float]:

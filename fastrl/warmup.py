@@ -1,9 +1,11 @@
 """Supervised warm start: the policy loss with A = +1 on given completions, through the same packing and optimizer."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,7 +13,7 @@ from fastrl.config.checks import check_warmup
 from fastrl.config.files import to_toml
 from fastrl.config.schema import WarmupConfig
 from fastrl.policy.loading import check_weight_files, load_model, load_tokenizer, resolve_device, resolve_dtype
-from fastrl.policy.micro_batch import num_inputs
+from fastrl.policy.micro_batch import num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
 from fastrl.policy.optimizer.choose import build_optimizer, check_optimizer
@@ -22,7 +24,7 @@ from fastrl.records.durable import replacing
 from fastrl.records.lock import lock_beside
 from fastrl.records.place import check_place
 from fastrl.records.progress import Progress
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.tasks import load_task
 from fastrl.tasks.rows import read_rows
 
@@ -56,11 +58,11 @@ def _check_demonstration(
     too_long = f"it does not fit micro_batch_tokens = {token_budget}: raise that, or shorten it"
     if sum(map(len, pair)) > MAX_CHARACTERS_PER_TOKEN * token_budget:
         raise ValueError(f"{where}: a demonstration of {sum(map(len, pair))} characters; {too_long}")
-    rollout = _rollout(tokenizer, *pair)
-    if not rollout.prompt_ids:
+    rollout = _rollouts(tokenizer, [pair])
+    if not rollout.prompt_lengths_R[0]:
         raise ValueError(f"{where}: the prompt {pair[0]!r} has no tokens; a model needs one to start from")
-    if num_inputs(rollout) > token_budget:
-        raise ValueError(f"{where}: a demonstration of {num_inputs(rollout)} tokens; {too_long}")
+    if (num_inputs := num_inputs_R(rollout)[0]) > token_budget:
+        raise ValueError(f"{where}: a demonstration of {num_inputs} tokens; {too_long}")
 
 
 def _model(config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -75,16 +77,12 @@ def _model(config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     return model
 
 
-def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Rollout:
-    completion_ids = [*tokenizer(completion, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    return Rollout(
-        prompt_ids=tokenizer(prompt).input_ids,
-        completion_ids=completion_ids,
-        sampler_logprobs=[0.0] * len(completion_ids),
-        finish_reason="stop",
-        group=0,
-        advantage=1.0,
-    )
+def _rollouts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Rollouts:
+    """Demonstrations with credit 1 for every token of their completions."""
+    ends, prompts, completions = [tokenizer.eos_token_id], [p for p, _ in pairs], [c for _, c in pairs]
+    ids = [[*row, *ends] for row in tokenizer(completions, add_special_tokens=False).input_ids]
+    rollouts = Rollouts.of(tokenizer(prompts).input_ids, ids)
+    return replace(rollouts, credits_N=np.ones(rollouts.num_tokens, dtype=np.float32))
 
 
 def warmup(config: WarmupConfig) -> Path:
@@ -111,7 +109,7 @@ def _warmup(config: WarmupConfig, output: Path) -> Path:
         for step in range(1, config.data.num_steps + 1):
             optimizer.start_step(step)
             pairs = draw(generator, config.data.batch_size)
-            loss = _supervised_step(policy, optimizer, [_rollout(tokenizer, *pair) for pair in pairs], config)
+            loss = _supervised_step(policy, optimizer, _rollouts(tokenizer, pairs), config)
             if step % 50 == 0 or step == config.data.num_steps:
                 progress.message(f"step {step}/{config.data.num_steps}  loss {loss:.4f}  lr {optimizer.lr:.2e}")
     with replacing(output) as draft:
@@ -121,12 +119,11 @@ def _warmup(config: WarmupConfig, output: Path) -> Path:
     return output
 
 
-def _supervised_step(policy: Policy, optimizer: Optimizer, rollouts: list[Rollout], config: WarmupConfig) -> float:
+def _supervised_step(policy: Policy, optimizer: Optimizer, rollouts: Rollouts, config: WarmupConfig) -> float:
     """One optimizer step on the token mean; returns the loss in nats per token."""
-    weight = 1.0 / sum(r.num_tokens for r in rollouts)
-    total = 0.0
+    weights_R, total = np.full(len(rollouts), 1.0 / rollouts.num_tokens), 0.0
     for members in policy.cut(rollouts, config.micro_batch_tokens):
-        loss = policy(policy.micro_batch([rollouts[i] for i in members], [weight] * len(members))).loss
+        loss = policy(policy.micro_batch(rollouts.take(members), weights_R[members])).loss
         loss.backward()
         total += loss.item()
     optimizer.step()

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
+from fastrl.draw import Arena
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import load_evaluation, save_evaluation
 from fastrl.policy.loading import check_weight_files, context_of, load_architecture, load_model, load_tokenizer
@@ -85,16 +86,10 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
         trust_remote_code=config.model.trust_remote_code,
     )
     with closing(sampler), make_pool(task.reward, config.task) as verifier:
-        evaluation = Evaluator(
-            task=task,
-            tokenizer=tokenizer,
-            sampler=sampler,
-            verifier=verifier,
-            policy=policy,
-            token_budget=max(16384, max_sequence_tokens),
-            max_new_tokens=config.sampler.max_new_tokens,
-            correctness=Correctness(config.correct_threshold, config.truncated),
-        ).run(getattr(task, split), config.evaluation)
+        correctness = Correctness(config.correct_threshold, config.truncated)
+        arena = Arena(task, tokenizer, sampler, verifier, policy, correctness)
+        evaluator = Evaluator(arena, max(16384, max_sequence_tokens), config.sampler.max_new_tokens)
+        evaluation = evaluator.run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}
     if base:
         evaluation["against_base"] = compare(evaluation, base)

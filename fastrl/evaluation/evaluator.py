@@ -9,99 +9,75 @@ import dataclasses
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
 from fastrl import statistics
 from fastrl.config.schema import EvaluationConfig
+from fastrl.draw import Arena
 from fastrl.evaluation.calibration import calibration, stated_confidence
-from fastrl.policy.model import Policy
-from fastrl.policy.packing import spread
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
-from fastrl.process.watchdog import alive
-from fastrl.prompts.tokens import completion_texts, prompt_ids
-from fastrl.rollouts import Rollout
-from fastrl.sampling.protocol import Sampler, SamplingSettings
-from fastrl.tasks import Problem, Task
-from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import Verdict, VerifierPool
+from fastrl.rollouts import Rollouts, decoded, encoded
+from fastrl.sampling.protocol import SamplingSettings
+from fastrl.tasks import Problem
 
-BLOCK_TOKENS = 2_000_000  # of completions held at once: about 1 GB of Python objects
 NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the statistics need of one rollout; the rollout itself only where its entropy is asked for."""
+class Outcomes:
+    """What the statistics need: columns over all rollouts, problem by problem, and the rollouts whose entropy counts.
 
-    verdict: Verdict
-    confidence: float | None
-    num_tokens: int
-    is_truncated: bool
-    rollout: Rollout | None
+    confidences_R: what completions state, NaN where nothing is.
+    """
+
+    rewards_R: np.ndarray
+    answers_R: np.ndarray
+    lengths_R: np.ndarray
+    is_truncated_R: np.ndarray
+    confidences_R: np.ndarray
+    scored: Rollouts
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Everything an evaluation needs besides the problems and its settings."""
+    """Evaluates the policy of `arena`. max_new_tokens: where the settings name none."""
 
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    sampler: Sampler
-    verifier: VerifierPool
-    policy: Policy
+    arena: Arena
     token_budget: int
     max_new_tokens: int
-    correctness: Correctness = field(default_factory=Correctness)
 
     def run(self, problems: Sequence[Problem], config: EvaluationConfig) -> dict:
         """The evaluation as a JSON-able dict. ValueError for an empty split."""
         if not problems:
-            raise ValueError(f"task '{self.task.name}' has no problems in split '{config.split}': nothing to evaluate")
+            name = self.arena.task.name
+            raise ValueError(f"task '{name}' has no problems in split '{config.split}': nothing to evaluate")
         start = time.perf_counter()
         outcomes = self._outcomes(problems, config)
         result = self._summary(problems, outcomes, config)
-        result["calibration"] = calibration([o.confidence for o in outcomes], [self._is_correct(o) for o in outcomes])
+        confidences = [None if np.isnan(c) else c for c in outcomes.confidences_R.tolist()]
+        result["calibration"] = calibration(confidences, self._is_correct_R(outcomes).tolist())
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
-    def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Outcome]:
-        """Of every rollout, problem-major. Each rank samples and verifies a part of the problems; all get all.
-
-        A rank goes block by block, of about `BLOCK_TOKENS` new tokens each: what is kept of a block are its outcomes.
-        All ranks go through equally many, the last of which may be empty: sampling gathers sharded weights.
-        """
-        n, ranks = config.num_samples, self.policy.ranks
+    def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> Outcomes:
+        """Each rank samples and judges a part of the problems, block by block; all ranks get all outcomes."""
+        n, ranks = config.num_samples, self.arena.policy.ranks
         chooser = random.Random(seed_of(config.seed, "entropy"))
-        num_rollouts = n * len(problems)
-        scored = set(chooser.sample(range(num_rollouts), min(NUM_ENTROPY_ROLLOUTS, num_rollouts)))
-        prompts = [prompt_ids(self.task, p, self.tokenizer) for p in problems]
-        parts = spread([len(ids) for ids in prompts], ranks.world_size)
-        size = max(1, BLOCK_TOKENS // (n * self._settings(config).max_new_tokens))
-        mine, outcomes = parts[ranks.rank], {}
-        for start in range(0, max(map(len, parts)), size):
-            alive()
-            block = mine[start : start + size]
-            outcomes |= self._block({i: (problems[i], prompts[i]) for i in block}, config, scored)
-        everyones = ranks.merge(outcomes)
-        return [everyones[i] for i in range(num_rollouts)]
-
-    def _block(
-        self, block: dict[int, tuple[Problem, list[int]]], config: EvaluationConfig, scored: set[int]
-    ) -> dict[int, Outcome]:
-        """Outcomes of some problems, by the number of the rollout; rollouts in `scored` keep their tokens."""
-        n, asked = config.num_samples, list(block)
-        seeds = [seed_of(config.seed, problem.id) for problem, _ in block.values()]
-        rollouts = self.sampler.generate([ids for _, ids in block.values()], self._settings(config), seeds)
-        texts = completion_texts(self.tokenizer, rollouts)
-        of_rollout = [block[asked[r.group]][0] for r in rollouts]
-        verdicts = self.verifier.score([(p.prompt, t, p.row) for p, t in zip(of_rollout, texts, strict=True)])
-        indices = [n * i + sample for i in asked for sample in range(n)]
-        return {
-            i: Outcome(verdict, stated_confidence(t), len(r.completion_ids), r.is_truncated, r if i in scored else None)
-            for i, r, t, verdict in zip(indices, rollouts, texts, verdicts, strict=True)
-        }
+        is_scored_R = np.zeros(n * len(problems), dtype=bool)
+        is_scored_R[chooser.sample(range(len(is_scored_R)), min(NUM_ENTROPY_ROLLOUTS, len(is_scored_R)))] = True
+        seeds = [seed_of(config.seed, problem.id) for problem in problems]
+        columns, scored = [], []
+        for block in self.arena.blocks(problems, self._settings(config), seeds):
+            numbers = block.groups_R * n + np.arange(len(block)) % n
+            columns.append(_columns(block) | {"numbers": numbers})
+            scored.append(replace(block.take(is_scored_R[numbers]), texts_R=None))
+        mine = {name: np.concatenate([block[name] for block in columns]) for name in columns[0]}
+        everyones = [decoded(arrays) for arrays in ranks.gather_arrays(encoded(mine))]
+        joined = {name: np.concatenate([one[name] for one in everyones]) for name in mine}
+        order = np.argsort(joined.pop("numbers"))
+        return Outcomes(**{k: v[order] for k, v in joined.items()}, scored=self.arena.exchanged(scored))
 
     def _settings(self, config: EvaluationConfig) -> SamplingSettings:
         return SamplingSettings(
@@ -113,14 +89,13 @@ class Evaluator:
             repetition_penalty=config.repetition_penalty,
         )
 
-    def _is_correct(self, outcome: Outcome) -> bool:
-        reward = self.correctness.reward(outcome.verdict.reward, is_truncated=outcome.is_truncated)
-        return self.correctness.is_correct(reward)
+    def _is_correct_R(self, outcomes: Outcomes) -> np.ndarray:
+        return outcomes.rewards_R >= self.arena.correctness.threshold
 
-    def _summary(self, problems: Sequence[Problem], outcomes: list[Outcome], config: EvaluationConfig) -> dict:
+    def _summary(self, problems: Sequence[Problem], outcomes: Outcomes, config: EvaluationConfig) -> dict:
         n = config.num_samples
-        is_correct = _by_problem([self._is_correct(o) for o in outcomes], n)
-        answers = _by_problem([o.verdict.answer for o in outcomes], n)
+        is_correct = _by_problem(self._is_correct_R(outcomes).tolist(), n)
+        answers = _by_problem(outcomes.answers_R.tolist(), n)
         num_correct = [sum(row) for row in is_correct]
         distinct_correct = statistics.distinct_answers(
             [
@@ -134,27 +109,38 @@ class Evaluator:
             "num_samples": n,
             "pass_at_k": _as_json(statistics.pass_curve(num_correct, n)),
             "maj_at_k": _as_json(statistics.maj_curve(answers, is_correct)),
-            "mean_length": sum(o.num_tokens for o in outcomes) / len(outcomes),
-            "truncated_share": sum(o.is_truncated for o in outcomes) / len(outcomes),
-            "unverified_share": sum(o.verdict.reward is None for o in outcomes) / len(outcomes),
-            "mean_token_entropy": self._entropy([o.rollout for o in outcomes if o.rollout]),
+            "mean_length": float(outcomes.lengths_R.mean()),
+            "truncated_share": float(outcomes.is_truncated_R.mean()),
+            "unverified_share": float(np.isnan(outcomes.rewards_R).mean()),
+            "mean_token_entropy": self._entropy(outcomes.scored),
             "distinct_answers": float(distinct.mean()),
             "distinct_correct_answers": float(distinct_correct.mean()),
             "majority_share": float(statistics.majority_share(answers).mean()),
             "pass_slope": dataclasses.asdict(statistics.pass_slope(num_correct, n)) if n > 1 else None,
             "settings": dataclasses.asdict(config),
-            "correctness": dataclasses.asdict(self.correctness),
+            "correctness": dataclasses.asdict(self.arena.correctness),
             "problems": [
                 {"id": p.id, "num_correct": c, "num_samples": n, "distinct_answers": int(d), "distinct_correct": int(e)}
                 for p, c, d, e in zip(problems, num_correct, distinct, distinct_correct, strict=True)
             ],
         }
 
-    def _entropy(self, sample: list[Rollout]) -> float:
+    def _entropy(self, sample: Rollouts) -> float:
         """Mean token entropy, in nats, of the policy at the training temperature over a fixed sample of rollouts."""
-        longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in sample)
-        values = [v for _, entropy in score(self.policy, sample, max(self.token_budget, longest)) for v in entropy]
-        return sum(values) / len(values)
+        longest = int((sample.prompt_lengths_R + sample.completion_lengths_R).max())
+        _, entropy_N = score(self.arena.policy, sample, max(self.token_budget, longest))
+        return sum(entropy_N.tolist()) / len(entropy_N)
+
+
+def _columns(block: Rollouts) -> dict[str, np.ndarray]:
+    confidences = [stated_confidence(text) for text in block.texts_R]
+    return {
+        "rewards_R": block.rewards_R,
+        "answers_R": block.answers_R,
+        "lengths_R": block.completion_lengths_R,
+        "is_truncated_R": block.is_truncated_R,
+        "confidences_R": np.array([np.nan if c is None else c for c in confidences], dtype=np.float64),
+    }
 
 
 def _by_problem(values: list, num_samples: int) -> list[list]:

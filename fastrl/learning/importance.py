@@ -12,12 +12,14 @@ log π from a pass before the first update, then w as a factor of the advantage.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
-from fastrl.rollouts import Rollout
+import numpy as np
+
+from fastrl.rollouts import Rollouts
 
 ImportanceMode = Literal["off", "token", "sequence", "masked"]
+MAX_LOG_RATIO = 20.0  # e^20 is far beyond any cap
 NOTICEABLE_NATS = 0.02  # mean |Δlogp| before the first update from which `auto` corrects
 
 
@@ -30,28 +32,16 @@ def choose_importance(setting: str, calibrated_mean: float) -> tuple[ImportanceM
     return "off", f"mean |Δlogp| before the first update is {calibrated_mean:.3g}, at most {NOTICEABLE_NATS}"
 
 
-def token_weights(logprobs: Sequence[float], sampler_logprobs: Sequence[float], cap: float) -> list[float]:
-    """w_t of one completion."""
-    return [min(math.exp(min(p - q, 20.0)), cap) for p, q in zip(logprobs, sampler_logprobs, strict=True)]
-
-
-def sequence_weight(
-    logprobs: Sequence[float], sampler_logprobs: Sequence[float], cap: float, *, is_masked: bool
-) -> float:
-    """w of one completion."""
-    difference = sum(logprobs) - sum(sampler_logprobs)
-    if is_masked:
-        return math.exp(difference) if abs(difference) <= math.log(cap) else 0.0
-    return min(math.exp(min(difference, 20.0)), cap)
-
-
-def attach_weights(
-    rollouts: Sequence[Rollout], logprobs: Sequence[Sequence[float]], mode: ImportanceMode, cap: float
-) -> None:
-    """Set `importance` of each rollout from its log-probs under the policy before the first update."""
-    for rollout, row in zip(rollouts, logprobs, strict=True):
-        if mode == "token":
-            rollout.importance = token_weights(row, rollout.sampler_logprobs, cap)
-        else:
-            weight = sequence_weight(row, rollout.sampler_logprobs, cap, is_masked=mode == "masked")
-            rollout.importance = [weight] * len(row)
+def importance_weights(
+    rollouts: Rollouts, logprobs_N: np.ndarray, mode: Literal["token", "sequence", "masked"], cap: float
+) -> np.ndarray:
+    """(N,) float64, from log-probs under the policy before the first update."""
+    gaps_N = logprobs_N.astype(np.float64) - rollouts.sampler_logprobs_N
+    if mode == "token":
+        return np.minimum(np.exp(np.minimum(gaps_N, MAX_LOG_RATIO)), cap)
+    gaps_R = rollouts.sum_by_rollout(gaps_N)
+    if mode == "masked":
+        weights_R = np.where(np.abs(gaps_R) <= math.log(cap), np.exp(np.minimum(gaps_R, MAX_LOG_RATIO)), 0.0)
+    else:
+        weights_R = np.minimum(np.exp(np.minimum(gaps_R, MAX_LOG_RATIO)), cap)
+    return rollouts.by_token(weights_R)

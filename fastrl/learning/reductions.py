@@ -15,8 +15,7 @@ All but the last are global values of the update, so the result does not depend 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -27,41 +26,47 @@ class UpdateShape:
     of its micro-batch (−1: not computed); max_new_tokens: the token limit; nominal_size: rollouts of a full mini-batch.
     """
 
-    num_tokens_B: Tensor
-    has_gradient_B: Tensor
-    micro_batch_B: Tensor
+    num_tokens_B: np.ndarray
+    has_gradient_B: np.ndarray
+    micro_batch_B: np.ndarray
     max_new_tokens: int
     nominal_size: int
 
-
-def token_mean_kept(shape: UpdateShape) -> Tensor:
-    total = shape.num_tokens_B[shape.has_gradient_B].sum().clamp(min=1)
-    return (1.0 / total).expand(shape.num_tokens_B.shape)
-
-
-def token_mean_all(shape: UpdateShape) -> Tensor:
-    return (1.0 / shape.num_tokens_B.sum().clamp(min=1)).expand(shape.num_tokens_B.shape)
+    @property
+    def num_sequences(self) -> int:
+        """Rollouts with a token that the loss may use; at least 1."""
+        return max(int((self.num_tokens_B > 0).sum()), 1)
 
 
-def sequence_mean(shape: UpdateShape) -> Tensor:
-    num_sequences = (shape.num_tokens_B > 0).sum().clamp(min=1)
-    return 1.0 / (num_sequences * shape.num_tokens_B.clamp(min=1))
+def token_mean_kept(shape: UpdateShape) -> np.ndarray:
+    return _everywhere(shape, shape.num_tokens_B[shape.has_gradient_B].sum())
 
 
-def constant(shape: UpdateShape) -> Tensor:
-    num_sequences = (shape.num_tokens_B > 0).sum().clamp(min=1)
-    return (1.0 / (num_sequences * shape.max_new_tokens)).expand(shape.num_tokens_B.shape)
+def token_mean_all(shape: UpdateShape) -> np.ndarray:
+    return _everywhere(shape, shape.num_tokens_B.sum())
 
 
-def micro_batch_mean(shape: UpdateShape) -> Tensor:
-    weights = torch.zeros(shape.num_tokens_B.shape)
-    for index in shape.micro_batch_B[shape.micro_batch_B >= 0].unique():
+def sequence_mean(shape: UpdateShape) -> np.ndarray:
+    return 1.0 / (shape.num_sequences * np.maximum(shape.num_tokens_B, 1))
+
+
+def constant(shape: UpdateShape) -> np.ndarray:
+    return _everywhere(shape, shape.num_sequences * shape.max_new_tokens)
+
+
+def micro_batch_mean(shape: UpdateShape) -> np.ndarray:
+    weights_B = np.zeros(len(shape.num_tokens_B))
+    for index in np.unique(shape.micro_batch_B[shape.micro_batch_B >= 0]):
         rows = (shape.micro_batch_B == index) & shape.has_gradient_B
-        weights[rows] = rows.sum() / shape.nominal_size / shape.num_tokens_B[rows].sum().clamp(min=1)
-    return weights
+        weights_B[rows] = rows.sum() / shape.nominal_size / max(shape.num_tokens_B[rows].sum(), 1)
+    return weights_B
 
 
-REDUCTIONS: dict[str, Callable[[UpdateShape], Tensor]] = {
+def _everywhere(shape: UpdateShape, count: int) -> np.ndarray:
+    return np.full(len(shape.num_tokens_B), 1.0 / max(count, 1))
+
+
+REDUCTIONS: dict[str, Callable[[UpdateShape], np.ndarray]] = {
     "token-mean-kept": token_mean_kept,
     "token-mean-all": token_mean_all,
     "sequence-mean": sequence_mean,

@@ -6,13 +6,15 @@ Over *all* completions the two are equal: E[∇log π] = 0, so PSR and NSR have 
 cosine is from 1 says how much the listed completions leave out.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastrl.ledger.probe_set import ProbeSet
 from fastrl.policy.model import Policy
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 
 def sign_gradients(
@@ -26,12 +28,10 @@ def sign_gradients(
     parts = {}
     for name, sign in (("correct", 1.0), ("wrong", -1.0)):
         chosen = [i for i, p in enumerate(probe_set.probes) if (p.kind == "correct") == (sign > 0)]
-        everything = probe_set.rollouts
-        rollouts = [everything[i] for i in chosen]
-        for rollout in rollouts:
-            rollout.advantage = sign
+        rollouts = probe_set.rollouts.take(np.array(chosen, dtype=np.int64))
+        rollouts = replace(rollouts, credits_N=np.full(rollouts.num_tokens, sign, dtype=np.float32))
         weights = np.exp(logprobs_S[chosen]) / len(probe_set.prompt_ids)
-        parts[name] = _ascent(plain, rollouts, weights.tolist(), token_budget), sum(r.num_tokens for r in rollouts)
+        parts[name] = _ascent(plain, rollouts, weights, token_budget), rollouts.num_tokens
     (correct, num_correct), (wrong, num_wrong) = parts["correct"], parts["wrong"]
     norms = _dot(correct, correct) ** 0.5, _dot(wrong, wrong) ** 0.5
     return {
@@ -43,12 +43,12 @@ def sign_gradients(
     }
 
 
-def _ascent(policy: Policy, rollouts: list[Rollout], weights: list[float], token_budget: int) -> list[Tensor]:
+def _ascent(policy: Policy, rollouts: Rollouts, weights_S: np.ndarray, token_budget: int) -> list[Tensor]:
     """−∇ of Σ_i w_i Σ_t ℓ_t over all trained parameters, accumulated in float32."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     for members in policy.cut(rollouts, token_budget):
-        batch = policy.micro_batch([rollouts[i] for i in members], [weights[i] for i in members])
+        batch = policy.micro_batch(rollouts.take(members), weights_S[members])
         found = torch.autograd.grad(policy(batch).loss, parameters, allow_unused=True)
         for total, gradient in zip(totals, found, strict=True):
             if gradient is not None:

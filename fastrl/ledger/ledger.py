@@ -8,16 +8,15 @@ A line: `mass` and `base_mass` (means over prompts), `moved`, `prompts` (masses 
 own batch by sign; empty for step 0, and for a line that an interrupt left to the resumed run).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
+from fastrl.draw import Arena
 from fastrl.ledger import accounts, movement
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet, build_probe_set, load_probe_set, save_probe_set
@@ -29,26 +28,13 @@ from fastrl.process.seeds import seed_of
 from fastrl.records.durable import replacing
 from fastrl.records.jsonl import append_jsonl, read_jsonl
 from fastrl.records.metrics import drop_lines_after
-from fastrl.rollouts import Rollout
-from fastrl.sampling.protocol import Sampler
-from fastrl.tasks import Task
-from fastrl.tasks.pool import VerifierPool
+from fastrl.rollouts import Rollouts
 
 SIGNS = ("positive", "negative")
 NUM_NAMED = 8  # positions of each sign whose gainers are named
 
 
-def open_ledger(
-    config: TrainConfig,
-    folder: Path,
-    completed_step: int,
-    *,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    sampler: Sampler,
-    verifier: VerifierPool,
-    policy: Policy,
-) -> "Ledger | None":
+def open_ledger(config: TrainConfig, folder: Path, completed_step: int, arena: Arena) -> "Ledger | None":
     """The run's ledger, made before the first update or read back; None where the config asks for none.
 
     ValueError for a run past its first update without one: the initial policy is gone.
@@ -61,13 +47,13 @@ def open_ledger(
     elif completed_step:
         raise ValueError(f"{path} is missing: a ledger is begun before the first update, not at step {completed_step}")
     else:
-        probe_set = build_probe_set(config, task, tokenizer, sampler, verifier)
-        base = _initial(config, policy, probe_set)
+        probe_set = build_probe_set(config, arena)
+        base = _initial(config, arena.policy, probe_set)
         with replacing(path / "base.safetensors") as draft:
             save_file(base, draft)
         save_probe_set(probe_set, path / "probe_set.json")
     drop_lines_after(folder / "ledger.jsonl", completed_step)
-    return Ledger(config, folder / "ledger.jsonl", probe_set, base, policy, tokenizer)
+    return Ledger(config, folder / "ledger.jsonl", probe_set, base, arena)
 
 
 class Ledger:
@@ -79,23 +65,22 @@ class Ledger:
         path: Path,
         probe_set: ProbeSet,
         base: dict[str, torch.Tensor],
-        policy: Policy,
-        tokenizer: PreTrainedTokenizerBase,
+        arena: Arena,
     ):
         self.config, self.path, self.probe_set, self.base = config.ledger, path, probe_set, base
-        self.policy, self.tokenizer = policy, tokenizer
+        self.policy, self.tokenizer = arena.policy, arena.tokenizer
         self.token_budget = config.batch.micro_batch_tokens
         rows = read_jsonl(path) if path.stat().st_size else []
         self.last_step = rows[-1]["step"] if rows else -1
 
-    def record(self, step: int, scored: Sequence[Rollout] = ()) -> None:
+    def record(self, step: int, scored: Rollouts | None = None) -> None:
         """Append the line of this step if one is due and not there yet; step 0 is always due.
 
-        scored: the rollouts of the step that were scored before its update.
+        scored: the rollouts of the step that were scored before its update, if there was one.
         """
         if step <= self.last_step or step % self.config.every:
             return
-        update = update_changes(self.policy, scored, self.token_budget)
+        update = update_changes(self.policy, scored, self.token_budget) if scored else {}
         append_jsonl(self.path, [self.measure(step) | {"update": update}])
         self.last_step = step
 
@@ -183,5 +168,5 @@ def _choose_positions(probe_set: ProbeSet, sign: str, count: int, seed: int) -> 
 
 def _sequence_logprobs(policy: Policy, probe_set: ProbeSet, token_budget: int) -> np.ndarray:
     """(S,) float64 log-probs of the completions, in nats."""
-    scores = score(policy, probe_set.rollouts, token_budget)
-    return np.array([np.sum(logprobs, dtype=np.float64) for logprobs, _ in scores])
+    logprobs_N, _ = score(policy, probe_set.rollouts, token_budget)
+    return probe_set.rollouts.sum_by_rollout(logprobs_N)

@@ -13,22 +13,22 @@ probability of every completion that is not listed. A completion whose verifier 
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
 from fastrl.config.schema import TrainConfig
+from fastrl.draw import Arena
 from fastrl.process.seeds import seed_of
-from fastrl.prompts.tokens import completion_texts, prompt_ids
+from fastrl.prompts.tokens import completion_texts
 from fastrl.records.durable import write_file
-from fastrl.rollouts import Rollout
-from fastrl.sampling.protocol import Sampler, SamplingSettings
+from fastrl.rollouts import Rollouts
+from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, Task
-from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import VerifierPool
 
 Kind = Literal["correct", "penalised", "other_wrong"]
 KINDS: tuple[Kind, ...] = ("correct", "penalised", "other_wrong")
@@ -54,12 +54,12 @@ class ProbeSet:
     prompt_ids: list[list[int]]
     probes: list[Probe]
 
-    @property
-    def rollouts(self) -> list[Rollout]:
-        return [
-            Rollout(self.prompt_ids[p.prompt], p.ids, [0.0] * len(p.ids), p.finish_reason, p.prompt)
-            for p in self.probes
-        ]
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        prompts = [self.prompt_ids[p.prompt] for p in self.probes]
+        is_truncated = [p.finish_reason == "length" for p in self.probes]
+        groups = [p.prompt for p in self.probes]
+        return Rollouts.of(prompts, [p.ids for p in self.probes], is_truncated=is_truncated, groups=groups)
 
 
 def choose_problems(task: Task, count: int, seed: int) -> list[Problem]:
@@ -68,60 +68,55 @@ def choose_problems(task: Task, count: int, seed: int) -> list[Problem]:
     return Random(seed_of(seed, "ledger")).sample(pool, min(count, len(pool)))
 
 
-def build_probe_set(
-    config: TrainConfig,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    sampler: Sampler,
-    verifier: VerifierPool,
-) -> ProbeSet:
+def build_probe_set(config: TrainConfig, arena: Arena) -> ProbeSet:
     """Draw and judge the completions. The sampler must hold the initial policy; no generator of the run is touched."""
-    problems = choose_problems(task, config.ledger.num_prompts, config.run.seed)
-    prompts = [prompt_ids(task, p, tokenizer) for p in problems]
+    problems = choose_problems(arena.task, config.ledger.num_prompts, config.run.seed)
     settings = SamplingSettings(config.ledger.num_samples, config.sampler.max_new_tokens, config.sampler.temperature)
-    seeds = [seed_of(config.run.seed, "ledger", p.id) for p in problems]
-    rollouts = sampler.generate(prompts, settings, seeds)
-    texts = completion_texts(tokenizer, rollouts)
-    items = [(problems[r.group].prompt, t, problems[r.group].row) for r, t in zip(rollouts, texts, strict=True)]
-    correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
-    for rollout, text, verdict in zip(rollouts, texts, verifier.score(items), strict=True):
-        rollout.text = text
-        rollout.reward = correctness.reward(verdict.reward, is_truncated=rollout.is_truncated)
+    rollouts = arena.draw(problems, settings, [seed_of(config.run.seed, "ledger", p.id) for p in problems])
+    rollouts = rollouts.take(~np.isnan(rollouts.rewards_R))
     probes = []
     for index, problem in enumerate(problems):
-        known = _known_solutions(task, problem, tokenizer, config.sampler.max_new_tokens)
-        mine = [r for r in rollouts if r.group == index and r.reward is not None]
-        probes += _sorted_out(index, known, mine, config.batch.rollouts_per_prompt, correctness)
-    return ProbeSet([p.id for p in problems], prompts, probes)
+        known = _known_solutions(arena, problem, config.sampler.max_new_tokens)
+        mine = rollouts.take(rollouts.groups_R == index)
+        drawn = _drawn(
+            index, mine, completion_texts(arena.tokenizer, mine), mine.rewards_R >= arena.correctness.threshold
+        )
+        probes += _sorted_out(index, known, drawn, config.batch.rollouts_per_prompt)
+    return ProbeSet([p.id for p in problems], arena.prompts(problems), probes)
 
 
-def _known_solutions(
-    task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
-) -> dict[tuple[int, ...], str]:
+def _known_solutions(arena: Arena, problem: Problem, max_new_tokens: int) -> dict[tuple[int, ...], str]:
     """Tokens → text of the solutions that the task lists and the sampler could draw."""
-    texts = task.solutions(problem.row) if task.solutions else []
+    tokenizer, texts = arena.tokenizer, arena.task.solutions(problem.row) if arena.task.solutions else []
     encoded = {(*tokenizer(t, add_special_tokens=False).input_ids, tokenizer.eos_token_id): t for t in texts}
     return {ids: text for ids, text in encoded.items() if len(ids) <= max_new_tokens}
 
 
-def _sorted_out(
-    prompt: int,
-    known: dict[tuple[int, ...], str],
-    rollouts: list[Rollout],
-    num_penalised: int,
-    correctness: Correctness,
-) -> list[Probe]:
+def _drawn(prompt: int, rollouts: Rollouts, texts: list[str], is_correct_R: np.ndarray) -> list[Probe]:
+    """The samples of one prompt as probes, each for itself; wrong ones are `other_wrong` so far."""
+    return [
+        Probe(
+            prompt,
+            "correct" if is_correct else "other_wrong",
+            rollouts.completion(i).tolist(),
+            text,
+            "length" if rollouts.is_truncated_R[i] else "stop",
+            1,
+        )
+        for i, (text, is_correct) in enumerate(zip(texts, is_correct_R.tolist(), strict=True))
+    ]
+
+
+def _sorted_out(prompt: int, known: dict[tuple[int, ...], str], drawn: list[Probe], num_penalised: int) -> list[Probe]:
     """The different completions of one prompt with their kinds; the wrong of the first num_penalised are penalised."""
-    count = Counter(tuple(r.completion_ids) for r in rollouts)
-    first = {tuple(r.completion_ids) for r in rollouts[:num_penalised]}
+    count = Counter(tuple(p.ids) for p in drawn)
+    first = {tuple(p.ids) for p in drawn[:num_penalised]}
     probes = [Probe(prompt, "correct", list(ids), text, "stop", count[ids]) for ids, text in known.items()]
-    for rollout in {tuple(r.completion_ids): r for r in rollouts}.values():
-        ids = tuple(rollout.completion_ids)
+    for ids, probe in {tuple(p.ids): p for p in drawn}.items():
         if ids in known:
             continue
-        is_correct = correctness.is_correct(rollout.reward)
-        kind = "correct" if is_correct else "penalised" if ids in first else "other_wrong"
-        probes.append(Probe(prompt, kind, list(ids), rollout.text, rollout.finish_reason, count[ids]))
+        kind = "penalised" if probe.kind == "other_wrong" and ids in first else probe.kind
+        probes.append(replace(probe, kind=kind, num_samples=count[ids]))
     return probes
 
 

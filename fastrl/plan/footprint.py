@@ -28,7 +28,7 @@ from fastrl.policy.optimizer.base import gradient_dtype
 from fastrl.policy.optimizer.bytes import optimizer_bytes
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.recompute import blocks_of, recompute_blocks
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 LOSS_ROW_BYTES = 64  # per scored token: log-probs, entropy, weights, targets and the like
 
@@ -193,14 +193,14 @@ def _unsharded_bytes(model: PreTrainedModel, num_ranks: int, is_offloaded: bool)
     return 2 * root + 3 * block + widening * block + coming, 2 * root + widening * root + widening * root // num_ranks
 
 
-def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> list[Rollout]:
+def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> Rollouts:
     """Sequences of one length, each with a prompt of its own; the last cut to fill the budget when packed."""
     sequence_tokens = min(sequence_tokens, token_budget)
     lengths = [sequence_tokens] * (token_budget // sequence_tokens)
     rest = token_budget - sum(lengths)
     if is_packed and rest > 1:
         lengths.append(rest)
-    rollouts = [Rollout([i], [0] * n, [0.0] * n, "length", 0, advantage=1.0) for i, n in enumerate(lengths)]
+    rollouts = Rollouts.of([[i] for i in range(len(lengths))], [[0] * n for n in lengths])
     assert len(cut_micro_batches(rollouts, token_budget, is_packed=is_packed)) == 1
     assert computed_tokens(rollouts, is_packed=is_packed) <= token_budget
     return rollouts
@@ -219,7 +219,7 @@ def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str, *, has_buffe
 
 
 def _forward_backward(
-    policy: Policy, rollouts: list[Rollout], device_type: str, live: LiveBytes, *, is_sharded: bool
+    policy: Policy, rollouts: Rollouts, device_type: str, live: LiveBytes, *, is_sharded: bool
 ) -> tuple[int, int]:
     """Makes the tensors of one micro-batch; returns bytes: its activations; its logits and the head's gradient.
 

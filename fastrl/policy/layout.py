@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fastrl.policy.transfer import moved
+
 PADDED_SHARE = 0.25  # of the scores of a bucket that may be padding, …
 PADDED_SCORES = 4096  # … or this many, which cost less than another call
 RAGGED_SCORES = 1 << 22  # segments of different lengths bring a mask each: no more than this together
@@ -94,7 +96,7 @@ class Bucket:
         mask = is_key_CK.unsqueeze(1) & (keys_CK.unsqueeze(1) <= queries_CL1)
         if has_window:
             mask &= keys_CK.unsqueeze(1) > queries_CL1 - window
-        return mask.unsqueeze(1).to(self.device)
+        return moved(mask.unsqueeze(1), self.device)
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,8 @@ def _is_little(padded: int, scores: int) -> bool:
 
 
 def _index(values: np.ndarray | tuple[int, ...], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device)
+    return moved(torch.tensor(values, dtype=torch.int64), device)
 
 
 def _starts(lengths: tuple[int, ...] | list[int], device: torch.device | str) -> Tensor:
-    return pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
+    return moved(pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)), device)

@@ -1,18 +1,19 @@
 """The tensors that one forward takes: rollouts on a row, and what is asked of each of their tokens.
 
-Sequences lie one behind the other on a single row, without padding, and a prompt that several of them share lies there
+Sequences lie one behind the other on a single row, without padding. A prompt that several of them share lies there
 once, before its completions (`layout`). Only positions that predict a completion token reach the head: hidden state
 t−1 predicts token t, so the last token of a completion is a target and never an input.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastrl.policy.layout import Layout
-from fastrl.rollouts import Rollout
+from fastrl.policy.transfer import moved
+from fastrl.rollouts import Rollouts, spans
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class MicroBatch:
     """One row of T tokens: input_ids_T, positions_T int64, and `layout`, which says what each of them sees.
 
     rows_N indexes the T hidden states; the rest are per completion token, (N,), in the order of the rollouts.
-    token_weights_N is 0 where the loss mask is. The optional log-probs are NaN-free fp32 or None for all.
+    token_weights_N is 0 where the loss mask is. Log-probs are fp32, or None for all. advantages_N stays on the host:
+    that is where rows without gradient are left out.
     """
 
     layout: Layout
@@ -35,123 +37,112 @@ class MicroBatch:
     ref_logprobs_N: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = {k: None if v is None else _moved(v, device) for k, v in vars(self).items()}
-        return MicroBatch(**moved)
+        """The same on `device`; copies wait for nothing."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        host = {name: columns.pop(name) for name in ("layout", "advantages_N")}
+        columns = {name: None if column is None else moved(column, device) for name, column in columns.items()}
+        return MicroBatch(layout=host["layout"].to(device), advantages_N=host["advantages_N"], **columns)
 
 
-def _moved(part: Tensor | Layout, device: torch.device) -> Tensor | Layout:
-    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part.to(device)
+def num_inputs_R(rollouts: Rollouts) -> np.ndarray:
+    """Tokens that a forward of each rollout alone takes."""
+    return rollouts.prompt_lengths_R + np.maximum(rollouts.completion_lengths_R - 1, 0)
 
 
-def num_inputs(rollout: Rollout) -> int:
-    """Tokens that a forward of this rollout alone takes."""
-    return len(rollout.prompt_ids) + max(len(rollout.completion_ids) - 1, 0)
-
-
-def computed_tokens(rollouts: Sequence[Rollout], *, is_packed: bool) -> int:
+def computed_tokens(rollouts: Rollouts, *, is_packed: bool) -> int:
     """Tokens that the forward of one micro-batch computes: padding included, shared prompts once."""
+    sizes_R = num_inputs_R(rollouts)
     if not is_packed:
-        return len(rollouts) * max(map(num_inputs, rollouts))
-    prompts = {tuple(r.prompt_ids) for r in rollouts}
-    return sum(map(len, prompts)) + sum(num_inputs(r) - len(r.prompt_ids) for r in rollouts)
+        return int(len(rollouts) * sizes_R.max())
+    _, firsts = np.unique(rollouts.prompt_keys_R, return_index=True)
+    return int(rollouts.prompt_lengths_R[firsts].sum() + (sizes_R - rollouts.prompt_lengths_R).sum())
 
 
 def build_micro_batch(
-    rollouts: Sequence[Rollout],
-    token_weights: Sequence[float] | None = None,
-    shares: Sequence[float] | None = None,
+    rollouts: Rollouts,
+    token_weights_R: np.ndarray | None = None,
+    shares_R: np.ndarray | None = None,
     *,
     is_packed: bool,
     has_importance: bool = False,
 ) -> MicroBatch:
-    """Tensors of one forward. token_weights: one per rollout, for each of its tokens that the loss mask keeps.
+    """Tensors of one forward. token_weights_R: of each rollout's tokens, where the loss mask keeps them; None: 0.
 
-    shares: one per rollout, a factor of its advantage: the policy term's weight over the token weight; None: 1.
-    has_importance: carry the sampler's log-probs, for truncated importance sampling. Not is_packed: prompts are not
-    shared, sequences lie in the order of the rollouts.
+    shares_R: factors of the credits, the policy term's weight over the token weight; None: 1. has_importance: carry the
+    sampler's log-probs, for truncated importance sampling. Not is_packed: prompts are not shared, sequences lie in the
+    order of the rollouts.
     """
-    token_weights = token_weights if token_weights is not None else [0.0] * len(rollouts)
-    shares = shares if shares is not None else [1.0] * len(rollouts)
-    row = _Row(rollouts, is_packed)
-    targets, advantages, weights = [], [], []
-    for rollout, weight, share in zip(rollouts, token_weights, shares, strict=True):
-        targets.extend(rollout.completion_ids)
-        factors = rollout.importance or [1.0] * len(rollout.completion_ids)
-        advantages.extend(rollout.advantage * share * m * f for m, f in zip(rollout.loss_mask, factors, strict=True))
-        weights.extend(weight * m for m in rollout.loss_mask)
+    row, lengths_R = _Row(rollouts, is_packed), rollouts.completion_lengths_R
+    weights_R = np.zeros(len(rollouts)) if token_weights_R is None else token_weights_R
+    credits_N = np.zeros(rollouts.num_tokens) if rollouts.credits_N is None else rollouts.credits_N.astype(np.float64)
+    if shares_R is not None:
+        credits_N = credits_N * np.repeat(shares_R, lengths_R)
+    credits_N = credits_N * rollouts.loss_mask_N
+    if rollouts.importance_N is not None:
+        credits_N = credits_N * rollouts.importance_N
     return MicroBatch(
-        row.layout(),
-        torch.tensor(row.ids, dtype=torch.int64),
-        torch.tensor(row.positions, dtype=torch.int64),
-        torch.tensor([place for places in row.places for place in places], dtype=torch.int64),
-        torch.tensor(targets, dtype=torch.int64),
-        torch.tensor(advantages, dtype=torch.float32),
-        torch.tensor(weights, dtype=torch.float32),
-        _flat([r.old_logprobs for r in rollouts]),
-        _flat([r.sampler_logprobs for r in rollouts]) if has_importance else None,
-        _flat([r.ref_logprobs for r in rollouts]),
+        row.layout,
+        torch.from_numpy(row.ids_T.astype(np.int64)),
+        torch.from_numpy(row.positions_T),
+        torch.from_numpy(row.places_N),
+        torch.from_numpy(rollouts.completions_N.astype(np.int64)),
+        _float32(credits_N),
+        _float32(np.repeat(weights_R, lengths_R) * rollouts.loss_mask_N),
+        _float32(rollouts.old_logprobs_N),
+        _float32(rollouts.sampler_logprobs_N) if has_importance else None,
+        _float32(rollouts.ref_logprobs_N),
     )
 
 
 class _Row:
     """Lays rollouts on a row: shared prompts, then whole sequences, then the completions of shared prompts.
 
-    places: for each rollout, where the hidden states lie that predict its completion. Segments of a kind come in the
-    order of their lengths when packed, so that neighbours can be attended together.
+    places_N: where the hidden states lie that predict each completion token. Segments of a kind come in the order of
+    their lengths when packed, so that neighbours can be attended together.
     """
 
-    def __init__(self, rollouts: Sequence[Rollout], is_packed: bool):
-        self.ids: list[int] = []
-        self.positions: list[int] = []
-        self.lengths: list[int] = []
-        self.prefixes: list[int | None] = []
-        self.places: list[Sequence[int]] = [()] * len(rollouts)
-        self.num_prefixes = 0
-        members: dict[tuple[int, ...], list[int]] = {}
-        for i, rollout in enumerate(rollouts):
-            members.setdefault(tuple(rollout.prompt_ids), []).append(i)
-        shared = {p: m for p, m in members.items() if is_packed and len(m) > 1}
-        sizes = [num_inputs(r) for r in rollouts]
-        alone = [i for i, r in enumerate(rollouts) if tuple(r.prompt_ids) not in shared]
-        self._add_prompts(sorted(shared, key=len))
-        self._add_whole(rollouts, sorted(alone, key=lambda i: sizes[i]) if is_packed else alone)
-        continued = [(len(p), sizes[i], i, segment) for segment, p in enumerate(self.prompts) for i in shared[p]]
-        self._add_completions(rollouts, sorted(continued))
+    def __init__(self, rollouts: Rollouts, is_packed: bool):
+        self.rollouts = rollouts
+        keys_R, sizes_R, prompts_R = rollouts.prompt_keys_R, num_inputs_R(rollouts), rollouts.prompt_lengths_R
+        counts = np.bincount(keys_R)
+        is_shared_R = (counts[keys_R] > 1) & is_packed
+        firsts = np.unique(keys_R[is_shared_R], return_index=True)[1]
+        self.owners = np.flatnonzero(is_shared_R)[firsts]  # a rollout of each shared prompt
+        self.owners = self.owners[np.argsort(prompts_R[self.owners], kind="stable")]
+        self.alone = np.flatnonzero(~is_shared_R)
+        if is_packed:
+            self.alone = self.alone[np.argsort(sizes_R[self.alone], kind="stable")]
+        shared = np.flatnonzero(is_shared_R)
+        self.continued = shared[np.lexsort((sizes_R[shared], prompts_R[shared]))]
+        self.segment_of_key = np.zeros(len(counts), dtype=np.int64)
+        self.segment_of_key[keys_R[self.owners]] = np.arange(len(self.owners))
+        self._lay(keys_R, sizes_R, prompts_R)
 
-    def layout(self) -> Layout:
-        return Layout(tuple(self.lengths), tuple(self.prefixes), self.num_prefixes)
+    def _lay(self, keys_R: np.ndarray, sizes_R: np.ndarray, prompts_R: np.ndarray) -> None:
+        """Segments: where each begins among the tokens and in its sequence, how long it is, what it continues."""
+        behind = self.continued[self.rollouts.completion_lengths_R[self.continued] > 1]
+        starts, zeros = self.rollouts.prompt_starts_R, np.zeros(len(self.owners) + len(self.alone), dtype=np.int64)
+        sources = np.concatenate([starts[self.owners], starts[self.alone], (starts + prompts_R)[behind]])
+        lengths = np.concatenate([prompts_R[self.owners], sizes_R[self.alone], (sizes_R - prompts_R)[behind]])
+        begins = np.concatenate([zeros, prompts_R[behind]])
+        self.ids_T = self.rollouts.tokens_T[spans(sources, lengths)]
+        self.positions_T = spans(begins, lengths)
+        prefixes = [None] * len(zeros) + self.segment_of_key[keys_R[behind]].tolist()
+        self.layout = Layout(tuple(lengths.tolist()), tuple(prefixes), len(self.owners))
+        self.places_N = self._places(behind, np.cumsum(lengths) - lengths, keys_R, prompts_R)
 
-    def _add(self, ids: Sequence[int], position: int, prefix: int | None) -> int:
-        """A segment of these ids; returns its place on the row."""
-        start = len(self.ids)
-        self.ids.extend(ids)
-        self.positions.extend(range(position, position + len(ids)))
-        self.lengths.append(len(ids))
-        self.prefixes.append(prefix)
-        return start
-
-    def _add_prompts(self, prompts: list[tuple[int, ...]]) -> None:
-        self.prompts, self.num_prefixes = prompts, len(prompts)
-        self.ends = [self._add(prompt, 0, None) + len(prompt) - 1 for prompt in prompts]
-
-    def _add_whole(self, rollouts: Sequence[Rollout], indices: list[int]) -> None:
-        for i in indices:
-            prompt, completion = rollouts[i].prompt_ids, rollouts[i].completion_ids
-            first = self._add(prompt + completion[:-1], 0, None) + len(prompt) - 1
-            self.places[i] = range(first, first + len(completion))
-
-    def _add_completions(self, rollouts: Sequence[Rollout], continued: list[tuple[int, int, int, int]]) -> None:
-        """(length of the prompt, inputs, rollout, segment of the prompt) of each."""
-        for length, _, i, segment in continued:
-            ids = rollouts[i].completion_ids
-            if len(ids) < 2:  # the prompt predicts all there is
-                self.places[i] = [self.ends[segment]] * len(ids)
-            else:
-                first = self._add(ids[:-1], length, segment)
-                self.places[i] = [self.ends[segment], *range(first, first + len(ids) - 1)]
+    def _places(self, behind: np.ndarray, starts: np.ndarray, keys_R: np.ndarray, prompts_R: np.ndarray) -> np.ndarray:
+        """A completion's first token is predicted by the end of its prompt, the others by what lies before them."""
+        num_owners, num_whole = len(self.owners), len(self.owners) + len(self.alone)
+        firsts_R = np.zeros(len(self.rollouts), dtype=np.int64)
+        firsts_R[self.alone] = starts[num_owners:num_whole] + prompts_R[self.alone] - 1
+        firsts_R[behind] = starts[num_whole:] - 1
+        places_N = spans(firsts_R, self.rollouts.completion_lengths_R)
+        ends = starts[:num_owners] + prompts_R[self.owners] - 1
+        begun = self.continued[self.rollouts.completion_lengths_R[self.continued] > 0]
+        places_N[self.rollouts.starts_R[begun]] = ends[self.segment_of_key[keys_R[begun]]]
+        return places_N
 
 
-def _flat(values: Sequence[list[float] | None]) -> Tensor | None:
-    if all(row is None for row in values):
-        return None
-    return torch.tensor([v for row in values for v in row], dtype=torch.float32)
+def _float32(column_N: np.ndarray | None) -> Tensor | None:
+    return None if column_N is None else torch.from_numpy(column_N.astype(np.float32))

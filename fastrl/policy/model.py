@@ -1,9 +1,9 @@
 """The policy: one module whose forward holds backbone, head and loss (FSDP2 gathers parameters in a forward only)."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from fastrl.policy.attention import is_packed, packed_arguments
 from fastrl.policy.micro_batch import MicroBatch, build_micro_batch
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.process.ranks import ALONE
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 
 class Policy(nn.Module):
@@ -46,21 +46,23 @@ class Policy(nn.Module):
         """Whether micro-batches run without padding."""
         return is_packed(self.model)
 
-    def cut(self, rollouts: Sequence[Rollout], token_budget: int, *, num_ranks: int = 1) -> list[list[int]]:
+    def cut(self, rollouts: Rollouts, token_budget: int, *, num_ranks: int = 1) -> list[np.ndarray]:
         """Indices of the rollouts of each micro-batch; see `cut_micro_batches`."""
         return cut_micro_batches(rollouts, token_budget, is_packed=self.is_packed, num_ranks=num_ranks)
 
     def micro_batch(
         self,
-        rollouts: Sequence[Rollout],
-        token_weights: Sequence[float] | None = None,
-        shares: Sequence[float] | None = None,
+        rollouts: Rollouts,
+        token_weights_R: np.ndarray | None = None,
+        shares_R: np.ndarray | None = None,
         *,
         has_importance: bool = False,
     ) -> MicroBatch:
         """Their tensors on the policy's device; see `build_micro_batch`."""
         is_packed = self.is_packed
-        batch = build_micro_batch(rollouts, token_weights, shares, has_importance=has_importance, is_packed=is_packed)
+        batch = build_micro_batch(
+            rollouts, token_weights_R, shares_R, has_importance=has_importance, is_packed=is_packed
+        )
         return batch.to(self.device)
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:

@@ -4,22 +4,24 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from fastrl.policy.micro_batch import computed_tokens, num_inputs
-from fastrl.rollouts import Rollout
+import numpy as np
+
+from fastrl.policy.micro_batch import num_inputs_R
+from fastrl.rollouts import Rollouts
 
 UNIT_SHARE = 8  # rollouts of one prompt that stay together fill at most this part of a micro-batch
 
 
 def cut_micro_batches(
-    rollouts: Sequence[Rollout], token_budget: int, *, is_packed: bool, num_ranks: int = 1
-) -> list[list[int]]:
+    rollouts: Rollouts, token_budget: int, *, is_packed: bool, num_ranks: int = 1
+) -> list[np.ndarray]:
     """Indices grouped so that the tokens computed are ≤ token_budget; longest first; every index appears once.
 
-    Packed: rollouts of one prompt stay together while they are a small part of a micro-batch; then as few
+    Packed: rollouts of one prompt stay together while they are a small part of a micro-batch. There are then as few
     micro-batches as first-fit-decreasing makes, of equal size where possible, and a multiple of num_ranks of them where
     there is enough to share out. Padded: neighbours in length. ValueError when a single sequence exceeds the budget.
     """
-    lengths = [num_inputs(r) for r in rollouts]
+    lengths = num_inputs_R(rollouts).tolist()
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if order and lengths[order[0]] > token_budget:
         raise ValueError(
@@ -29,26 +31,26 @@ def cut_micro_batches(
     if not order:
         return []
     if not is_packed:
-        return _cut_padded(order, lengths, token_budget)
-    units = _units(rollouts, order, min(token_budget, sum(lengths) // num_ranks) // UNIT_SHARE)
-    sizes = [computed_tokens([rollouts[i] for i in unit], is_packed=True) for unit in units]
+        return [np.array(part) for part in _cut_padded(order, lengths, token_budget)]
+    prompts, keys = rollouts.prompt_lengths_R.tolist(), rollouts.prompt_keys_R.tolist()
+    units = _units(order, lengths, prompts, keys, min(token_budget, sum(lengths) // num_ranks) // UNIT_SHARE)
+    sizes = [prompts[unit[0]] + sum(lengths[i] - prompts[i] for i in unit) for unit in units]
     parts = _cut_packed(sizes, token_budget, num_ranks)
-    return [sorted((i for u in part for i in units[u]), key=lambda i: (-lengths[i], i)) for part in parts]
+    return [np.array(sorted((i for u in part for i in units[u]), key=lambda i: (-lengths[i], i))) for part in parts]
 
 
-def _units(rollouts: Sequence[Rollout], order: list[int], limit: int) -> list[list[int]]:
+def _units(order: list[int], lengths: list[int], prompts: list[int], keys: list[int], limit: int) -> list[list[int]]:
     """Indices that share a prompt, together while prompt and completions are at most `limit` tokens."""
     units: list[list[int]] = []
-    rooms: dict[tuple[int, ...], int] = {}  # by prompt: what its last unit can still take
-    last: dict[tuple[int, ...], list[int]] = {}
+    rooms: dict[int, int] = {}  # by prompt: what its last unit can still take
+    last: dict[int, list[int]] = {}
     for i in order:
-        prompt = tuple(rollouts[i].prompt_ids)
-        own = num_inputs(rollouts[i]) - len(prompt)
-        if rooms.get(prompt, -1) < own:
-            rooms[prompt], last[prompt] = limit - len(prompt), []
-            units.append(last[prompt])
-        last[prompt].append(i)
-        rooms[prompt] -= own
+        key, own = keys[i], lengths[i] - prompts[i]
+        if rooms.get(key, -1) < own:
+            rooms[key], last[key] = limit - prompts[i], []
+            units.append(last[key])
+        last[key].append(i)
+        rooms[key] -= own
     return units
 
 

@@ -53,7 +53,7 @@ def shard(policy: Policy, ranks: Ranks, *, offload: bool = False) -> None:
 
 def _checked_logprobs(policy: Policy) -> Tensor:
     """Of a few random tokens. The first forward after sharding also tells FSDP2 which module is the root."""
-    logprobs_N, _ = policy(policy.micro_batch([random_rollout(policy.model, 12, seed=0)]), mode="score")
+    logprobs_N, _ = policy(policy.micro_batch(random_rollout(policy.model, 12, seed=0)), mode="score")
     release(policy)
     return logprobs_N
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from fastrl.policy.attention import AttentionChoice, use_packed_attention
 from fastrl.policy.model import Policy
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 CHECKED = (
     (1, 9),
@@ -46,12 +46,12 @@ def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
     return AttentionChoice(own, False, f"{type(model).__name__} {problem}")
 
 
-def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length: int = 1) -> Rollout:
+def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length: int = 1) -> Rollouts:
     """A completion of `length` tokens; prompts of one length are the same."""
     vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
     sizes = ((prompt_length, -prompt_length - 1), (length, seed))
     draws = (torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(s)).tolist() for size, s in sizes)
-    return Rollout(*draws, [0.0] * length, "length", 0)
+    return Rollouts.of(*([ids] for ids in draws), is_truncated=[True])
 
 
 @torch.no_grad()
@@ -64,12 +64,12 @@ def packing_problem(model: PreTrainedModel) -> str:
     for the comparison, so that they act.
     """
     policy = Policy(model)
-    rollouts = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
+    singles = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
+    rollouts, packed = Rollouts.concat(singles), model.config._attn_implementation
 
-    def hidden_states(batches: list[list[Rollout]]) -> Tensor:
+    def hidden_states(batches: list[Rollouts]) -> Tensor:
         return torch.cat([policy.hidden_states(policy.micro_batch(batch)).float() for batch in batches])
 
-    packed, singles = model.config._attn_implementation, [[rollout] for rollout in rollouts]
     with _short_windows(model):
         try:
             pack_NH, alone_NH = hidden_states([rollouts]), hidden_states(singles)
@@ -111,8 +111,8 @@ def _short_windows(model: PreTrainedModel) -> Iterator[None]:
 def check_head(model: PreTrainedModel, num_tokens: int = 16) -> None:
     """ValueError, naming the architecture, when log-probs through `Head` differ from the model's own."""
     policy, rollout = Policy(model), random_rollout(model, num_tokens, seed=0)
-    ours, _ = policy(policy.micro_batch([rollout]), mode="score")
-    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids], device=model.device)
+    ours, _ = policy(policy.micro_batch(rollout), mode="score")
+    ids = torch.from_numpy(rollout.tokens_T).to(model.device, torch.int64).unsqueeze(0)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None]).squeeze(-1)
     worst = (ours - own).abs().max().item()

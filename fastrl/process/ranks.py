@@ -1,23 +1,24 @@
 """The processes that train one policy together: who this one is, and the few exchanges that a step makes.
 
-`torchrun` starts them, one for each device. Alone, every exchange is the identity and no process group exists. What
-is exchanged are Python objects of the same job (rollouts, scores, counts; about 14 bytes a token), pickled over gloo;
-parameters and gradients travel by FSDP2's own collectives (`policy.sharding`).
+`torchrun` starts them, one for each device. Alone, every exchange is the identity and no process group exists. Columns
+of rollouts travel as arrays, a few small objects (errors, decisions) as pickles, both over gloo. Parameters and
+gradients travel by FSDP2's own collectives (`policy.sharding`).
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-K, T = TypeVar("K"), TypeVar("T")
+T = TypeVar("T")
 
 TIMEOUT_S = 3600.0  # of a collective; where there is a watchdog its limit for a phase, waiting included, comes first
 
@@ -52,13 +53,25 @@ class Ranks:
         dist.all_gather_object(values, value, self.group)
         return values
 
-    def merge(self, values: dict[K, T]) -> dict[K, T]:
-        """Everyone's entries; no key may be on two ranks."""
-        return {key: value for one in self.gather(values) for key, value in one.items()}
+    def gather_arrays(self, arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Everyone's arrays, by rank. Their shapes may differ from rank to rank."""
+        if self.world_size == 1:
+            return [arrays]
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), self.group)
+        parts = [torch.empty(max(map(int, sizes)), dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(parts, torch.nn.functional.pad(mine, (0, len(parts[0]) - len(mine))), self.group)
+        return [load(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
-    def sum(self, counts: Counter[str]) -> Counter[str]:
-        """Everyone's counts added, in the order of the ranks, so that all have the same sum."""
-        return sum_counts(self.gather(counts))
+    def gather_array(self, array: np.ndarray) -> list[np.ndarray]:
+        """Everyone's array, by rank."""
+        return [arrays["array"] for arrays in self.gather_arrays({"array": array})]
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Everyone's values added, in the order of the ranks, so that all have the same sum."""
+        return np.sum(self.gather_array(values), axis=0)
 
     def agree(self, action: Callable[[], T]) -> T:
         """This rank's action(). Where it fails on any rank, all raise: own errors, else the first failing rank's.
@@ -93,14 +106,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def sum_counts(counts: Iterable[Counter[str]]) -> Counter[str]:
-    """Key by key; negative and zero values stay, which `+` would drop."""
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return total
 
 
 def _portable(error: Exception) -> Exception:

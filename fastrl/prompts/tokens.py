@@ -1,12 +1,11 @@
 """From problems to prompt tokens and from completions to text: the one place where the tokenizer is asked."""
 
 import warnings
-from collections.abc import Sequence
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.templates import chat_messages, render
 
@@ -65,7 +64,8 @@ def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) 
     return list(ids)
 
 
-def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout]) -> list[str]:
+def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts) -> list[str]:
     """What the verifier sees: completions without the stop token that ended them, other special tokens included."""
-    kept = [r.completion_ids if r.is_truncated else r.completion_ids[:-1] for r in rollouts]
+    ends = (rollouts.completion_lengths_R - ~rollouts.is_truncated_R).tolist()
+    kept = [rollouts.completion(i)[:end].tolist() for i, end in enumerate(ends)]
     return tokenizer.batch_decode(kept, skip_special_tokens=False) if kept else []  # transformers gives [""] for none

@@ -1,16 +1,19 @@
 """The scored rollouts of each step: JSON lines, compressed, and no more of them than there is room for.
 
 rollouts/step-NNNNNN.jsonl.gz, a line per rollout: `zcat` or Python's `gzip.open` reads them. Log-probs and entropies
-have five decimals; per-token values that nobody computed are null.
+have five decimals.
 """
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fastrl.records.durable import write_file
 from fastrl.records.jsonl import as_json, dump_line
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
+from fastrl.tasks import Problem
 
 DECIMALS = 5
 
@@ -23,10 +26,10 @@ class RolloutFiles:
         self._bytes = {p: p.stat().st_size for p in sorted(folder.glob("step-*"))}
         self._has_said = False
 
-    def write_step(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Write the file of a step, over an earlier one; it is on disk on return."""
+    def write_step(self, step: int, rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str]) -> None:
+        """Write the file of a step, over an earlier one; it is on disk on return. texts: of the completions."""
         path = self.folder / f"step-{step:06d}.jsonl.gz"
-        text = "".join(dump_line(as_json(_row(r))) for r in rollouts)
+        text = "".join(dump_line(as_json(row)) for row in _rows(rollouts, problems, texts))
         write_file(path, gzip.compress(text.encode(), compresslevel=5, mtime=0))  # no date: equal runs, equal bytes
         self._bytes[path] = path.stat().st_size
         self._prune(path)
@@ -48,24 +51,30 @@ class RolloutFiles:
             self._has_said = True
 
 
-def _row(rollout: Rollout) -> dict:
-    return {
-        "problem_id": rollout.problem_id,
-        "prompt": rollout.prompt_text,
-        "completion": rollout.text,
-        "reward": rollout.reward,
-        "penalty": rollout.penalty,
-        "reason": rollout.reason,
-        "advantage": rollout.advantage,
-        "finish_reason": rollout.finish_reason,
-        "group": rollout.group,
-        "weight_version": rollout.weight_version,
-        "completion_ids": rollout.completion_ids,
-        "sampler_logprobs": _rounded(rollout.sampler_logprobs),
-        "trainer_logprobs": _rounded(rollout.trainer_logprobs),
-        "entropy": _rounded(rollout.entropy),
-    }
+def _rows(rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str]) -> Iterator[dict]:
+    """A rollout's line each. `advantage` is the credit that all of its tokens share, else null, with `credits`."""
+    for i, text in enumerate(texts):
+        problem, reward = problems[rollouts.groups_R[i]], rollouts.rewards_R[i]
+        credits = rollouts.of_rollout(i, rollouts.credits_N)
+        is_even = len(credits) == 0 or bool((credits == credits[0]).all())
+        yield {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "completion": text,
+            "reward": None if np.isnan(reward) else float(reward),
+            "penalty": float(rollouts.penalties_R[i]),
+            "reason": rollouts.reasons_R[i],
+            "advantage": (float(credits[0]) if len(credits) else 0.0) if is_even else None,
+            **({} if is_even else {"credits": _rounded(credits)}),
+            "finish_reason": "length" if rollouts.is_truncated_R[i] else "stop",
+            "group": int(rollouts.groups_R[i]),
+            "weight_version": int(rollouts.weight_versions_R[i]),
+            "completion_ids": rollouts.completion(i).tolist(),
+            "sampler_logprobs": _rounded(rollouts.of_rollout(i, rollouts.sampler_logprobs_N)),
+            "trainer_logprobs": _rounded(rollouts.of_rollout(i, rollouts.policy_logprobs_N)),
+            "entropy": _rounded(rollouts.of_rollout(i, rollouts.entropy_N)),
+        }
 
 
-def _rounded(values: Sequence[float] | None) -> list[float] | None:
-    return None if values is None else [round(float(v), DECIMALS) for v in values]
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(value, DECIMALS) for value in values.tolist()]

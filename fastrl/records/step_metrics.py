@@ -1,73 +1,74 @@
 """What a step says about its rollouts, always split by sign: positive and negative samples behave differently."""
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 
 from fastrl.learning.objectives import has_contrast
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.pool import LIMIT_REASONS, POOL_REASONS
 
 
-def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], correctness: Correctness) -> dict[str, float]:
+def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctness) -> dict[str, float]:
     """Reward, sign split, lengths of all rollouts; entropy and |Δlogp| of the scored ones, split by correctness.
 
-    Δlogp = trainer − sampler log-prob per token, in nats: what the loss believes against what was sampled. `ratio` is
-    the mean of exp(Δlogp), `k3` that of exp(Δlogp) − 1 − Δlogp: KL(sampler ‖ trainer), never negative (Schulman).
+    A rollout's sign is that of its credits' sum. Δlogp = trainer − sampler log-prob per token, in nats: what the loss
+    believes against what was sampled. `ratio` is the mean of exp(Δlogp), `k3` that of exp(Δlogp) − 1 − Δlogp:
+    KL(sampler ‖ trainer), never negative (Schulman).
     """
-    num = len(rollouts)
-    rewards = [r.reward for r in rollouts if r.reward is not None]
+    rewards = rollouts.rewards_R[~np.isnan(rollouts.rewards_R)]
+    signs_R = np.sign(rollouts.credit_sums_R)
     metrics = {
         "reward/mean": _mean(rewards),
-        "reward/correct_share": _mean(map(correctness.is_correct, rewards)),
-        "rollouts/num": num,
-        "rollouts/num_positive": sum(r.advantage > 0 for r in rollouts),
-        "rollouts/num_negative": sum(r.advantage < 0 for r in rollouts),
-        "rollouts/num_zero": sum(r.advantage == 0 for r in rollouts),
-        "rollouts/num_unverified": num - len(rewards),
-        "rollouts/truncated_share": sum(r.is_truncated for r in rollouts) / num,
-        "rollouts/mean_tokens": _mean([len(r.completion_ids) for r in rollouts]),
+        "reward/correct_share": _mean(rewards >= correctness.threshold),
+        "rollouts/num": len(rollouts),
+        "rollouts/num_positive": int((signs_R > 0).sum()),
+        "rollouts/num_negative": int((signs_R < 0).sum()),
+        "rollouts/num_zero": int((signs_R == 0).sum()),
+        "rollouts/num_unverified": len(rollouts) - len(rewards),
+        "rollouts/truncated_share": _mean(rollouts.is_truncated_R),
+        "rollouts/mean_tokens": _mean(rollouts.completion_lengths_R),
         "groups/equal_share": _equal_share(rollouts),
-        "reward/penalty_mean": _mean([r.penalty for r in rollouts]),
+        "reward/penalty_mean": _mean(rollouts.penalties_R),
     }
     for reason in POOL_REASONS:
-        metrics[f"verify/num_{reason.replace(' ', '_')}"] = sum(r.reason == reason for r in rollouts)
-    parts = {"mean": scored} | {
-        name: [r for r in scored if r.reward is not None and correctness.is_correct(r.reward) == is_correct]
-        for name, is_correct in (("correct", True), ("wrong", False))
-    }
+        metrics[f"verify/num_{reason.replace(' ', '_')}"] = int((rollouts.reasons_R == reason).sum())
+    return metrics | _score_metrics(scored, correctness)
+
+
+def _score_metrics(scored: Rollouts, correctness: Correctness) -> dict[str, float]:
+    metrics, is_judged_R = {}, ~np.isnan(scored.rewards_R)
+    is_correct_R = scored.rewards_R >= correctness.threshold
+    parts = {"mean": scored, "correct": scored.take(is_correct_R), "wrong": scored.take(is_judged_R & ~is_correct_R)}
     for name, part in parts.items():
-        metrics[f"entropy/{name}"] = _mean(v for r in part for v in r.entropy)
-        metrics[f"logprob/{name}"] = _mean(v for r in part for v in r.trainer_logprobs)
-        gaps = [a - b for r in part for a, b in zip(r.trainer_logprobs, r.sampler_logprobs, strict=True)]
-        metrics["mismatch/mean_abs" if name == "mean" else f"mismatch/mean_abs_{name}"] = _mean(map(abs, gaps))
+        metrics[f"entropy/{name}"] = _mean(part.entropy_N)
+        metrics[f"logprob/{name}"] = _mean(part.policy_logprobs_N)
+        gaps_N = part.policy_logprobs_N.astype(np.float64) - part.sampler_logprobs_N
+        metrics["mismatch/mean_abs" if name == "mean" else f"mismatch/mean_abs_{name}"] = _mean(np.abs(gaps_N))
         if name == "mean":
-            metrics["mismatch/max_abs"] = max(map(abs, gaps), default=float("nan"))
-            metrics["mismatch/ratio"] = _mean(np.exp(gaps))
-            metrics["mismatch/k3"] = _mean(np.expm1(gaps) - np.asarray(gaps))
+            metrics["mismatch/max_abs"] = float(np.abs(gaps_N).max(initial=-np.inf)) if len(gaps_N) else float("nan")
+            metrics["mismatch/ratio"] = _mean(np.exp(gaps_N))
+            metrics["mismatch/k3"] = _mean(np.expm1(gaps_N) - gaps_N)
     return metrics
 
 
-def verifier_warning(rollouts: list[Rollout]) -> str:
+def verifier_warning(rollouts: Rollouts) -> str:
     """What of the verifier a person should know in this step: limits that were hit, completions without a verdict."""
-    hits = Counter(r.reason for r in rollouts if r.reason in LIMIT_REASONS)
-    faults = [r.reason for r in rollouts if r.reward is None]
+    hits = Counter(rollouts.reasons_R.tolist())
+    faults = rollouts.reasons_R[np.isnan(rollouts.rewards_R)]
     said = [f"{reason} on {hits[reason]}" for reason in LIMIT_REASONS if hits[reason]]
-    said += [f"no verdict on {len(faults)} ({faults[0]:.80})"] if faults else []
+    said += [f"no verdict on {len(faults)} ({faults[0]:.80})"] if len(faults) else []
     return f"verifier: {', '.join(said)} of {len(rollouts)}" if said else ""
 
 
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(np.mean(values)) if values else float("nan")
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
 
 
-def _equal_share(rollouts: list[Rollout]) -> float:
+def _equal_share(rollouts: Rollouts) -> float:
     """Share without contrast of the groups that have rewards: they carry no gradient under group objectives."""
-    groups: dict[int, list[float]] = {}
-    for rollout in rollouts:
-        if rollout.reward is not None:
-            groups.setdefault(rollout.group, []).append(rollout.reward + rollout.penalty)
-    return _mean(not has_contrast(np.array([rewards])).item() for rewards in groups.values())
+    rewards_R = rollouts.rewards_R + rollouts.penalties_R
+    rewards_PG = rewards_R.reshape(int(rollouts.groups_R.max()) + 1, -1)
+    has_rewards_P = ~np.isnan(rewards_PG).all(axis=1)
+    return _mean(~has_contrast(rewards_PG[has_rewards_P]))

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from fastrl.config.schema import TrainConfig
+from fastrl.draw import Arena
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
 from fastrl.learning.importance import choose_importance
@@ -23,6 +23,7 @@ from fastrl.process.ranks import ALONE, Ranks, joined
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import Watchdog, alive
 from fastrl.prompts.stream import PromptStream
+from fastrl.prompts.tokens import completion_texts
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.metrics import MetricsLog
@@ -30,12 +31,13 @@ from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import Progress
 from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.tables import pass_table
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.run.divergence import DivergedError, Divergence
 from fastrl.run.preflight import Preflight, check_everything
 from fastrl.run.resumption import Beginning, resumption
 from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.sampling.probe import LogprobProbe
+from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
 from fastrl.update import Updater, token_loss
@@ -101,16 +103,7 @@ class Run:
         self.sampler.publish(self.completed_step)
         self.rollouts = RolloutFiles(self.folder.path / "rollouts", config.run.rollouts_mib, say)
         self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
-        self.ledger = open_ledger(
-            config,
-            self.folder.path,
-            self.completed_step,
-            task=self.task,
-            tokenizer=self.tokenizer,
-            sampler=self.sampler,
-            verifier=self.trainer.verifier,
-            policy=self.policy,
-        )
+        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.arena)
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
 
     def _open_log(self, resume: bool) -> MetricsLog:
@@ -152,27 +145,11 @@ class Run:
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
-        self.trainer = Trainer(
-            config,
-            task=self.task,
-            tokenizer=self.tokenizer,
-            prompts=PromptStream(self.task.train, config.run.seed, self.position),
-            sampler=self.sampler,
-            verifier=verifier,
-            policy=self.policy,
-            updater=self.updater,
-            probe=LogprobProbe(self.policy.dtype, probe),
-        )
-        self.evaluator = Evaluator(
-            task=self.task,
-            tokenizer=self.tokenizer,
-            sampler=self.sampler,
-            verifier=verifier,
-            policy=self.policy,
-            token_budget=config.batch.micro_batch_tokens,
-            max_new_tokens=config.sampler.max_new_tokens,
-            correctness=self.trainer.correctness,
-        )
+        correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
+        self.arena = Arena(self.task, self.tokenizer, self.sampler, verifier, self.policy, correctness)
+        stream = PromptStream(self.task.train, config.run.seed, self.position)
+        self.trainer = Trainer(config, self.arena, stream, self.updater, LogprobProbe(self.policy.dtype, probe))
+        self.evaluator = Evaluator(self.arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
 
     def __enter__(self) -> "Run":
         return self
@@ -248,7 +225,8 @@ class Run:
             metrics |= self.trainer.publish(batch)
             if self.ranks.is_main:
                 self.log.log(step, metrics)
-                self.rollouts.write_step(step, batch.scored)
+                texts = completion_texts(self.tokenizer, batch.scored)
+                self.rollouts.write_step(step, batch.scored, batch.problems, texts)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         self.ranks.agree(lambda: self.divergence.check(step, metrics))
@@ -280,7 +258,7 @@ class Run:
         if value > self.best:
             self.best, self.best_step = value, self.completed_step
 
-    def _record_ledger(self, scored: Sequence[Rollout] = ()) -> None:
+    def _record_ledger(self, scored: Rollouts | None = None) -> None:
         if self.ledger:
             self.ledger.record(self.completed_step, scored)
 
@@ -294,10 +272,10 @@ class Run:
         if self.updater.importance != "off":
             self.progress.message(f"importance weights: {self.updater.importance} ({reason})")
 
-    def _announce(self, rollouts: list[Rollout]) -> None:
+    def _announce(self, rollouts: Rollouts) -> None:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
         algorithm = self.config.algorithm
-        fractional = next((r.reward for r in rollouts if r.reward not in (None, 0.0, 1.0)), None)
+        fractional = next((r for r in rollouts.rewards_R.tolist() if r not in (0.0, 1.0) and not math.isnan(r)), None)
         if self.has_announced or fractional is None or OBJECTIVES[algorithm.objective].compares_group:
             return
         self.has_announced = True

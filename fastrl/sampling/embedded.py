@@ -8,7 +8,7 @@ The model's own generation_config (pretrained ones carry temperature, top-p, pen
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -30,7 +30,7 @@ from transformers import (
 
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import alive
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.growing_cache import growing_cache
 from fastrl.sampling.protocol import SamplingSettings
 
@@ -130,22 +130,25 @@ class EmbeddedSampler:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], settings: SamplingSettings, seeds: list[int]) -> list[Rollout]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> Iterator[Rollouts]:
         """See `Sampler.generate`. Prompts of similar length run together, at most `batch_size` sequences at once."""
         if len(prompts) != len(seeds):
             raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         requests = [(i, j) for i in by_length for j in range(settings.num_samples)]
-        rollouts: dict[tuple[int, int], Rollout] = {}
         with self.whole():
             for start in range(0, len(requests), self.batch_size):
-                batch = requests[start : start + self.batch_size]
-                rollouts |= zip(batch, self._generate_batch(batch, prompts, settings, seeds), strict=True)
-        return [rollouts[i, j] for i in range(len(prompts)) for j in range(settings.num_samples)]
+                yield self._generate_batch(requests[start : start + self.batch_size], prompts, settings, seeds)
 
     def _generate_batch(
-        self, batch: list[tuple[int, int]], prompts: list[list[int]], settings: SamplingSettings, seeds: list[int]
-    ) -> list[Rollout]:
+        self,
+        batch: list[tuple[int, int]],
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+    ) -> Rollouts:
         unique = list(dict.fromkeys(i for i, _ in batch))
         ids_PL, mask_PL = self._left_pad([prompts[i] for i in unique])
         row_of = {i: row for row, i in enumerate(unique)}
@@ -153,7 +156,15 @@ class EmbeddedSampler:
         uniforms_TB = _uniforms([(seeds[i], j) for i, j in batch], settings.max_new_tokens).to(ids_PL.device)
         cache = self._prefill(ids_PL, mask_PL, rows_B)
         tokens, logprobs = self._complete(ids_PL[rows_B], mask_PL[rows_B], cache, uniforms_TB, settings)
-        return [self._rollout(i, prompts[i], *rows) for (i, _), *rows in zip(batch, tokens, logprobs, strict=True)]
+        lengths = [self._length(row) for row in tokens]
+        kept = [length or len(row) for length, row in zip(lengths, tokens, strict=True)]
+        return Rollouts.of(
+            [prompts[i] for i, _ in batch],
+            [row[:n] for row, n in zip(tokens, kept, strict=True)],
+            sampler_logprobs=[row[:n] for row, n in zip(logprobs, kept, strict=True)],
+            is_truncated=[length is None for length in lengths],
+            groups=[i for i, _ in batch],
+        )
 
     def _complete(
         self, ids_BL: Tensor, mask_BL: Tensor, cache: DynamicCache, uniforms_TB: Tensor, settings: SamplingSettings
@@ -189,9 +200,9 @@ class EmbeddedSampler:
             cache.batch_select_indices(left)
         return tokens, logprobs
 
-    def _left_pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _left_pad(self, prompts: list[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, prompts))
-        ids = [[self.pad_token_id] * (width - len(p)) + p for p in prompts]
+        ids = [[self.pad_token_id] * (width - len(p)) + list(p) for p in prompts]
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
@@ -223,16 +234,9 @@ class EmbeddedSampler:
         finally:
             self.model.generation_config = own
 
-    def _rollout(self, group: int, prompt: list[int], tokens: list[int], logprobs: list[float]) -> Rollout:
-        end = next((t + 1 for t, token in enumerate(tokens) if token in self.stop_token_ids), None)
-        length = len(tokens) if end is None else end
-        return Rollout(
-            prompt_ids=prompt,
-            completion_ids=tokens[:length],
-            sampler_logprobs=logprobs[:length],
-            finish_reason="length" if end is None else "stop",
-            group=group,
-        )
+    def _length(self, tokens: list[int]) -> int | None:
+        """Tokens up to the stop token, which counts; None without one."""
+        return next((t + 1 for t, token in enumerate(tokens) if token in self.stop_token_ids), None)
 
     def publish(self, version: int) -> int:
         """Nothing to move: this is the trained module."""

@@ -7,13 +7,12 @@ pointers and checksums cannot (a cache of old keys, a kernel that packed a weigh
 learning rate moves log-probs by no more than rounding does: it is the second proof, not the only one.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
 
 MEAN_FACTOR, HIGH_FACTOR, MAX_FACTOR = 5.0, 10.0, 20.0  # how far beyond the calibration a step may lie
@@ -35,12 +34,12 @@ FLOOR = {torch.float32: Noise(1e-4, 1e-3, 1e-2), torch.bfloat16: Noise(0.02, 0.2
 SANE_MEAN = {torch.float32: 1e-2, torch.bfloat16: 0.2}
 
 
-def measure(rollouts: Sequence[Rollout]) -> Noise:
+def measure(rollouts: Rollouts) -> Noise:
     """Noise of scored rollouts. NaN where a log-prob is NaN; zeros without tokens."""
-    if not any(r.trainer_logprobs for r in rollouts):
+    if not rollouts.num_tokens:
         return Noise(0.0, 0.0, 0.0)
-    gaps = np.concatenate([np.abs(np.subtract(r.trainer_logprobs, r.sampler_logprobs)) for r in rollouts])
-    return Noise(float(gaps.mean()), float(np.quantile(gaps, QUANTILE, method="higher")), float(gaps.max()))
+    gaps_N = np.abs(rollouts.policy_logprobs_N.astype(np.float64) - rollouts.sampler_logprobs_N)
+    return Noise(float(gaps_N.mean()), float(np.quantile(gaps_N, QUANTILE, method="higher")), float(gaps_N.max()))
 
 
 class LogprobProbe:
@@ -64,7 +63,7 @@ class LogprobProbe:
             max(MAX_FACTOR * seen.max, floor.max),
         )
 
-    def check(self, rollouts: Sequence[Rollout]) -> str:
+    def check(self, rollouts: Rollouts) -> str:
         """StaleWeightsError beyond the limit; SamplerError when sampler and trainer disagree from the start.
 
         Returns a warning where no more than the maximum is beyond it, else nothing.

@@ -1,9 +1,12 @@
 """What every sampler promises."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastrl.rollouts import Rollout
+import numpy as np
+
+from fastrl.rollouts import Rollouts
 
 
 class SamplerError(RuntimeError):
@@ -34,11 +37,13 @@ class Sampler(Protocol):
 
     shares_weights: bool
 
-    def generate(self, prompts: list[list[int]], settings: SamplingSettings, seeds: list[int]) -> list[Rollout]:
-        """num_samples rollouts per prompt, prompt-major; `group` is the index of the prompt.
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> Iterator[Rollouts]:
+        """num_samples rollouts per prompt, in as many parts as the sampler likes: one is judged while the next is made.
 
-        seeds has one entry per prompt; equal prompt, seed, settings and weights give equal tokens. sampler_logprobs are
-        log-probs of the distribution that was sampled from (after temperature, top-p, …). SamplerError when it cannot.
+        groups_R is the index of the prompt. The samples of one prompt come in order, prompts in any. seeds has one
+        entry per prompt: equal prompt, seed, settings and weights give equal tokens. SamplerError when it cannot go on.
         """
         ...
 
@@ -57,3 +62,11 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Give back engine memory. The trainer's weights stay usable."""
         ...
+
+
+def sample(
+    sampler: Sampler, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
+) -> Rollouts:
+    """All that `generate` makes, in the order of the prompts."""
+    parts = Rollouts.concat(sampler.generate(prompts, settings, seeds))
+    return parts.take(np.argsort(parts.groups_R, kind="stable"))

@@ -4,8 +4,12 @@ Every call starts from an empty prefix cache: keys of older weights cannot be re
 depend on what was sampled before (a resumed run continues bitwise). Samples of one prompt still share its prefill.
 """
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
 from fastrl.process.seeds import seed_of
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.engine import Engine, Request
 from fastrl.sampling.prefix_cache import check_cache_reads
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
@@ -23,13 +27,15 @@ class VllmSampler:
     def shares_weights(self) -> bool:
         return self.weights.is_exact
 
-    def generate(self, prompts: list[list[int]], settings: SamplingSettings, seeds: list[int]) -> list[Rollout]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> Iterator[Rollouts]:
         """See `Sampler.generate`. Each sample is its own request with the seed seed_of(prompt's seed, sample)."""
         if len(prompts) != len(seeds):
             raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         self._check_lengths(prompts, settings)
         if not prompts:
-            return []
+            return
         if self._is_paused:
             self.engine.restore_kv_cache()
             self._is_paused = False
@@ -37,24 +43,23 @@ class VllmSampler:
             raise SamplerError("vLLM did not reset its prefix cache: it still holds keys and values of older weights")
         n = settings.num_samples
         requests = [
-            Request(prompt, seed_of(seed, j)) for prompt, seed in zip(prompts, seeds, strict=True) for j in range(n)
+            Request(list(prompt), seed_of(seed, j))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+            for j in range(n)
         ]
         completions = self.engine.generate(requests, settings, self.stop_token_ids)
         cached = [c.num_cached_tokens for c in completions]
         check_cache_reads(prompts, [cached[i : i + n] for i in range(0, len(cached), n)])
-        return [
-            Rollout(
-                prompt_ids=request.prompt_ids,
-                completion_ids=completion.token_ids,
-                sampler_logprobs=completion.logprobs,
-                finish_reason=completion.finish_reason,
-                group=index // n,
-                weight_version=self.weights.version,
-            )
-            for index, (request, completion) in enumerate(zip(requests, completions, strict=True))
-        ]
+        yield Rollouts.of(
+            [request.prompt_ids for request in requests],
+            [c.token_ids for c in completions],
+            sampler_logprobs=[c.logprobs for c in completions],
+            is_truncated=[c.finish_reason == "length" for c in completions],
+            groups=np.repeat(np.arange(len(prompts)), n),
+            weight_version=self.weights.version,
+        )
 
-    def _check_lengths(self, prompts: list[list[int]], settings: SamplingSettings) -> None:
+    def _check_lengths(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings) -> None:
         limit = self.engine.settings.max_sequence_tokens
         longest = max(map(len, prompts), default=0)
         if longest + settings.max_new_tokens > limit:

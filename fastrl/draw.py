@@ -1,0 +1,128 @@
+"""Drawing: problems → completions that are sampled and judged. Training, evaluation and the ledger all draw here.
+
+Completions are judged by the verifier's processes while others are still being sampled, where the sampler hands them
+over in parts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from fastrl.policy.model import Policy
+from fastrl.policy.packing import spread
+from fastrl.process.stopwatch import Stopwatch
+from fastrl.prompts.tokens import completion_texts, prompt_ids
+from fastrl.rollouts import Rollouts, decoded, encoded, text_column
+from fastrl.sampling.protocol import Sampler, SamplingSettings
+from fastrl.tasks import Problem, Task
+from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.pool import POOL_REASONS, Verdict, VerifierPool
+
+BLOCK_TOKENS = 2_000_000  # new tokens that are held at once, at most, where not all are kept
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What it takes to draw: a task with its tokenizer, a sampler of the policy, and a verifier with its rule."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    sampler: Sampler
+    verifier: VerifierPool
+    policy: Policy
+    correctness: Correctness
+
+    def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of each problem's prompt."""
+        return [prompt_ids(self.task, problem, self.tokenizer) for problem in problems]
+
+    def draw(
+        self,
+        problems: Sequence[Problem],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        watch: Stopwatch | None = None,
+    ) -> Rollouts:
+        """num_samples judged rollouts of each problem, in the order of the problems, of which groups_R is the index.
+
+        seeds: one a problem. Collective: ranks share the problems, and all get all. The time goes to `watch`, under
+        generate, verify and exchange. Texts are not kept.
+        """
+        watch = watch or Stopwatch(self.policy.device)
+        mine = [replace(b, texts_R=None) for b in self._blocks(problems, settings, seeds, watch, math.inf)]
+        with watch("exchange"):
+            return self.exchanged(mine)
+
+    def blocks(
+        self, problems: Sequence[Problem], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> Iterator[Rollouts]:
+        """As `draw`, this rank's part alone, a few problems after the other: for those who keep little of each.
+
+        All ranks get equally many blocks, the last of which may be empty: sampling gathers sharded weights.
+        """
+        return self._blocks(problems, settings, seeds, Stopwatch(self.policy.device), BLOCK_TOKENS)
+
+    def exchanged(self, mine: Sequence[Rollouts]) -> Rollouts:
+        """All ranks' blocks as one batch, in the order of the problems."""
+        arrays = self.policy.ranks.gather_arrays(encoded(dict(Rollouts.concat(mine).columns())))
+        everyones = Rollouts.concat(Rollouts(**decoded(one)) for one in arrays)
+        return everyones.take(np.argsort(everyones.groups_R, kind="stable"))
+
+    def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
+        """The rollouts with what the verifier says of them; groups_R is the index of their problem."""
+        texts = completion_texts(self.tokenizer, rollouts)
+        of_rollout = [problems[i] for i in rollouts.groups_R.tolist()]
+        verdicts = self.verifier.score([(p.prompt, text, p.row) for p, text in zip(of_rollout, texts, strict=True)])
+        return self._counted(rollouts, texts, verdicts)
+
+    def _counted(self, rollouts: Rollouts, texts: list[str], verdicts: list[Verdict]) -> Rollouts:
+        is_truncated = rollouts.is_truncated_R.tolist()
+        counted = [
+            self.correctness.reward(v.reward, is_truncated=cut) for v, cut in zip(verdicts, is_truncated, strict=True)
+        ]
+        is_wrong = self.correctness.truncated == "wrong"
+        reasons = [
+            "truncated" if cut and is_wrong and v.reward is not None and v.reason not in POOL_REASONS else v.reason
+            for v, cut in zip(verdicts, is_truncated, strict=True)
+        ]
+        return replace(
+            rollouts,
+            rewards_R=np.array([math.nan if reward is None else reward for reward in counted], dtype=np.float64),
+            reasons_R=text_column(reasons),
+            answers_R=text_column(verdict.answer for verdict in verdicts),
+            texts_R=text_column(texts),
+        )
+
+    def _blocks(
+        self,
+        problems: Sequence[Problem],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        watch: Stopwatch,
+        num_tokens: float,
+    ) -> Iterator[Rollouts]:
+        prompts, ranks = self.prompts(problems), self.policy.ranks
+        parts = spread([len(ids) + settings.max_new_tokens for ids in prompts], ranks.world_size)
+        longest = max(map(len, parts))
+        size = max(1, int(min(longest, num_tokens / (settings.num_samples * settings.max_new_tokens))))
+        for start in range(0, longest, size):
+            block = parts[ranks.rank][start : start + size]
+            sampled = self.sampler.generate([prompts[i] for i in block], settings, [seeds[i] for i in block])
+            judged = Rollouts.concat(self._judged([problems[i] for i in block], sampled, watch))
+            judged = judged.take(np.argsort(judged.groups_R, kind="stable"))
+            yield replace(judged, groups_R=np.array(block, dtype=np.int32)[judged.groups_R])
+
+    def _judged(self, problems: Sequence[Problem], parts: Iterator[Rollouts], watch: Stopwatch) -> list[Rollouts]:
+        """Each part is judged in another thread while the sampler makes the next."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
+        try:
+            with watch("generate"):
+                futures = [thread.submit(self.judge, problems, part) for part in parts]
+            with watch("verify"):
+                return [future.result() for future in futures] or [self.judge([], Rollouts.of([], []))]
+        finally:
+            thread.shutdown(cancel_futures=True)
