@@ -5,7 +5,7 @@ over in parts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -112,6 +112,7 @@ class Arena:
         for start in range(0, longest, size):
             block = parts[ranks.rank][start : start + size]
             sampled = self.sampler.generate([prompts[i] for i in block], settings, [seeds[i] for i in block])
+            sampled = whole_groups(sampled, settings.num_samples)
             judged = Rollouts.concat(self._judged([problems[i] for i in block], sampled, watch))
             judged = judged.take(np.argsort(judged.groups_R, kind="stable"))
             yield replace(judged, groups_R=np.array(block, dtype=np.int32)[judged.groups_R])
@@ -126,3 +127,16 @@ class Arena:
                 return [future.result() for future in futures] or [self.judge([], Rollouts.of([], []))]
         finally:
             thread.shutdown(cancel_futures=True)
+
+
+def whole_groups(parts: Iterable[Rollouts], num_samples: int) -> Iterator[Rollouts]:
+    """The same rollouts, cut so that all samples of a prompt come together, in order: a reward may compare them."""
+    rest: Rollouts | None = None
+    for part in parts:
+        rest = part if rest is None else Rollouts.concat([rest, part])
+        rest = rest.take(np.argsort(rest.groups_R, kind="stable"))
+        is_whole_R = np.bincount(rest.groups_R)[rest.groups_R] == num_samples
+        if is_whole_R.any():
+            yield rest.take(is_whole_R)
+        rest = rest.take(~is_whole_R)
+    assert not rest, "the sampler left samples out"

@@ -7,11 +7,13 @@ import sys
 
 import torch
 import torch.distributed as dist
+from rollout_cases import rows_of
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.engine import Engine, EngineSettings
-from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
+from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError, sample
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 
@@ -31,17 +33,16 @@ def logprobs(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> to
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
 
 
-def mean_gap(model: torch.nn.Module, rollouts: list) -> float:
+def mean_gap(model: torch.nn.Module, rollouts: Rollouts) -> float:
     with torch.no_grad():
-        ours = [logprobs(model, r.prompt_ids, r.completion_ids) for r in rollouts]
-    theirs = [torch.tensor(r.sampler_logprobs) for r in rollouts]
-    return (torch.cat(ours) - torch.cat(theirs)).abs().mean().item()
+        ours = [logprobs(model, r.prompt_ids, r.completion_ids) for r in rows_of(rollouts)]
+    return (torch.cat(ours) - torch.from_numpy(rollouts.sampler_logprobs_N)).abs().mean().item()
 
 
-def update(model: torch.nn.Module, rollouts: list) -> None:
+def update(model: torch.nn.Module, rollouts: Rollouts) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(3):
-        sum(-logprobs(model, r.prompt_ids, r.completion_ids).mean() for r in rollouts).backward()
+        sum(-logprobs(model, r.prompt_ids, r.completion_ids).mean() for r in rows_of(rollouts)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -64,7 +65,7 @@ def main(folder: str) -> None:
     assert said == ["sampler weights: gather, shards of 2 processes go straight into vLLM's tensors"], said
     addresses = [s.parameter.data_ptr() for s in engine.slots()]
     settings = SamplingSettings(num_samples=4, max_new_tokens=8)
-    rollouts = sampler.generate([[5, 6, 7], [9] * 6], settings, [10 + rank, 20 + rank])
+    rollouts = sample(sampler, [[5, 6, 7], [9] * 6], settings, [10 + rank, 20 + rank])
     fresh = mean_gap(model, rollouts)
     update(model, rollouts)
     assert "an update was not published" in stale(sampler, 1)
@@ -73,7 +74,7 @@ def main(folder: str) -> None:
     outdated = mean_gap(model, rollouts)
     received = sampler.publish(1)
     sampler.prove_fresh(1)
-    after = mean_gap(model, sampler.generate([[5, 6, 7], [9] * 6], settings, [30 + rank, 40 + rank]))
+    after = mean_gap(model, sample(sampler, [[5, 6, 7], [9] * 6], settings, [30 + rank, 40 + rank]))
     assert fresh < 0.02 and after < 0.02 and outdated > 0.2, (fresh, after, outdated)
     assert addresses == [s.parameter.data_ptr() for s in engine.slots()]
     total = sum(b - a for s in engine.slots() for a, b in s.rows.values())

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -18,7 +19,7 @@ from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.policy.soundness import pack
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure_training_peak import resident_bytes
@@ -42,10 +43,12 @@ def update_twice(config: PreTrainedConfig, budget: int, length: int) -> None:
     release_freed()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
     adamw = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
-    rollouts = [Rollout([0], [0] * (length - 1), [0.0] * (length - 1), "stop", 0, advantage=1.0)] * (budget // length)
+    num = budget // length
+    credits_N = np.ones(num * (length - 1), dtype=np.float32)
+    rollouts = Rollouts.of([[0]] * num, [[0] * (length - 1)] * num, credits_N=credits_N)
     for _ in range(2):
         for _ in range(2):
-            policy(policy.micro_batch(rollouts, [1e-3] * len(rollouts))).loss.backward()
+            policy(policy.micro_batch(rollouts, np.full(num, 1e-3))).loss.backward()
         adamw.step()
         adamw.zero_grad()
 

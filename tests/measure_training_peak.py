@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -21,7 +22,7 @@ from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.soundness import pack
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 
 def resident_bytes(field: str) -> int:
@@ -51,10 +52,11 @@ def update_twice(
     optimizer = build_optimizer(policy, settings, 2)
     vocab = config.vocab_size
     rows = [[(7 * i + 13 * t) % vocab for t in range(length + 1)] for i in range(2 * (budget // length))]
-    rollouts = [Rollout(r[:1], r[1:], [0.0] * length, "stop", 0, advantage=1.0) for r in rows]
+    credits_N = np.ones(len(rows) * length, dtype=np.float32)
+    rollouts = Rollouts.of([r[:1] for r in rows], [r[1:] for r in rows], credits_N=credits_N)
     for _ in range(2):
         for part in policy.cut(rollouts, budget):
-            batch = policy.micro_batch([rollouts[i] for i in part], [1e-3] * len(part))
+            batch = policy.micro_batch(rollouts.take(part), np.full(len(part), 1e-3))
             with sparse_embedding(policy):
                 result = policy(batch, grad_weight=head_gradient(policy))
             result.loss.backward()

@@ -1,15 +1,16 @@
 """How far a sampler's log-probs are from those of the trainer's own module."""
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.probe import measure
 
 
-def mean_gap(model: PreTrainedModel, rollouts: list[Rollout]) -> float:
-    """Mean |Δlogp| a token, in nats; leaves the trainer's log-probs in the rollouts."""
-    for rollout, (logprobs, _) in zip(rollouts, score(Policy(model), rollouts, 2000), strict=True):
-        rollout.trainer_logprobs = logprobs
-    return measure(rollouts).mean
+def mean_gap(model: PreTrainedModel, rollouts: Rollouts) -> float:
+    """Mean |Δlogp| a token, in nats."""
+    logprobs_N, _ = score(Policy(model), rollouts, 2000)
+    return measure(replace(rollouts, policy_logprobs_N=logprobs_N)).mean

@@ -3,18 +3,16 @@
 import random
 
 import pytest
-from rollout_cases import group_of
+from rollout_cases import Rollout, batch_of, group_of
 
 from fastrl.policy.micro_batch import build_micro_batch, computed_tokens
 from fastrl.policy.packing import cut_micro_batches
-from fastrl.rollouts import Rollout
 
 
 def test_micro_batches_are_few_full_and_even():
     def cut(lengths: list[int], budget: int) -> list[list[int]]:
-        return cut_micro_batches(
-            [Rollout([i], [0] * n, [], "stop", 0) for i, n in enumerate(lengths)], budget, is_packed=True
-        )
+        rollouts = batch_of([Rollout([i], [0] * n) for i, n in enumerate(lengths)])
+        return [part.tolist() for part in cut_micro_batches(rollouts, budget, is_packed=True)]
 
     assert cut([], 10) == []
     assert cut([5, 5, 4, 3, 3], 10) == [[0, 1], [2, 3, 4]]  # balancing alone needs three
@@ -40,14 +38,13 @@ def test_a_prompt_is_computed_once_a_micro_batch_and_the_budget_holds(num_ranks)
     groups = [group_of(20, [generator.randrange(1, 12) for _ in range(8)], seed) for seed in range(30)]
     rollouts = [r for group in groups for r in group]
     generator.shuffle(rollouts)
-    parts = cut_micro_batches(rollouts, 900, is_packed=True, num_ranks=num_ranks)
+    batch = batch_of(rollouts)
+    parts = cut_micro_batches(batch, 900, is_packed=True, num_ranks=num_ranks)
     assert sorted(i for part in parts for i in part) == list(range(240)) and len(parts) % num_ranks == 0
-    computed = [computed_tokens([rollouts[i] for i in part], is_packed=True) for part in parts]
-    assert computed == [
-        len(build_micro_batch([rollouts[i] for i in part], is_packed=True).input_ids_T) for part in parts
-    ]
+    computed = [computed_tokens(batch.take(part), is_packed=True) for part in parts]
+    assert computed == [len(build_micro_batch(batch.take(part), is_packed=True).input_ids_T) for part in parts]
     assert max(computed) <= 900
     once = sum(20 + sum(len(r.completion_ids) - 1 for r in group) for group in groups)
     assert sum(computed) == once and len(parts) == -(-once // (900 * num_ranks)) * num_ranks
-    (long,) = cut_micro_batches(group_of(20, [300, 300], 0), 700, is_packed=True)  # two units that meet again
+    (long,) = cut_micro_batches(batch_of(group_of(20, [300, 300], 0)), 700, is_packed=True)  # two units that meet again
     assert sorted(long) == [0, 1]

@@ -74,11 +74,13 @@ def reward(prompt, completion, **row):
 def test_distinct_correct_counts_expressions_and_confidence_is_read(tmp_path, monkeypatch):
     """A sampler that says what it is told: the rest of the evaluation is the real one."""
     from fastrl.config.schema import EvaluationConfig, ScratchConfig, TaskConfig
+    from fastrl.draw import Arena
     from fastrl.evaluation.evaluator import Evaluator
     from fastrl.policy.model import Policy
     from fastrl.policy.scratch import scratch_model, scratch_tokenizer
-    from fastrl.rollouts import Rollout
+    from fastrl.rollouts import Rollouts
     from fastrl.tasks import load_task
+    from fastrl.tasks.correctness import Correctness
     from fastrl.tasks.problem import Problem
     from fastrl.tasks.verify import make_pool
 
@@ -92,12 +94,12 @@ def test_distinct_correct_counts_expressions_and_confidence_is_read(tmp_path, mo
 
         def generate(self, prompts, settings, seeds):
             ids = [[*tokenizer(t).input_ids, tokenizer.eos_token_id] for t in self.texts]
-            return [Rollout(prompts[0], i, [0.0] * len(i), "stop", 0) for i in ids]
+            yield Rollouts.of(prompts * len(ids), ids, groups=[0] * len(ids))
 
     def evaluate(task, problem, texts):
         with make_pool(task.reward, TaskConfig(num_workers=1)) as verifier:
-            evaluator = Evaluator(task, tokenizer, Told(texts), verifier, Policy(model), 4096, 32)
-            return evaluator.run([problem], EvaluationConfig(num_samples=len(texts)))
+            arena = Arena(task, tokenizer, Told(texts), verifier, Policy(model), Correctness())
+            return Evaluator(arena, 4096, 32).run([problem], EvaluationConfig(num_samples=len(texts)))
 
     countdown = load_task(TaskConfig(name="countdown"), splits=())
     problem = Problem("p", "1 2 3 4=10:", {"numbers": [1, 2, 3, 4], "target": 10})

@@ -2,27 +2,34 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import Rollout, batch_of, scores_of
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.learning.importance import choose_importance, sequence_weight, token_weights
+from fastrl.learning.importance import choose_importance, importance_weights
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
-from fastrl.policy.scoring import score
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.update import Updater, token_loss
 
 LN2 = math.log(2)
 
 
 def test_weights_by_hand():
-    assert token_weights([-1.0, -1.0, -1.0], [-1.0, -1.0 - LN2, -1 + LN2], 1.5) == pytest.approx([1.0, 1.5, 0.5])
-    assert sequence_weight([-1.0, -2.0], [-1.0 - LN2, -2.0 - LN2], 5.0, is_masked=False) == pytest.approx(4.0)
-    assert sequence_weight([-1.0, -2.0], [-1.0 - LN2, -2.0 - LN2], 3.0, is_masked=False) == 3.0
-    assert sequence_weight([-1.0], [-1.0 - LN2], 3.0, is_masked=True) == pytest.approx(2.0)
-    assert sequence_weight([-1.0, -2.0], [-1.0 - LN2, -2.0 - LN2], 3.0, is_masked=True) == 0.0
-    assert sequence_weight([-2.0], [-0.5], 3.0, is_masked=True) == 0.0
+    def weights(mode: str, cap: float, *pairs: tuple[list[float], list[float]]) -> list[float]:
+        """Of completions with (policy, sampler) log-probs each."""
+        logprobs = [policy for policy, _ in pairs]
+        sizes = [[0] * len(row) for row in logprobs]
+        rollouts = Rollouts.of([[1]] * len(pairs), sizes, sampler_logprobs=[sampler for _, sampler in pairs])
+        return importance_weights(rollouts, np.concatenate(logprobs), mode, cap).tolist()
+
+    pair, one, other = ([-1.0, -2.0], [-1.0 - LN2, -2.0 - LN2]), ([-1.0], [-1.0 - LN2]), ([-2.0], [-0.5])
+    assert weights("token", 1.5, ([-1.0] * 3, [-1.0, -1.0 - LN2, -1 + LN2])) == pytest.approx([1.0, 1.5, 0.5])
+    assert weights("sequence", 5.0, pair, one) == pytest.approx([4.0, 4.0, 2.0])
+    assert weights("sequence", 3.0, pair) == [3.0, 3.0]
+    assert weights("masked", 3.0, one, pair, other) == pytest.approx([2.0, 0.0, 0.0, 0.0])
 
 
 def test_auto_asks_the_calibrated_probe():
@@ -33,14 +40,14 @@ def test_auto_asks_the_calibrated_probe():
     assert choose_importance("masked", 1e-4) == ("masked", "asked for by algorithm.importance")
 
 
-def batch_of(model) -> list[Rollout]:
+def rollouts_of(model) -> list[Rollout]:
     """Four completions, in two groups, whose sampler log-probs are off by a known amount each."""
     generator = torch.Generator().manual_seed(2)
     batch = []
     for index, shift in enumerate([0.0, 0.3, -0.9, 0.05]):
         ids = torch.randint(11, 1400, (5,), generator=generator).tolist()
-        rollout = Rollout([7, 8, 9 + index], ids, [0.0] * 5, "stop", index // 2, advantage=1.0 if index % 2 else -1.0)
-        rollout.sampler_logprobs = [lp - shift for lp in score(Policy(model), [rollout], 100)[0][0]]
+        rollout = Rollout([7, 8, 9 + index], ids, 1.0 if index % 2 else -1.0, group=index // 2)
+        rollout.sampler_logprobs = [lp - shift for lp in scores_of(Policy(model), [rollout], 100)[0][0]]
         batch.append(rollout)
     return batch
 
@@ -55,10 +62,10 @@ def gradient_after(model, mode: str, updates: int, surrogate: str = "reinforce",
     policy = Policy(model, token_loss(algorithm))
     updater = Updater(policy, MasterOptimizer(policy, OptimizerConfig(lr=1e-3), 1), config)
     updater.importance = mode
-    batch = batch_of(model)
+    batch = rollouts_of(model)
     for rollout, factor in zip(batch, scale or [1.0] * 4, strict=True):
         rollout.advantage *= factor
-    updater.run(batch)
+    updater.run(batch_of(batch))
     moved = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(start)
     return moved
@@ -89,10 +96,8 @@ def test_weights_multiply_the_advantage(tiny_model, mode, updates, surrogate):
 def _assert_direction(model, found: dict, plain: dict) -> None:
     """Masked completions must leave no trace: embeddings of tokens that only they have do not move."""
     start = model.state_dict()["model.embed_tokens.weight"]
-    batch = batch_of(model)
-    only_masked = {t for r in batch[1:] for t in r.prompt_ids + r.completion_ids} - set(
-        batch[0].prompt_ids + batch[0].completion_ids
-    )
+    batch = rollouts_of(model)
+    only_masked = {t for r in batch[1:] for t in r.ids} - set(batch[0].ids)
     rows = sorted(only_masked)
     assert found["model.embed_tokens.weight"][rows].equal(start[rows])
     assert not plain["model.embed_tokens.weight"][rows].equal(start[rows])

@@ -5,10 +5,12 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rollout_cases import credited, rows_of
 from safetensors.torch import load_file
 
 from fastrl.config.schema import (
@@ -111,10 +113,8 @@ def brute_force(policy: Policy, prompt: list[int], ids: list[int]) -> float:
 def learn(policy: Policy, probe_set: ProbeSet, kind: str, advantage: float) -> None:
     """One real optimizer step on the completions of a kind."""
     config = config_of(objective="reinforce")
-    rollouts = [r for r, p in zip(probe_set.rollouts, probe_set.probes, strict=True) if p.kind == kind]
-    for rollout in rollouts:
-        rollout.advantage = advantage
-    Updater(policy, MasterOptimizer(policy, config.optimizer, 1), config).run(rollouts)
+    rollouts = probe_set.rollouts.take(np.array([p.kind == kind for p in probe_set.probes]))
+    Updater(policy, MasterOptimizer(policy, config.optimizer, 1), config).run(credited(rollouts, advantage))
 
 
 def with_likeliest(policy: Policy, probe_set: ProbeSet) -> ProbeSet:
@@ -188,8 +188,7 @@ def test_distributions_are_the_models_own_whatever_the_chunks(policy, everything
             found |= dict(zip(indices, logprobs_nV, strict=True))
         assert sorted(found) == list(range(len(positions)))
         for index, (i, t) in enumerate(positions):
-            rollout = rollouts[i]
-            ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids[:t]])
+            ids = torch.tensor([[*rollouts.prompt(i), *rollouts.completion(i)[:t]]])
             logits = policy.model(input_ids=ids, use_cache=False).logits[0, -1]
             torch.testing.assert_close(found[index], torch.log_softmax(logits / TEMPERATURE, -1), atol=1e-5, rtol=1e-5)
 
@@ -250,18 +249,18 @@ def test_an_update_lowers_what_it_penalises_and_moves_the_rest(policy, everythin
     """One completion penalised, one reinforced, one only looked at; changes against scores made by hand."""
     likely = with_likeliest(policy, everything)
     chosen = [i for i, p in enumerate(likely.probes) if p.kind in ("penalised", "correct")]
-    rollouts = [likely.rollouts[i] for i in [*chosen, 7]]
-    before = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rollouts]
-    for rollout, (logprobs, _) in zip(rollouts, score(policy, rollouts, 512), strict=True):
-        rollout.trainer_logprobs = logprobs
-    for rollout, index in zip(rollouts, chosen, strict=False):
-        rollout.advantage = -1.0 if likely.probes[index].kind == "penalised" else 0.5
+    rollouts = likely.rollouts.take([*chosen, 7])
+    rows = rows_of(rollouts)
+    before = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rows]
+    credits = [-1.0 if likely.probes[i].kind == "penalised" else 0.5 for i in chosen] + [0.0]
+    columns = {"policy_logprobs_N": score(policy, rollouts, 512)[0], "credits_N": rollouts.by_token(np.array(credits))}
+    rollouts = replace(rollouts, **columns)
     config = config_of(objective="reinforce")
     Updater(policy, MasterOptimizer(policy, config.optimizer, 1), config).run(rollouts)
     found = update_changes(policy, rollouts, 512)
-    after = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rollouts]
+    after = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rows]
     for name, sign in (("positive", 0.5), ("negative", -1.0), ("zero", 0.0)):
-        mine = [i for i, r in enumerate(rollouts) if r.advantage == sign]
+        mine = [i for i, credit in enumerate(credits) if credit == sign]
         assert (found[name]["num"], found[name]["mean_advantage"]) == (len(mine), sign)
         assert found[name]["completion_change"] == pytest.approx(
             np.mean([after[i] - before[i] for i in mine]), abs=1e-4

@@ -5,9 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
+from rollout_cases import Rollout, batch_of, scores_of
 from safetensors.torch import load_file
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -32,9 +34,7 @@ from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.recompute import recompute_blocks
-from fastrl.policy.scoring import score
 from fastrl.records.jsonl import read_jsonl
-from fastrl.rollouts import Rollout
 from fastrl.run.training import train
 
 NUM_STEPS = 3
@@ -56,9 +56,7 @@ def config_of(folder: Path, model: Path) -> TrainConfig:
 
 def rollouts_of(num: int = 4) -> list[Rollout]:
     completions = [[2 + i, 11, 3 * i + 4, 5][: 2 + i % 3] for i in range(num)]
-    return [
-        Rollout([9, 8 + i, 7], c, [0.0] * len(c), "stop", i, advantage=(-1.0) ** i) for i, c in enumerate(completions)
-    ]
+    return [Rollout([9, 8 + i, 7], c, (-1.0) ** i, group=i) for i, c in enumerate(completions)]
 
 
 def adapted(model: PreTrainedModel, config: ModelConfig = LORA) -> PreTrainedModel:
@@ -152,7 +150,7 @@ def test_new_adapters_depend_on_the_seed_alone_and_add_nothing(countdown_folder)
     assert all(first[n].equal(same[n]) and not first[n].equal(other[n]) for n in first)
     assert not any(a.B.any() for a in adapters(models[0]).values())
     rollouts = rollouts_of()
-    assert score(Policy(models[0]), rollouts, 100) == score(
+    assert scores_of(Policy(models[0]), rollouts, 100) == scores_of(
         Policy(load_model(ModelConfig(path=str(countdown_folder)))), rollouts, 100
     )
 
@@ -165,7 +163,7 @@ def plain_step(
     merged = base | {f"{name}.weight": base[f"{name}.weight"] + 1.5 * B @ A for name, (A, B) in leaves.items()}
     loss = 0.0
     for r in rollouts:
-        ids = torch.tensor([r.prompt_ids + r.completion_ids])
+        ids = torch.tensor([r.ids])
         logits = functional_call(model, merged, (ids,)).logits[0, len(r.prompt_ids) - 1 : -1]
         chosen = torch.log_softmax(logits, -1).gather(1, torch.tensor(r.completion_ids)[:, None])
         loss = loss - r.advantage * chosen.sum() / 4
@@ -187,7 +185,7 @@ def test_an_update_is_the_hand_made_one(tiny_model, countdown_folder):
     policy = Policy(model)
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=lr, eps=eps, max_grad_norm=0.0), 1)
     for part in (rollouts[:1], rollouts[1:]):
-        policy(policy.micro_batch(part, [0.25] * len(part))).loss.backward()
+        policy(policy.micro_batch(batch_of(part), np.full(len(part), 0.25))).loss.backward()
     assert optimizer.step()[1]
     for name, adapter in adapters(model).items():
         for ours, theirs, old in zip((adapter.A, adapter.B), expected[name], before[name], strict=True):
@@ -201,17 +199,17 @@ def test_switched_off_the_policy_is_a_separately_loaded_base(countdown_folder, d
     policy, reference = Policy(adapted(load_model(source))), Policy(load_model(source))
     optimizer = MasterOptimizer(policy, OptimizerConfig(), 1)
     rollouts = rollouts_of()
-    expected = score(reference, rollouts, 100)
-    moved = score(policy, rollouts, 100)
+    expected = scores_of(reference, rollouts, 100)
+    moved = scores_of(policy, rollouts, 100)
     with adapters_off(policy.model):
-        assert score(policy, rollouts, 100) == expected
+        assert scores_of(policy, rollouts, 100) == expected
         assert all(p.requires_grad for p in optimizer.weights.values())
-    assert score(policy, rollouts, 100) == moved != expected
-    policy(policy.micro_batch(rollouts, [1.0] * len(rollouts))).loss.backward()
+    assert scores_of(policy, rollouts, 100) == moved != expected
+    policy(policy.micro_batch(batch_of(rollouts), np.ones(len(rollouts)))).loss.backward()
     assert {p.grad.dtype for p in optimizer.weights.values()} == {torch.float32}
     assert len(optimizer.weights) == 2 * len(adapters(policy.model)) == 28
     with adapters_off(reference.model):
-        assert score(reference, rollouts, 100) == expected
+        assert scores_of(reference, rollouts, 100) == expected
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "qwen3-moe"])
@@ -221,16 +219,16 @@ def test_other_architectures_train_save_and_load(family_folder, tmp_path, family
     policy, reference, rollouts = Policy(adapted(load_model(source))), Policy(load_model(source)), rollouts_of()
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=1e-2), 1)
     before = {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
-    policy(policy.micro_batch(rollouts, [0.25] * len(rollouts))).loss.backward()
+    policy(policy.micro_batch(batch_of(rollouts), np.full(len(rollouts), 0.25))).loss.backward()
     assert optimizer.step()[1]
     assert before and not [name for name, weight in optimizer.weights.items() if weight.equal(before[name])]
     original, base = dict(reference.model.named_parameters()), base_parameters(policy.model)
     assert base.keys() == original.keys() and all(base[name].equal(original[name]) for name in original)
     with adapters_off(policy.model):
-        assert score(policy, rollouts, 100) == score(reference, rollouts, 100)
+        assert scores_of(policy, rollouts, 100) == scores_of(reference, rollouts, 100)
     policy.model.save_pretrained(tmp_path)
     loaded = Policy(load_model(ModelConfig(path=str(tmp_path))))
-    assert score(loaded, rollouts, 100) == score(policy, rollouts, 100) != score(reference, rollouts, 100)
+    assert scores_of(loaded, rollouts, 100) == scores_of(policy, rollouts, 100) != scores_of(reference, rollouts, 100)
 
 
 def test_a_kl_penalty_loads_no_second_model(countdown_folder, tmp_path, monkeypatch):
@@ -250,7 +248,7 @@ def test_a_kl_penalty_loads_no_second_model(countdown_folder, tmp_path, monkeypa
 
 def test_recomputed_blocks_give_the_same_gradients(tiny_model):
     policy = Policy(adapted(tiny_model))
-    batch = policy.micro_batch(rollouts_of(), [0.25] * 4)
+    batch = policy.micro_batch(batch_of(rollouts_of()), np.full(4, 0.25))
     trained = [p for p in policy.parameters() if p.requires_grad]
     kept = torch.autograd.grad(policy(batch).loss, trained)
     assert recompute_blocks(policy.model) == 2

@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
-from rollout_cases import group_of
+from rollout_cases import Rollout, batch_of, drawn, group_of, scores_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
@@ -40,9 +41,7 @@ from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE, Layout
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
-from fastrl.policy.scoring import score
 from fastrl.policy.soundness import pack
-from fastrl.rollouts import Rollout
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
 
@@ -97,7 +96,7 @@ def rollouts_of(lengths: list[int], seed: int = 0) -> list[Rollout]:
     rows = [[generator.randrange(2, 123) for _ in range(length)] for length in lengths]
     prompts = generator.sample(range(2, 122), len(lengths))
     pairs = enumerate(zip(prompts, rows, strict=True))
-    return [Rollout([p], r, [0.0] * len(r), "stop", 0, advantage=0.5 - i % 2) for i, (p, r) in pairs]
+    return [Rollout([p], r, 0.5 - i % 2) for i, (p, r) in pairs]
 
 
 def mixed_pack() -> list[Rollout]:
@@ -109,7 +108,7 @@ def mixed_pack() -> list[Rollout]:
 def hidden(model: PreTrainedModel, rollouts: list[Rollout]) -> torch.Tensor:
     """(N,H) hidden states that predict the completion tokens, in the order of the rollouts."""
     policy = Policy(model)
-    return policy.hidden_states(policy.micro_batch(rollouts))
+    return policy.hidden_states(policy.micro_batch(batch_of(rollouts)))
 
 
 def gradients(model: PreTrainedModel, batches: list[list[Rollout]]) -> list[torch.Tensor]:
@@ -117,7 +116,7 @@ def gradients(model: PreTrainedModel, batches: list[list[Rollout]]) -> list[torc
     sums = [torch.zeros_like(w) for w in weights]
     for batch in batches:
         policy = Policy(model, TokenLoss())
-        loss = policy(policy.micro_batch(batch, [0.1] * len(batch))).loss
+        loss = policy(policy.micro_batch(batch_of(batch), np.full(len(batch), 0.1))).loss
         for total, part in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
             total += 0 if part is None else part
     return sums
@@ -169,7 +168,7 @@ def test_changing_every_token_of_one_sequence_changes_no_bit_of_the_others(name,
         loss = (rows[is_other] * torch.linspace(-1, 1, rows.shape[1])).square().sum()
         own = torch.autograd.grad(loss, inputs[0])[0][0]
         hook.remove()
-        scores = [s for i, s in enumerate(score(Policy(model), rollouts, 1000)) if i not in changed]
+        scores = [s for i, s in enumerate(scores_of(Policy(model), rollouts, 1000)) if i not in changed]
         for i in changed:
             rollouts[i].advantage = 0.0
         results.append((rows.detach(), own, scores, gradients(model, [rollouts])))
@@ -213,7 +212,7 @@ def test_positions_restart_with_every_sequence_and_go_on_behind_a_prompt():
     """GPT-2 adds a learned vector per position: the same completion of the same prompt must get the same vectors."""
     model, (first, other) = packed_model("gpt2"), rollouts_of([11, 5])
     group = group_of(4, [3, 3], 1)
-    batch = build_micro_batch([first, group[0], other, group[1]], is_packed=True)
+    batch = build_micro_batch(batch_of([first, group[0], other, group[1]]), is_packed=True)
     assert batch.positions_T.tolist() == [*range(4), *range(5), *range(11), 4, 5, 4, 5]
     assert batch.layout.lengths == (4, 5, 11, 2, 2) and batch.layout.prefixes == (None, None, None, 0, 0)
     assert batch.rows_N.tolist() == [*range(9, 20), 3, 20, 21, *range(4, 9), 3, 22, 23]
@@ -355,7 +354,7 @@ def test_models_that_cannot_be_packed_run_padded_and_say_why(config, reason):
     policy = Policy(model)
     assert not policy.is_packed
     rollouts = rollouts_of([9, 14, 5])
-    for rollout, (logprobs, _) in zip(rollouts, score(policy, rollouts, 100), strict=True):
+    for rollout, (logprobs, _) in zip(rollouts, scores_of(policy, rollouts, 100), strict=True):
         with torch.no_grad():
             ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
             table = model(ids, use_cache=False).logits[0].log_softmax(-1)
@@ -366,14 +365,14 @@ def test_models_that_cannot_be_packed_run_padded_and_say_why(config, reason):
 @every_family
 def test_sampling_from_the_packed_module_is_what_transformers_samples(name):
     """With left padding, a cache and a prefilled prompt; Gemma-2 against eager, which alone caps scores."""
-    drawn = []
+    sampled = []
     for model in (packed_model(name), random_model(FAMILIES[name])):
         if not is_packed(model):
             model.set_attn_implementation("eager" if name == "gemma2" else "sdpa")
         sampler = EmbeddedSampler(model, stop_token_ids=[1], pad_token_id=0, batch_size=8)
         prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21], [30, 31, 32, 33]]
-        drawn.append(sampler.generate(prompts, SamplingSettings(2, 12), [1, 2, 3]))
-    for ours, plain in zip(*drawn, strict=True):
+        sampled.append(drawn(sampler, prompts, SamplingSettings(2, 12), [1, 2, 3]))
+    for ours, plain in zip(*sampled, strict=True):
         assert ours.completion_ids == plain.completion_ids
         assert ours.sampler_logprobs == pytest.approx(plain.sampler_logprobs, abs=1e-4)
 
@@ -409,7 +408,7 @@ def test_flash_paths_are_as_exact_as_sdpa(name, path):
     for model, chosen in ((flash, path), (plain, "eager"), (exact, "eager")):
         assert use_packed_attention(model, chosen)
     rollouts = mixed_pack()
-    batch = build_micro_batch(rollouts, [0.1] * len(rollouts), is_packed=True).to(device)
+    batch = build_micro_batch(batch_of(rollouts), np.full(len(rollouts), 0.1), is_packed=True).to(device)
     rows = [Policy(m).hidden_states(batch).detach() for m in (exact, plain, flash)]
     assert relative(rows[2], rows[0].double()) <= 2 * relative(rows[1], rows[0].double()) + 2e-3
     losses = [Policy(m, TokenLoss())(batch).loss for m in (exact, plain, flash)]

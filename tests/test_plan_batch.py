@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from gpu_train import SHAPES
+from rollout_cases import Rollout, batch_of
 from torch.nn.attention import varlen
 
 from fastrl.cli import main
@@ -19,7 +20,6 @@ from fastrl.config.schema import (
 from fastrl.plan.plan import GIB, _update_tokens, make_plan, plan_text
 from fastrl.policy.micro_batch import computed_tokens
 from fastrl.policy.packing import cut_micro_batches
-from fastrl.rollouts import Rollout
 
 CPU = {"device_type": "cpu", "memory_gib": 4.0, "prompt_tokens": 11}
 COPIES = 4  # of a step's prompts and rollouts
@@ -60,14 +60,15 @@ def test_no_micro_batch_of_the_run_is_larger(config, budget):
     changed = replace(config, batch=replace(config.batch, micro_batch_tokens=budget))
     limit = make_plan(changed, **CPU).micro_batch_tokens
     for share in (1.0, 1.0, 0.8, 0.5, 0.2):
-        rollouts = [
-            Rollout([100 * g] * 11, [generator.randrange(50) for _ in range(16)], [0.0] * 16, "length", g)
+        chosen = [
+            Rollout([100 * g] * 11, [generator.randrange(50) for _ in range(16)], group=g)
             for g in range(COPIES)
             for _ in range(COPIES)
             if generator.random() <= share
         ]
+        rollouts = batch_of(chosen)
         for part in cut_micro_batches(rollouts, budget, is_packed=True):
-            assert computed_tokens([rollouts[i] for i in part], is_packed=True) <= limit
+            assert computed_tokens(rollouts.take(part), is_packed=True) <= limit
 
 
 def test_the_embedded_sampler_draws_a_step_or_an_evaluation(config):

@@ -1,7 +1,9 @@
 """Policy, packing and loading: only response positions count, heads are checked, gradients are fp32."""
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import Rollout, batch_of, scores_of
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -18,9 +20,7 @@ from fastrl.kernels import TokenLoss
 from fastrl.policy.loading import load_model, load_tokenizer
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import cut_micro_batches
-from fastrl.policy.scoring import score
 from fastrl.policy.soundness import check_head
-from fastrl.rollouts import Rollout
 
 SMALL = {
     "vocab_size": 300,
@@ -30,10 +30,6 @@ SMALL = {
     "num_key_value_heads": 2,
     "intermediate_size": 64,
 }
-
-
-def rollout(prompt: list[int], completion: list[int], advantage=1.0, **fields) -> Rollout:
-    return Rollout(prompt, completion, [0.0] * len(completion), "stop", 0, advantage=advantage, **fields)
 
 
 def randomise(model):
@@ -46,22 +42,24 @@ def randomise(model):
 
 def test_micro_batches_respect_the_budget_and_hold_everything_once():
     lengths = [5, 9, 1, 7, 7, 2, 9, 3]
-    rollouts = [rollout([20], [30] * length) for length in lengths]  # as many inputs: the last token is a target only
+    rollouts = batch_of(
+        [Rollout([20], [30] * length) for length in lengths]
+    )  # as many inputs: the last token is a target only
     parts = cut_micro_batches(rollouts, 18, is_packed=False)
     assert sorted(i for part in parts for i in part) == list(range(8))
     assert all(len(part) * max(lengths[i] for i in part) <= 18 for part in parts)
-    assert cut_micro_batches([], 10, is_packed=False) == []
+    assert cut_micro_batches(batch_of([]), 10, is_packed=False) == []
     with pytest.raises(ValueError, match=r"9 tokens does not fit batch\.micro_batch_tokens=8"):
         cut_micro_batches(rollouts, 8, is_packed=False)
 
 
 def test_scores_are_the_models_own_log_probs(tiny_model):
-    rollouts = [rollout([20, 21, 22], [30, 31]), rollout([23], [32, 33, 34, 35]), rollout([24, 25], [36])]
+    rollouts = [Rollout([20, 21, 22], [30, 31]), Rollout([23], [32, 33, 34, 35]), Rollout([24, 25], [36])]
     temperature = 0.7
-    scores = score(Policy(tiny_model, temperature=temperature), rollouts, 12)
+    scores = scores_of(Policy(tiny_model, temperature=temperature), rollouts, 12)
     for r, (logprobs, entropy) in zip(rollouts, scores, strict=True):
         with torch.no_grad():
-            logits = tiny_model(torch.tensor([r.prompt_ids + r.completion_ids])).logits[0].double() / temperature
+            logits = tiny_model(torch.tensor([r.ids])).logits[0].double() / temperature
         table = torch.log_softmax(logits[len(r.prompt_ids) - 1 : -1], -1)
         expected = table.gather(1, torch.tensor(r.completion_ids)[:, None]).squeeze(1)
         assert logprobs == pytest.approx(expected.tolist(), abs=2e-5)
@@ -70,15 +68,15 @@ def test_scores_are_the_models_own_log_probs(tiny_model):
 
 def test_loss_and_gradient_are_those_of_the_formula(tiny_model):
     """Two rollouts of opposite sign, one masked token, temperature ≠ 1, against plain autograd in fp64."""
-    rollouts = [rollout([20, 21], [30, 31, 32], -1.0, loss_mask=[1, 0, 1]), rollout([22], [33], 0.5)]
+    rollouts = [Rollout([20, 21], [30, 31, 32], -1.0, loss_mask=[1, 0, 1]), Rollout([22], [33], 0.5, loss_mask=[1])]
     policy = Policy(tiny_model, TokenLoss(), temperature=0.8)
-    result = policy(policy.micro_batch(rollouts, [0.25, 2.0]))
+    result = policy(policy.micro_batch(batch_of(rollouts), np.array([0.25, 2.0])))
     weights = [p for p in tiny_model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(result.loss, weights)
     model = tiny_model.double()
     expected = 0.0
     for r, weight in zip(rollouts, [0.25, 2.0], strict=True):
-        logits = model(torch.tensor([r.prompt_ids + r.completion_ids])).logits[0] / 0.8
+        logits = model(torch.tensor([r.ids])).logits[0] / 0.8
         table = torch.log_softmax(logits[len(r.prompt_ids) - 1 : -1], -1)
         logprobs = table.gather(1, torch.tensor(r.completion_ids)[:, None]).squeeze(1)
         expected = expected - weight * r.advantage * (logprobs * torch.tensor(r.loss_mask)).sum()

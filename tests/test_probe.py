@@ -2,25 +2,25 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.probe import FLOOR, LogprobProbe, Noise, measure
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
 
 
-def rollouts(*gaps: float) -> list[Rollout]:
-    rollout = Rollout([1], [2] * len(gaps), [-2.0] * len(gaps), "stop", 0)
-    rollout.trainer_logprobs = [-2.0 + gap for gap in gaps]
-    return [rollout]
+def rollouts(*gaps: float) -> Rollouts:
+    logprobs_N = np.array([-2.0 + gap for gap in gaps])
+    return Rollouts.of([[1]], [[2] * len(gaps)], sampler_logprobs=[[-2.0] * len(gaps)], policy_logprobs_N=logprobs_N)
 
 
 def test_noise_is_mean_quantile_and_maximum_of_absolute_differences():
     assert measure(rollouts(0.5, -1.0, 0.0)) == Noise(0.5, 1.0, 1.0)
     spread = measure(rollouts(*[i / 1000 for i in range(1001)], 9.0))
     assert spread.high == pytest.approx(0.991, abs=1e-6) and spread.max == pytest.approx(9.0)
-    assert measure([]) == measure(rollouts()) == Noise(0.0, 0.0, 0.0)
+    assert measure(rollouts()) == Noise(0.0, 0.0, 0.0)
     assert math.isnan(measure(rollouts(0.5, math.nan)).mean)
 
 

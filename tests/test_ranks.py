@@ -1,6 +1,5 @@
 """One, two and four processes with gloo make the same update, and the exchanges behind it."""
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from torchrun import torchrun
 from update_ranks import SCENARIOS, update
 
 from fastrl.policy.packing import spread
-from fastrl.process.ranks import ALONE, Ranks, sum_counts
+from fastrl.process.ranks import ALONE, Ranks
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +66,6 @@ def test_alone_exchanges_are_the_identity():
 
 def test_every_rank_gets_equally_many_items():
     assert [Ranks(r, 3).share(list("abcd"), "-") for r in range(3)] == [["a", "d"], ["b", "-"], ["c", "-"]]
-
-
-def test_sums_keep_what_is_not_positive():
-    assert sum_counts([Counter(a=1, b=-2), Counter(a=-1, c=0)]) == {"a": 0, "b": -2, "c": 0}
 
 
 def test_spread_balances_and_keeps_everything():

@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import Rollout, batch_of
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -14,13 +16,12 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of, recompute_blocks
-from fastrl.rollouts import Rollout
 
 
 def batch(is_packed: bool):
     rows = [[20 + (3 * i + t) % 90 for t in range(length)] for i, length in enumerate((40, 23, 9))]
-    rollouts = [Rollout(r[:2], r[2:], [0.0] * (len(r) - 2), "stop", 0, advantage=1.0) for r in rows]
-    return build_micro_batch(rollouts, [0.1] * 3, is_packed=is_packed)
+    rollouts = batch_of([Rollout(r[:2], r[2:], 1.0) for r in rows])
+    return build_micro_batch(rollouts, np.full(3, 0.1), is_packed=is_packed)
 
 
 def gradients_and_kept_bytes(model) -> tuple[list[torch.Tensor], int]:

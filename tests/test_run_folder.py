@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_training import assert_bitwise_equal, config_of, weights
 
@@ -23,8 +24,9 @@ from fastrl.records.jsonl import read_jsonl
 from fastrl.records.lock import lock_beside
 from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.run_folder import RunFolder
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts, text_column
 from fastrl.run.training import train
+from fastrl.tasks import Problem
 from fastrl.warmup import warmup
 
 
@@ -134,14 +136,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_the_oldest_rollouts_go_when_there_is_no_more_room(tmp_path):
-    said, generator = [], random.Random(0)
+    said, generator, columns = [], random.Random(0), {"policy_logprobs_N": np.zeros(2), "entropy_N": np.zeros(2)}
+    columns |= {"rewards_R": np.array([np.nan]), "penalties_R": np.zeros(1), "reasons_R": text_column(["broke"])}
+    logprobs = [[-0.123456789, float("-inf")]]
+    rollouts = Rollouts.of([[1]], [[2, 3]], sampler_logprobs=logprobs, credits_N=np.array([0.5, -1.0]), **columns)
     for start in (1, 4):  # and again as a resumed run
         files = RolloutFiles(tmp_path, 1, said.append)
         for step in range(start, start + 3):
             text = "".join(map(chr, generator.choices(range(33, 127), k=500_000)))
-            files.write_step(step, [Rollout([1], [2, 3], [-0.123456789, float("-inf")], "stop", 0, text=text)])
+            files.write_step(step, rollouts, [Problem("p", "1", {})], [text])
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-00000{n}.jsonl.gz" for n in (5, 6)]
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 1 << 20
     assert len(said) == 2 and "has reached run.rollouts_mib = 1: from step-000001.jsonl.gz on" in said[0]
     (row,) = read_jsonl(tmp_path / "step-000006.jsonl.gz")
-    assert row["sampler_logprobs"] == [-0.12346, None] and row["trainer_logprobs"] is None
+    assert row["sampler_logprobs"] == [-0.12346, None] and row["reward"] is None
+    assert row["advantage"] is None and row["credits"] == [0.5, -1.0]

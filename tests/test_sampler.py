@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from rollout_cases import drawn, scores_of
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from fastrl.policy.model import Policy
-from fastrl.policy.scoring import score
 from fastrl.sampling import embedded
 from fastrl.sampling.embedded import EmbeddedSampler, InverseCdfDraw
 from fastrl.sampling.growing_cache import growing_cache
@@ -28,15 +28,15 @@ def prompts_of(lengths: list[int]) -> list[list[int]]:
 def test_sampler_and_trainer_agree_on_log_probs(model_name, temperature, request):
     model = request.getfixturevalue(model_name)
     settings = SamplingSettings(num_samples=6, max_new_tokens=24, temperature=temperature)
-    rollouts = sampler(model).generate(prompts_of([1, 4, 12, 20]), settings, [0, 1, 2, 3])
-    scores = score(Policy(model, temperature=temperature), rollouts, 500)
+    rollouts = drawn(sampler(model), prompts_of([1, 4, 12, 20]), settings, [0, 1, 2, 3])
+    scores = scores_of(Policy(model, temperature=temperature), rollouts, 500)
     for rollout, (logprobs, _) in zip(rollouts, scores, strict=True):
         assert rollout.sampler_logprobs == pytest.approx(logprobs, abs=2e-5)
 
 
 def test_completions_end_with_their_first_stop_token(tiny_model):
     settings = SamplingSettings(num_samples=8, max_new_tokens=40)
-    for rollout in sampler(tiny_model, stops=list(range(200))).generate(prompts_of([3, 5]), settings, [1, 2]):
+    for rollout in drawn(sampler(tiny_model, stops=list(range(200))), prompts_of([3, 5]), settings, [1, 2]):
         stops = [t for t in rollout.completion_ids if t < 200]
         if rollout.finish_reason == "stop":
             assert stops == [rollout.completion_ids[-1]]
@@ -47,9 +47,9 @@ def test_completions_end_with_their_first_stop_token(tiny_model):
 
 def test_tokens_do_not_depend_on_the_batch(tiny_model):
     prompts, settings = prompts_of([2, 9, 5]), SamplingSettings(num_samples=5, max_new_tokens=16)
-    large = sampler(tiny_model, 64).generate(prompts, settings, [7, 8, 9])
-    small = sampler(tiny_model, 4).generate(prompts, settings, [7, 8, 9])
-    alone = sampler(tiny_model, 64).generate(prompts[2:], settings, [9])
+    large = drawn(sampler(tiny_model, 64), prompts, settings, [7, 8, 9])
+    small = drawn(sampler(tiny_model, 4), prompts, settings, [7, 8, 9])
+    alone = drawn(sampler(tiny_model, 64), prompts[2:], settings, [9])
     assert [r.completion_ids for r in large] == [r.completion_ids for r in small]
     assert [r.completion_ids for r in large[10:]] == [r.completion_ids for r in alone]
     assert [r.group for r in large] == [0] * 5 + [1] * 5 + [2] * 5
@@ -58,7 +58,7 @@ def test_tokens_do_not_depend_on_the_batch(tiny_model):
 def test_equal_prompts_with_other_seeds_and_samples_differ(tiny_model):
     prompt = prompts_of([6])[0]
     settings = SamplingSettings(num_samples=4, max_new_tokens=12)
-    rollouts = sampler(tiny_model).generate([prompt, prompt], settings, [1, 2])
+    rollouts = drawn(sampler(tiny_model), [prompt, prompt], settings, [1, 2])
     assert len({tuple(r.completion_ids) for r in rollouts}) == 8
 
 
@@ -66,7 +66,7 @@ def test_draws_follow_the_distribution(tiny_model):
     """Frequencies of the first token over 4000 draws against its probabilities (chi-square over the likely tokens)."""
     prompt = prompts_of([6])[0]
     settings = SamplingSettings(num_samples=4000, max_new_tokens=1, temperature=0.8)
-    rollouts = sampler(tiny_model, 2000).generate([prompt], settings, [0])
+    rollouts = drawn(sampler(tiny_model, 2000), [prompt], settings, [0])
     with torch.no_grad():
         probs = torch.softmax(tiny_model(torch.tensor([prompt])).logits[0, -1] / 0.8, -1)
     counts = torch.bincount(torch.tensor([r.completion_ids[0] for r in rollouts]), minlength=1500).float()
@@ -85,13 +85,13 @@ def test_top_k_top_p_and_greedy_shape_evaluation(tiny_model):
         logits = tiny_model(torch.tensor([prompt])).logits[0, -1]
     best = logits.topk(2).indices.tolist()
     top_2 = SamplingSettings(num_samples=200, max_new_tokens=1, top_k=2)
-    rollouts = sampler(tiny_model, 200).generate([prompt], top_2, [0])
+    rollouts = drawn(sampler(tiny_model, 200), [prompt], top_2, [0])
     assert {r.completion_ids[0] for r in rollouts} == set(best)
     expected = torch.log_softmax(logits[best], 0)
     first = next(r for r in rollouts if r.completion_ids[0] == best[0])
     assert first.sampler_logprobs[0] == pytest.approx(expected[0].item(), abs=1e-5)
     greedy = SamplingSettings(num_samples=3, max_new_tokens=4, temperature=0.0)
-    rollouts = sampler(tiny_model).generate([prompt], greedy, [0])
+    rollouts = drawn(sampler(tiny_model), [prompt], greedy, [0])
     assert {r.completion_ids[0] for r in rollouts} == {best[0]} and len(
         {tuple(r.completion_ids) for r in rollouts}
     ) == 1
@@ -99,18 +99,18 @@ def test_top_k_top_p_and_greedy_shape_evaluation(tiny_model):
 
 def test_the_models_own_generation_config_is_ignored(tiny_model):
     prompt, settings = prompts_of([6])[0], SamplingSettings(num_samples=20, max_new_tokens=8)
-    plain = sampler(tiny_model).generate([prompt], settings, [0])
+    plain = drawn(sampler(tiny_model), [prompt], settings, [0])
     tiny_model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.01, top_k=1, top_p=0.1, repetition_penalty=3.0, eos_token_id=1
     )
-    assert [r.completion_ids for r in sampler(tiny_model).generate([prompt], settings, [0])] == [
+    assert [r.completion_ids for r in drawn(sampler(tiny_model), [prompt], settings, [0])] == [
         r.completion_ids for r in plain
     ]
 
 
 def test_one_seed_per_prompt(tiny_model):
     with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
-        sampler(tiny_model).generate([[1], [2]], SamplingSettings(1, 1), [0])
+        drawn(sampler(tiny_model), [[1], [2]], SamplingSettings(1, 1), [0])
 
 
 def test_drawing_in_chunks_changes_no_bit():
@@ -139,7 +139,7 @@ def test_finished_rows_leave_the_batch_and_nothing_changes(model_name, request, 
     for least in (16, 1000):
         rows.clear()
         monkeypatch.setattr(embedded, "MIN_FINISHED", least)
-        results.append(sampler(model, 96, stops=list(range(200))).generate(prompts, settings, [0, 1, 2, 3]))
+        results.append(drawn(sampler(model, 96, stops=list(range(200))), prompts, settings, [0, 1, 2, 3]))
         assert len(set(rows[1:])) >= 3 if least == 16 else set(rows[1:]) == {96}
     hook.remove()
     assert len({len(r.completion_ids) for r in results[0]}) > 20

@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import credited
 from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.engine import Engine, EngineSettings
-from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
+from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError, sample
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.sampling.weights.map import bit_checksum, gaps
@@ -54,30 +56,29 @@ def share(family_folder):
     return make
 
 
-def update(model: PreTrainedModel, rollouts: list[Rollout], lr: float = 1e-2) -> None:
+def update(model: PreTrainedModel, rollouts: Rollouts, lr: float = 1e-2) -> None:
     """Three optimizer steps that make the sampled completions more likely."""
     policy = Policy(model)
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=lr), 3)
-    for rollout in rollouts:
-        rollout.advantage = 1.0
+    batch, weights_R = credited(rollouts), np.full(len(rollouts), 0.01)
     for step in (1, 2, 3):
         optimizer.start_step(step)
-        policy(policy.micro_batch(rollouts, [0.01] * len(rollouts))).loss.backward()
+        policy(policy.micro_batch(batch, weights_R)).loss.backward()
         _, has_moved = optimizer.step()
         assert has_moved
 
 
 def assert_fresh_after_updates(shared: Shared, tolerance: float) -> None:
     """Fresh before and after; the update is far larger than the tolerance, so stale weights could not pass."""
-    rollouts = shared.sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
+    rollouts = sample(shared.sampler, PROMPTS, SETTINGS, [1, 2, 3])
     assert mean_gap(shared.model, rollouts) < tolerance
     update(shared.model, rollouts)
     assert mean_gap(shared.model, rollouts) > 20 * tolerance
     shared.sampler.publish(1)
     shared.sampler.prove_fresh(1)
-    again = shared.sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
+    again = sample(shared.sampler, PROMPTS, SETTINGS, [1, 2, 3])
     assert mean_gap(shared.model, again) < tolerance
-    assert {r.weight_version for r in again} == {1}
+    assert set(again.weight_versions_R) == {1}
 
 
 @pytest.mark.parametrize("family", NUM_PARAMETERS)
@@ -99,10 +100,8 @@ def test_bfloat16_weights_are_the_rounded_masters_in_shared_memory(share):
         assert_fresh_after_updates(shared, 0.02)
         policy = Policy(shared.model)
         optimizer = MasterOptimizer(policy, OptimizerConfig(lr=1e-6), 1)
-        rollouts = shared.sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
-        for rollout in rollouts:
-            rollout.advantage = 1.0
-        policy(policy.micro_batch(rollouts, [1.0] * len(rollouts))).loss.backward()
+        rollouts = sample(shared.sampler, PROMPTS, SETTINGS, [1, 2, 3])
+        policy(policy.micro_batch(credited(rollouts), np.ones(len(rollouts)))).loss.backward()
         optimizer.step()
         shared.sampler.prove_fresh(1)
         served = {n: s.parameter[a:b] for s in shared.sampler.engine.slots() for n, (a, b) in s.rows.items()}
@@ -169,7 +168,7 @@ def test_a_tensor_that_was_replaced_is_stale(share):
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_a_copy_that_was_skipped_is_stale(share, family, monkeypatch):
     with share(family, "copy") as shared:
-        rollouts = shared.sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
+        rollouts = sample(shared.sampler, PROMPTS, SETTINGS, [1, 2, 3])
         shared.sampler.prove_fresh(0)
         update(shared.model, rollouts)
         with pytest.raises(StaleWeightsError, match="version 0, the trainer is at 1: an update was not published"):

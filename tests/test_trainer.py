@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +22,7 @@ from fastrl.prompts.stream import PromptStream
 from fastrl.records import checkpoints, rollout_files
 from fastrl.records.jsonl import read_jsonl
 from fastrl.records.step_metrics import rollout_metrics
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts, text_column
 from fastrl.run.divergence import DivergedError
 from fastrl.run.training import train
 from fastrl.tasks import Problem
@@ -104,15 +105,22 @@ def test_with_rewards_below_zero_truncation_does_not_pay(run, objective):
 
 
 def test_a_missing_reward_makes_no_contrast_and_enters_no_share():
-    def group(index: int, *rewards: float | None) -> list[Rollout]:
-        rollouts = [Rollout([1], [2, 3], [0.0, 0.0], "stop", index) for _ in rewards]
-        for rollout, reward in zip(rollouts, rewards, strict=True):
-            rollout.reward = reward
-        return rollouts
-
-    groups = [group(0, 0.1, None), group(1, 0.1, 0.2), group(2, None, None), group(3, 0.3, 0.1 + 0.2)]
-    assert with_contrast(groups) == [groups[1]]
-    metrics = rollout_metrics([r for g in groups for r in g], [], Correctness(0.2))
+    rewards_R = np.array([0.1, math.nan, 0.1, 0.2, math.nan, math.nan, 0.3, 0.1 + 0.2])
+    rollouts = Rollouts.of(
+        [[1]] * 8,
+        [[2, 3]] * 8,
+        groups=np.repeat(np.arange(4), 2),
+        rewards_R=rewards_R,
+        penalties_R=np.zeros(8),
+        reasons_R=text_column([""] * 8),
+        credits_N=np.ones(16),
+        policy_logprobs_N=np.zeros(16),
+        entropy_N=np.zeros(16),
+    )
+    problems = [Problem(str(i), f"p{i}", {}) for i in range(4)]
+    kept_problems, kept = with_contrast(problems, rollouts)
+    assert kept_problems == [problems[1]] and kept.rewards_R.tolist() == [0.1, 0.2] and not kept.groups_R.any()
+    metrics = rollout_metrics(rollouts, rollouts.take([]), Correctness(0.2))
     assert metrics["groups/equal_share"] == pytest.approx(2 / 3)  # of three groups that have rewards
     assert metrics["reward/correct_share"] == pytest.approx(3 / 5) and metrics["rollouts/num_unverified"] == 3
 

@@ -3,15 +3,17 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import Rollout, batch_of, drawn, scores_of
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.learning.reductions import REDUCTIONS
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
-from fastrl.policy.scoring import score
-from fastrl.rollouts import Rollout
+from fastrl.policy.totals import Totals
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.update import Updater, token_loss
@@ -22,7 +24,7 @@ NUM_PROMPTS, GROUP = 4, 3
 def rollouts_of(model, advantages: list[float]) -> list[Rollout]:
     sampler = EmbeddedSampler(model, stop_token_ids=list(range(100)), pad_token_id=0, batch_size=64)
     prompts = [list(range(200 + 7 * i, 203 + 8 * i)) for i in range(NUM_PROMPTS)]
-    rollouts = sampler.generate(prompts, SamplingSettings(GROUP, 14), list(range(NUM_PROMPTS)))
+    rollouts = drawn(sampler, prompts, SamplingSettings(GROUP, 14), list(range(NUM_PROMPTS)))
     for rollout, advantage in zip(rollouts, advantages, strict=True):
         rollout.advantage = advantage
     return rollouts
@@ -56,12 +58,12 @@ def run(model, config: TrainConfig, advantages: list[float], **updater):
         lambda module, args, kwargs: calls.update({m: calls.get(m, 0) + 1 for m in [kwargs.get("mode", "loss")]}),
         with_kwargs=True,
     )
-    metrics = Updater(policy, optimizer, config, **updater).run(rollouts)
+    metrics = Updater(policy, optimizer, config, **updater).run(batch_of(rollouts))
     return model, metrics, calls, rollouts
 
 
 def logprob(model, rollouts: list[Rollout]) -> list[float]:
-    return [sum(values) for values, _ in score(Policy(model), rollouts, 10_000)]
+    return [sum(values) for values, _ in scores_of(Policy(model), rollouts, 10_000)]
 
 
 SIGNS = [0.0, -1.0, -1.0, -1.0, 0.0, 0.0, -1.0, -1.0, 0.0, 0.0, 0.0, -1.0]
@@ -131,7 +133,7 @@ def test_every_term_is_averaged_over_the_tokens_that_it_acts_on(tiny_model, redu
         policy = Policy(copy.deepcopy(tiny_model), token_loss(config.algorithm))
         optimizer = Recorded(policy, config.optimizer, 10)
         given = reference if settings.get("kl_coef") else None
-        Updater(policy, optimizer, config, reference=given).run(rollouts_of(tiny_model, advantages))
+        Updater(policy, optimizer, config, reference=given).run(batch_of(rollouts_of(tiny_model, advantages)))
         return optimizer.gradient
 
     policy_term = gradient(one)
@@ -152,7 +154,9 @@ def test_ranks_fill_with_every_column_that_a_micro_batch_can_have(tiny_model):
         updater = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config)
         for importance in ("off", "token", "sequence"):
             updater.importance = importance
-            assert updater._backward([], [], []) == {}
+            totals = Totals(policy.device)
+            updater._backward(Rollouts.of([], []), np.zeros(0), np.zeros(0), totals)
+            assert not totals.read().any()
             assert all(not p.grad.any() for p in policy.parameters() if p.grad is not None)
 
 
@@ -169,9 +173,9 @@ def test_paper_code_is_the_authors_loss(tiny_model, entropy_coef):
     )
     _, metrics, _, rollouts = run(tiny_model, config, advantages)
     assert (metrics["update/num_updates"], metrics["update/num_kept"]) == (1, 4)
-    loss, num_tokens = 0.0, sum(r.num_tokens for r in rollouts[:4])
+    loss, num_tokens = 0.0, sum(len(r.completion_ids) for r in rollouts[:4])
     for r in rollouts[:4]:
-        logits = tiny_model(torch.tensor([r.prompt_ids + r.completion_ids])).logits[0, len(r.prompt_ids) - 1 : -1]
+        logits = tiny_model(torch.tensor([r.ids])).logits[0, len(r.prompt_ids) - 1 : -1]
         table = torch.log_softmax(logits, -1)
         chosen = table.gather(1, torch.tensor(r.completion_ids)[:, None]).squeeze(1)
         entropy = -(table.exp() * table).sum(-1)
@@ -185,7 +189,7 @@ def test_entropy_bonus_alone_raises_entropy(tiny_model):
     config = config_of(lr=1e-4, entropy_coef=1.0, surrogate="reinforce")
     moved, _, _, rollouts = run(tiny_model, config, [0.0] * len(SIGNS))
     before, after = (
-        sum(v for _, entropy in score(Policy(m), rollouts, 10_000) for v in entropy) for m in (tiny_model, moved)
+        sum(v for _, entropy in scores_of(Policy(m), rollouts, 10_000) for v in entropy) for m in (tiny_model, moved)
     )
     assert after > before
 
@@ -257,7 +261,7 @@ def test_a_kl_penalty_pulls_back_to_the_reference(tiny_model):
     moved, _, _, rollouts = run(away, config, [0.0] * 12, reference=reference)
 
     def gap(model) -> float:
-        pairs = zip(score(Policy(model), rollouts, 10_000), score(reference, rollouts, 10_000), strict=True)
+        pairs = zip(*(scores_of(p, rollouts, 10_000) for p in (Policy(model), reference)), strict=True)
         return sum(torch.tensor(b).sub(torch.tensor(a)).square().sum().item() for (a, _), (b, _) in pairs)
 
     assert gap(moved) < gap(away)
@@ -268,8 +272,11 @@ def test_a_kl_penalty_goes_with_several_updates_a_batch(tiny_model):
     config = config_of(kl_coef=0.1, updates_per_batch=2)
     _, metrics, _, rollouts = run(tiny_model, config, SIGNS, reference=Policy(copy.deepcopy(tiny_model)))
     assert metrics["update/num_updates"] == 2 and metrics["kl/reference_k3"] > 0
-    assert {r.old_logprobs is None for r in rollouts} == {True, False}
-    assert all(len(r.ref_logprobs) == len(r.completion_ids) for r in rollouts)
+    policy = Policy(copy.deepcopy(tiny_model), token_loss(config.algorithm))
+    updater = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config, reference=policy)
+    first, second = updater._prepared(updater._cut(batch_of(rollouts)))
+    assert first.old_logprobs_N is None and second.old_logprobs_N is second.sampler_logprobs_N
+    assert all(np.isfinite(m.ref_logprobs_N).all() for m in (first, second))
 
 
 def test_a_non_finite_gradient_skips_the_update(tiny_model):
@@ -278,6 +285,6 @@ def test_a_non_finite_gradient_skips_the_update(tiny_model):
     policy = Policy(poisoned, token_loss(config.algorithm))
     rollouts = rollouts_of(poisoned, SIGNS)
     rollouts[1].advantage = float("inf")
-    metrics = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config).run(rollouts)
+    metrics = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config).run(batch_of(rollouts))
     assert (metrics["update/num_updates"], metrics["update/num_nonfinite"]) == (0, 1)
     assert all(torch.equal(a, b) for a, b in zip(poisoned.parameters(), tiny_model.parameters(), strict=True))

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import credited
 from safetensors.torch import load_file
 from sampler_gap import mean_gap
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -30,10 +32,10 @@ from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.run.training import train
 from fastrl.sampling.engine import Engine, EngineSettings
-from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError
+from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError, sample
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.adapters import AdapterWeights
 from fastrl.sampling.weights.choose import share_weights
@@ -75,15 +77,14 @@ def serve(family_folder):
     return make
 
 
-def update(model: PreTrainedModel, rollouts: list[Rollout]) -> None:
+def update(model: PreTrainedModel, rollouts: Rollouts) -> None:
     """Three optimizer steps that make the sampled completions more likely."""
     policy = Policy(model)
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=3e-2), 3)
-    for rollout in rollouts:
-        rollout.advantage = 1.0
+    batch, weights_R = credited(rollouts), np.full(len(rollouts), 0.01)
     for step in (1, 2, 3):
         optimizer.start_step(step)
-        policy(policy.micro_batch(rollouts, [0.01] * len(rollouts))).loss.backward()
+        policy(policy.micro_batch(batch, weights_R)).loss.backward()
         assert optimizer.step()[1]
 
 
@@ -100,15 +101,15 @@ def test_every_update_is_what_vllm_samples_with(serve, family_folder, family, dt
     with serve(family, dtype=dtype) as served:
         model, sampler = served.model, served.sampler
         original = AutoModelForCausalLM.from_pretrained(family_folder(family), dtype=dtype)
-        rollouts = sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
+        rollouts = sample(sampler, PROMPTS, SETTINGS, [1, 2, 3])
         assert mean_gap(model, rollouts) < tolerance
         update(model, rollouts)
         assert mean_gap(model, rollouts) > 20 * tolerance
         num_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         assert sampler.publish(1) == num_bytes
         sampler.prove_fresh(1)
-        again = sampler.generate(PROMPTS, SETTINGS, [1, 2, 3])
-        assert mean_gap(model, again) < tolerance and {r.weight_version for r in again} == {1}
+        again = sample(sampler, PROMPTS, SETTINGS, [1, 2, 3])
+        assert mean_gap(model, again) < tolerance and set(again.weight_versions_R) == {1}
         with adapters_off(model):
             assert mean_gap(model, again) > 20 * tolerance
         base, place = base_parameters(model), places(sampler.engine.slots())
@@ -119,7 +120,7 @@ def test_every_update_is_what_vllm_samples_with(serve, family_folder, family, dt
 
 def test_the_adapter_in_vllms_buffers_is_the_trainers(serve):
     with serve("qwen3") as served:
-        update(served.model, served.sampler.generate(PROMPTS, SETTINGS, [1, 2, 3]))
+        update(served.model, sample(served.sampler, PROMPTS, SETTINGS, [1, 2, 3]))
         served.sampler.publish(1)
         slots, layers = served.sampler.engine.adapter_slots(), adapters(served.model)
         assert len(layers) == 10 and len(slots) == 14 and layers.keys() <= slots.keys()

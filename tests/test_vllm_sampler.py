@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rollout_cases import drawn
 from transformers import AutoModelForCausalLM
 
 from fastrl.config.schema import SamplerConfig
@@ -37,16 +38,16 @@ def long_prompt(first: int, num_tokens: int) -> list[int]:
 def test_samples_come_in_prompt_order_and_all_differ(sampler):
     settings = SamplingSettings(num_samples=5, max_new_tokens=10)
     prompts = [[5, 6, 7], [5, 6, 7], [9] * 20]
-    rollouts = sampler.generate(prompts, settings, [1, 2, 3])
+    rollouts = drawn(sampler, prompts, settings, [1, 2, 3])
     assert [r.group for r in rollouts] == [0] * 5 + [1] * 5 + [2] * 5
     assert [r.prompt_ids for r in rollouts] == [prompts[r.group] for r in rollouts]
     assert len({tuple(r.completion_ids) for r in rollouts}) == 15  # adjacent seeds do not overlap between prompts
-    again = sampler.generate([prompts[2]], settings, [3])
+    again = drawn(sampler, [prompts[2]], settings, [3])
     assert [r.completion_ids for r in again] == [r.completion_ids for r in rollouts[10:]]
     with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
-        sampler.generate(prompts[:2], settings, [0])
+        drawn(sampler, prompts[:2], settings, [0])
     with pytest.raises(ValueError, match="630 tokens and 12 new ones exceed the 640 tokens"):
-        sampler.generate([[5] * 630], SamplingSettings(1, 12), [0])
+        drawn(sampler, [[5] * 630], SamplingSettings(1, 12), [0])
 
 
 @pytest.mark.vllm
@@ -56,7 +57,7 @@ def test_samples_share_a_prompt_within_a_call_and_nothing_between_calls(sampler)
     generate = sampler.engine.generate
     for _ in range(2):
         sampler.engine.generate = lambda *a: seen.append(generate(*a)) or seen[-1]
-        sampler.generate([prompt], settings, [1])
+        drawn(sampler, [prompt], settings, [1])
     sampler.engine.generate = generate
     for completions in seen:
         cached = sorted(c.num_cached_tokens for c in completions)
@@ -67,7 +68,7 @@ def test_samples_share_a_prompt_within_a_call_and_nothing_between_calls(sampler)
 def test_keys_of_older_weights_in_the_cache_are_noticed(sampler, monkeypatch):
     """Prompts longer than two KV blocks, sampled again after an update with a cache that was not reset."""
     prompt, settings = long_prompt(12, 300), SamplingSettings(num_samples=2, max_new_tokens=4)
-    sampler.generate([prompt], settings, [1])
+    drawn(sampler, [prompt], settings, [1])
     with monkeypatch.context() as patch:
         patch.setattr(sampler.engine, "reset_prefix_cache", lambda: True)  # says it did, and did not
         from fastrl.sampling.engine import Request
@@ -77,11 +78,11 @@ def test_keys_of_older_weights_in_the_cache_are_noticed(sampler, monkeypatch):
         with pytest.raises(
             StaleWeightsError, match=r"300 tokens read 256 .* only 0 with the others.*reset_prefix_cache"
         ):
-            sampler.generate([prompt], settings, [1])
+            drawn(sampler, [prompt], settings, [1])
         patch.setattr(sampler.engine, "reset_prefix_cache", lambda: False)
         with pytest.raises(SamplerError, match="did not reset its prefix cache"):
-            sampler.generate([prompt], settings, [1])
-    sampler.generate([prompt], settings, [1])
+            drawn(sampler, [prompt], settings, [1])
+    drawn(sampler, [prompt], settings, [1])
 
 
 @pytest.mark.vllm
@@ -91,7 +92,7 @@ def test_a_dying_engine_is_a_sampler_error_with_its_cause(sampler, monkeypatch):
 
     monkeypatch.setattr(sampler.engine._llm.llm_engine.engine_core, "get_output", die)
     with pytest.raises(SamplerError, match="failed to generate: RuntimeError: CUDA error"):
-        sampler.generate([[5, 6]], SamplingSettings(1, 4), [1])
+        drawn(sampler, [[5, 6]], SamplingSettings(1, 4), [1])
 
 
 @pytest.mark.vllm

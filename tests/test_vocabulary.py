@@ -2,14 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from rollout_cases import Rollout, batch_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from fastrl.policy.model import Policy
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 
 class LargeTensors(TorchDispatchMode):
@@ -33,12 +35,10 @@ def _is_dense(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
-def rollouts_of(seed: int) -> list[Rollout]:
+def rollouts_of(seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(11, 1500, (n,), generator=generator).tolist() for n in (5, 9, 7)]
-    return [
-        Rollout([30, 31, 30], row, [0.0] * len(row), "stop", 0, advantage=(-1.0) ** i) for i, row in enumerate(rows)
-    ]
+    return batch_of([Rollout([30, 31, 30], row, (-1.0) ** i) for i, row in enumerate(rows)])
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
@@ -53,7 +53,7 @@ def test_two_micro_batches_add_what_autograd_adds(tiny_model, is_tied, dtype):
         for parameter in policy.parameters():
             parameter.grad_dtype = torch.float32
     for seed in (0, 1):
-        batch = ours.micro_batch(rollouts_of(seed), [0.1] * 3)
+        batch = ours.micro_batch(rollouts_of(seed), np.full(3, 0.1))
         plain(batch).loss.backward()
         with sparse_embedding(ours):
             loss = ours(batch, grad_weight=head_gradient(ours)).loss
@@ -69,7 +69,7 @@ def test_two_micro_batches_add_what_autograd_adds(tiny_model, is_tied, dtype):
 def test_the_dense_way_makes_what_the_test_looks_for(tiny_model):
     """Without the sparse gradient a (V,H) tensor is seen: the test above can fail."""
     policy = Policy(tiny_model)
-    loss = policy(policy.micro_batch(rollouts_of(0), [0.1] * 3)).loss
+    loss = policy(policy.micro_batch(rollouts_of(0), np.full(3, 0.1))).loss
     with LargeTensors(1500 * 48 * 4) as large:
         loss.backward()
     assert any("embedding_dense_backward" in name for name in large.made)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -18,9 +19,9 @@ from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.policy.sharding import shard
 from fastrl.process.ranks import Ranks, joined
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.embedded import EmbeddedSampler
-from fastrl.sampling.protocol import SamplingSettings
+from fastrl.sampling.protocol import SamplingSettings, sample
 from fastrl.update import Updater, token_loss
 
 NUM_PROMPTS, GROUP = 7, 2
@@ -63,14 +64,13 @@ def config_of(algorithm: AlgorithmConfig) -> TrainConfig:
     )
 
 
-def rollouts_of(model, advantages: dict[int, float]) -> list[Rollout]:
+def rollouts_of(model, advantages: dict[int, float]) -> Rollouts:
     """Sampled by each rank alone from the whole model, before it is sharded: equal everywhere."""
     sampler = EmbeddedSampler(model, stop_token_ids=list(range(100)), pad_token_id=0, batch_size=64)
     prompts = [list(range(200 + 7 * i, 203 + 8 * i)) for i in range(NUM_PROMPTS)]
-    rollouts = sampler.generate(prompts, SamplingSettings(GROUP, 14), list(range(NUM_PROMPTS)))
-    for index, rollout in enumerate(rollouts):
-        rollout.advantage = advantages.get(index, 0.0)
-    return rollouts
+    rollouts = sample(sampler, prompts, SamplingSettings(GROUP, 14), list(range(NUM_PROMPTS)))
+    credits_R = np.array([advantages.get(i, 0.0) for i in range(len(rollouts))], dtype=np.float32)
+    return replace(rollouts, credits_N=rollouts.by_token(credits_R))
 
 
 def update(folder: str, ranks: Ranks, name: str) -> dict:
@@ -88,7 +88,9 @@ def update(folder: str, ranks: Ranks, name: str) -> dict:
             shard(module, ranks)
     optimizer = Recorded(policy, config.optimizer, 10)
     metrics = Updater(policy, optimizer, config, reference=reference).run(rollouts)
-    scores = score(policy, rollouts, 50)
+    columns = score(policy, rollouts, 50)
+    parts = [[rollouts.of_rollout(i, c).tolist() for c in columns] for i in range(len(rollouts))]
+    scores = [tuple(part) for part in parts]
     weights = {name: whole(p).clone() for name, p in optimizer.weights.items()}
     return {"metrics": metrics, "scores": scores, "weights": weights, "gradient": optimizer.gradient}
 

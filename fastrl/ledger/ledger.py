@@ -14,6 +14,7 @@ from random import Random
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
 from fastrl.draw import Arena
@@ -53,7 +54,7 @@ def open_ledger(config: TrainConfig, folder: Path, completed_step: int, arena: A
             save_file(base, draft)
         save_probe_set(probe_set, path / "probe_set.json")
     drop_lines_after(folder / "ledger.jsonl", completed_step)
-    return Ledger(config, folder / "ledger.jsonl", probe_set, base, arena)
+    return Ledger(config, folder / "ledger.jsonl", probe_set, base, arena.policy, arena.tokenizer)
 
 
 class Ledger:
@@ -65,10 +66,11 @@ class Ledger:
         path: Path,
         probe_set: ProbeSet,
         base: dict[str, torch.Tensor],
-        arena: Arena,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
     ):
         self.config, self.path, self.probe_set, self.base = config.ledger, path, probe_set, base
-        self.policy, self.tokenizer = arena.policy, arena.tokenizer
+        self.policy, self.tokenizer = policy, tokenizer
         self.token_budget = config.batch.micro_batch_tokens
         rows = read_jsonl(path) if path.stat().st_size else []
         self.last_step = rows[-1]["step"] if rows else -1
