@@ -28,7 +28,7 @@ from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import Verdict, VerifierPool
+from fastrl.tasks.verifier.pool import Verdict, VerifierPool
 from fastrl.watchdog import alive
 
 BLOCK_TOKENS = 2_000_000  # of completions held at once: about 1 GB of Python objects

@@ -9,7 +9,7 @@ import torch
 from fastrl.objectives import has_contrast
 from fastrl.rollouts import Rollout
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import LIMIT_REASONS, POOL_REASONS
+from fastrl.tasks.verifier.pool import LIMIT_REASONS, POOL_REASONS
 
 
 def rollout_metrics(rollouts: list[Rollout], scored: list[Rollout], correctness: Correctness) -> dict[str, float]:

@@ -23,7 +23,7 @@ from fastrl.seeds import seed_of
 from fastrl.step_metrics import rollout_metrics, verifier_warning
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import POOL_REASONS, VerifierPool
+from fastrl.tasks.verifier.pool import POOL_REASONS, VerifierPool
 from fastrl.update import Updater
 from fastrl.watchdog import alive
 

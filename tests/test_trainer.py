@@ -25,7 +25,7 @@ from fastrl.rollouts import Rollout
 from fastrl.step_metrics import rollout_metrics
 from fastrl.tasks import Problem
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import VerifierError
+from fastrl.tasks.verifier.pool import VerifierError
 from fastrl.trainer import with_contrast
 from fastrl.training import train
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastrl.config import TaskConfig
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import Verdict, VerifierError, VerifierPool
+from fastrl.tasks.verifier.pool import Verdict, VerifierError, VerifierPool
 from fastrl.tasks.verify import check_reward
 
 REWARDS = """
@@ -193,7 +193,7 @@ def test_processes_of_a_reward_die_with_its_worker(rewards, completion, tmp_path
 
 SCRIPT = """
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierPool
 
 pool = VerifierPool(CustomReward("odd_rewards:starts_processes"), timeout_s=100, num_workers=2)
 pool.score([("", "fine", {})] * 2)

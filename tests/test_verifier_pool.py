@@ -11,11 +11,11 @@ import time
 import pytest
 
 from fastrl.tasks import countdown
-from fastrl.tasks import pool as pool_module
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.math import MathReward
-from fastrl.tasks.pool import Verdict, VerifierError, VerifierPool
 from fastrl.tasks.problem import Score
+from fastrl.tasks.verifier import pool as pool_module
+from fastrl.tasks.verifier.pool import Verdict, VerifierError, VerifierPool
 
 REWARD_MODULE = """
 import ctypes, os, signal, sys, time
@@ -302,7 +302,7 @@ SCRIPT = """
 import sys
 import torch
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierPool
 
 print("the script runs")
 with VerifierPool(CustomReward("spy:reward"), num_workers=1) as pool:

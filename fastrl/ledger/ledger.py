@@ -32,7 +32,7 @@ from fastrl.rollouts import Rollout
 from fastrl.sampling.protocol import Sampler
 from fastrl.seeds import seed_of
 from fastrl.tasks import Task
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierPool
 
 SIGNS = ("positive", "negative")
 NUM_NAMED = 8  # positions of each sign whose gainers are named

@@ -28,7 +28,7 @@ from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.seeds import seed_of
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierPool
 
 Kind = Literal["correct", "penalised", "other_wrong"]
 KINDS: tuple[Kind, ...] = ("correct", "penalised", "other_wrong")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from . import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
-from .faults import LIMIT_REASONS
-from .pool import Item, VerifierPool
 from .problem import Problem, Prompt, Reward, Task, TaskKind
 from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
-from .worker import Verdict, fault
+from .verifier.faults import LIMIT_REASONS
+from .verifier.pool import Item, VerifierPool
+from .verifier.worker import Verdict, fault
 
 if TYPE_CHECKING:
     from fastrl.config import TaskConfig

@@ -22,8 +22,8 @@ from typing import Any
 
 from fastrl.watchdog import alive
 
+from ..problem import Prompt, Reward
 from .faults import LIMIT_REASONS, VerifierError, check_faults, check_limits, most_of_batch, most_so_far
-from .problem import Prompt, Reward
 from .process import WorkerProcess
 from .worker import Orders, Verdict, fault
 

@@ -16,7 +16,9 @@ from .worker import Message, Orders, Verdict
 IO_S = 10.0  # for one chunk into, or one message out of a worker that may be stopped or dying
 END_S = 5.0  # for the keeper to end the worker and what it started
 
-_PROGRAM = "import sys; sys.path[:] = {path}; from fastrl.tasks.keeper import keep; keep({lifeline}, {channel})"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path}; from fastrl.tasks.verifier.keeper import keep; keep({lifeline}, {channel})"
+)
 
 
 class WorkerProcess:

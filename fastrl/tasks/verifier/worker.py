@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from multiprocessing.connection import Connection
 
-from .problem import Score
+from ..problem import Score
 
 RECURSION_LIMIT = 2000
 MAX_REASON = 500  # characters
