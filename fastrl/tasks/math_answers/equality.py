@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
+from .exact import Undefined
 from .latex import parse
 from .notation import comparison_key, normalise
 from .sets import are_equal_sets, is_set, read_set
 from .trees import Tree, Unreadable, signed, symbols, units_of
-from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points
+from .values import DIGITS, are_equal, evaluate, is_same, points
 
 MAX_ELEMENTS = 64  # of a list whose order does not matter
 _INTEGER = re.compile(r"-?\d{1,1000}", re.ASCII)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from .exact import Undefined
 from .trees import Tree, Unreadable, symbols
-from .values import DIGITS, Undefined, are_equal, evaluate, evaluate_inexactly
+from .values import DIGITS, are_equal, evaluate, evaluate_inexactly
 
 _INFINITY = ("symbol", "infty")
 _ENDLESS = (("neg", _INFINITY), _INFINITY)

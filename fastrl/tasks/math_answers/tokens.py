@@ -6,6 +6,9 @@ still stands between digits is a token, which no rule of the grammar takes.
 
 import re
 from fractions import Fraction
+from typing import NoReturn
+
+from .trees import Unreadable
 
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc", "cis")
 FUNCTIONS = (*TRIGONOMETRIC, "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp")
@@ -47,6 +50,32 @@ def read_tokens(text: str) -> list[str]:
 def _split_command(match: re.Match) -> str:
     name = match.group()
     return name if name[1:] in _COMMANDS else _GLUED_COMMAND.sub(r"\\\1 ", name)
+
+
+class TokenStream:
+    """Tokens that a parser takes one after the other."""
+
+    def __init__(self, tokens: list[str]):
+        self.tokens, self.position = tokens, 0
+
+    def peek(self, ahead: int = 0) -> str | None:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else None
+
+    def take(self, *wanted: str) -> str | None:
+        """The next token if it is one of `wanted` (any, if none is named), consumed; else None."""
+        token = self.peek()
+        if token is None or (wanted and token not in wanted):
+            return None
+        self.position += 1
+        return token
+
+    def need(self, wanted: str) -> None:
+        if self.take(wanted) is None:
+            raise Unreadable(f"expected {wanted!r}, found {self.peek()!r}")
+
+    def refuse(self, token: str) -> NoReturn:
+        raise Unreadable(f"unexpected {token!r}")
 
 
 def read_number(token: str) -> Fraction:
