@@ -98,6 +98,7 @@ def gym_kind(dataset: str) -> TaskKind:
         read_row=partial(read_row, dataset=dataset),
         template="none",
         instruction=INSTRUCTION,
+        packages=("reasoning-gym",),
         generate=generate,
     )
 

@@ -77,5 +77,10 @@ def _is_prose(answer: str) -> bool:
 
 
 MATH = TaskKind(
-    reward=MathReward(), read_prompt=read_prompt, read_row=read_row, template="qwen", instruction=MATH_INSTRUCTION
+    reward=MathReward(),
+    read_prompt=read_prompt,
+    read_row=read_row,
+    template="qwen",
+    instruction=MATH_INSTRUCTION,
+    packages=("mpmath",),
 )
