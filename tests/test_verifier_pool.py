@@ -14,6 +14,7 @@ from fastrl.tasks import countdown
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.math import MathReward
 from fastrl.tasks.problem import Score
+from fastrl.tasks.verifier import batch
 from fastrl.tasks.verifier import pool as pool_module
 from fastrl.tasks.verifier.pool import Verdict, VerifierError, VerifierPool
 
@@ -81,8 +82,8 @@ def test_each_completion_gets_its_own_verdict_in_order(hostile):
         91: ("recursion", "recursion"),
         150: ("segfault", "crashed"),
         151: ("abort", "crashed"),
-        200: ("x" * (pool_module.MAX_BYTES + 1), "too long"),
-        201: ("é" * (pool_module.MAX_BYTES // 2 + 1), "too long"),
+        200: ("x" * (batch.MAX_BYTES + 1), "too long"),
+        201: ("é" * (batch.MAX_BYTES // 2 + 1), "too long"),
         202: ("half an emoji \ud83d", "invalid unicode"),
     }
     completions = ["fine\0" if i % 2 else "" for i in range(300)]
@@ -92,7 +93,7 @@ def test_each_completion_gets_its_own_verdict_in_order(hostile):
         verdicts = score(pool, completions)
     expected = [Verdict(0.0, guilty[i][1]) if i in guilty else Verdict(float(i), "") for i in range(300)]
     assert verdicts == expected
-    assert pool.num_scored == 300 and pool.num_faults == 0
+    assert pool.num_calls == 300 and pool.num_faults == 0
     assert pool.num_timeouts == 3
     assert pool.num_by_reason["crashed"] == 2 and pool.num_by_reason["too long"] == 2
 

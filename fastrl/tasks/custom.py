@@ -1,6 +1,7 @@
 """A user's own reward: `module:function` over JSON lines.
 
-    def reward(prompt, completion, **row) -> float
+    def reward(prompt, completion, **row) -> float                 # judges one completion
+    def reward(prompt, completions, **row) -> list[float]          # judges all completions of a prompt at once
 
 `row` holds every field of the dataset row besides the prompt. The module is imported in the verifier workers only; it
 is looked for beside the config file, then in the current directory, then on sys.path.
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .problem import Prompt, Score, TaskKind
+from .problem import Prompt, TaskKind
 from .rows import PROMPT_FIELDS, require_prompt
 
 
@@ -32,8 +33,13 @@ class CustomReward:
         """Import the function now; ImportError, AttributeError or whatever the module raises."""
         _load(self.name, self.folder)
 
-    def __call__(self, prompt: str, completion: str, **row) -> float | Score:
-        return _load(self.name, self.folder)(prompt, completion, **row)
+    @property
+    def __wrapped__(self) -> Callable:
+        """The function, whose signature is the reward's: so `inspect.signature` sees whether it judges groups."""
+        return _load(self.name, self.folder)
+
+    def __call__(self, *args, **row):
+        return self.__wrapped__(*args, **row)
 
 
 def custom_kind(name: str, folder: str = "") -> TaskKind:
@@ -66,7 +72,7 @@ def read_row(fields: dict, where: str) -> dict:
 
 
 @cache
-def _load(name: str, folder: str) -> Callable[..., float]:
+def _load(name: str, folder: str) -> Callable:
     module_name, _, function_name = name.partition(":")
     if home := folder or home_of(module_name):
         sys.path.insert(0, home)

@@ -25,11 +25,11 @@ class VerifierError(RuntimeError):
     """The verifier itself is broken; no completion is to blame."""
 
 
-def check_faults(num_faults: int, num_scored: int, last_fault: str) -> None:
-    """VerifierError when more than 1 % of the completions (of at least 200) got no reward."""
-    if num_faults > MAX_FAULT_SHARE * max(num_scored, MIN_SCORED):
+def check_faults(num_faults: int, num: int, what: str, last_fault: str) -> None:
+    """VerifierError when more than 1 % of `num` completions or groups (of at least 200) got no reward."""
+    if num_faults > MAX_FAULT_SHARE * max(num, MIN_SCORED):
         raise VerifierError(
-            f"the verifier itself failed on {num_faults} of {num_scored} completions (more than "
+            f"the verifier itself failed on {num_faults} of {num} {what} (more than "
             f"{MAX_FAULT_SHARE:.0%}); the last time: {last_fault}"
         )
 
@@ -44,11 +44,11 @@ def most_so_far(num: int) -> float:
     return MAX_LIMIT_SHARE * max(num, MIN_SCORED)
 
 
-def check_limits(limits: Counter[str], num_scored: int, most: float, settings: str) -> None:
-    """VerifierError when more completions than `most` hit a limit; limits: how many by reason."""
+def check_limits(limits: Counter[str], num: int, what: str, most: float, settings: str) -> None:
+    """VerifierError when more of `num` completions or groups than `most` hit a limit; limits: how many by reason."""
     if limits.total() > most:
         shown = ", ".join(f"{count} {reason}" for reason, count in limits.most_common())
         raise VerifierError(
-            f"the verifier hit its limits on {limits.total()} of {num_scored} completions ({shown}; {settings}), too "
-            f"many to be the completions' doing: {_ADVICE[limits.most_common(1)[0][0]]}"
+            f"the verifier hit its limits on {limits.total()} of {num} {what} ({shown}; {settings}), too many to be "
+            f"the completions' doing: {_ADVICE[limits.most_common(1)[0][0]]}"
         )

@@ -1,27 +1,26 @@
-"""What runs inside a verifier worker process: limits first, then the reward, one completion at a time.
+"""What runs inside a verifier worker process: limits first, then the reward, one call at a time.
 
 A worker imports this package and what the reward needs; torch and transformers are not among it. Over its channel it
-gets, pickled, its `Orders` and then chunks: lists of (prompt, completion, row). It sends `READY`, and then one verdict
-for each completion as soon as it is known, so that the pool knows which completion a worker is at.
+gets, pickled, its `Orders` and then chunks: lists of `Call`. It sends a `Message` when it is ready, and then one for
+each call as soon as it is done, so that the pool knows which call a worker is at.
 """
 
 import contextlib
-import math
-import numbers
+import inspect
 import os
 import pickle
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
-from ..problem import Score
+from ..problem import Prompt
+from .verdict import Verdict, describe, fault, group_verdicts_of, verdict_of
 
 RECURSION_LIMIT = 2000
-MAX_REASON = 500  # characters
-MAX_GROWTH = 0.75  # of the address space that the first completion left free; then the worker is "grown"
+MAX_GROWTH = 0.75  # of the address space that the first call left free; then the worker is "grown"
 
 
 @dataclass(frozen=True)
@@ -32,31 +31,28 @@ class Orders:
     memory_mb: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one completion.
+class Call(NamedTuple):
+    """What one call of the reward judges: one completion, or all of a group where the reward judges groups."""
 
-    `reward` is None exactly when `is_fault`: the verifier broke by itself, which says nothing about the completion.
-    """
-
-    reward: float | None
-    reason: str
-    is_fault: bool = False
-    answer: str | None = field(default=None, compare=False)
+    prompt: Prompt
+    completions: list[str]
+    row: dict
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker sends: its pid when it is ready, then verdicts; is_grown: it should be replaced."""
+    """What a worker sends: when it is ready, whether its reward judges groups; then the verdicts of each call.
+
+    is_grown: it holds so much memory that it should be replaced.
+    """
 
     pid: int
-    verdict: Verdict | None = None
+    judges_groups: bool = False
+    verdicts: tuple[Verdict, ...] = ()
     is_grown: bool = False
 
 
-def fault(reason: str) -> Verdict:
-    """A verdict without a reward."""
-    return Verdict(None, _plain(reason), is_fault=True)
+Judge = Callable[[Call], list[Verdict]]
 
 
 def work(channel: Connection) -> None:
@@ -65,85 +61,76 @@ def work(channel: Connection) -> None:
     try:
         orders: Orders = pickle.loads(channel.recv_bytes())
         _limit(orders.memory_mb)
-        judge = _judge(orders)
-        channel.send(Message(pid))
+        judge, judges_groups = _load(orders)
+        channel.send(Message(pid, judges_groups))
         limit_bytes = 0.0
         while True:
-            for prompt, completion, row in pickle.loads(channel.recv_bytes()):
-                verdict = judge(prompt, completion, row)
+            for call in pickle.loads(channel.recv_bytes()):
+                verdicts = tuple(judge(call))
                 if os.getpid() != pid:
                     os._exit(0)  # a child that the reward forked has come back from it
                 signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that the reward left set
                 num_bytes = _address_space()
                 limit_bytes = limit_bytes or num_bytes + MAX_GROWTH * (orders.memory_mb * 2**20 - num_bytes)
-                channel.send(Message(pid, verdict, num_bytes > limit_bytes))
+                channel.send(Message(pid, verdicts=verdicts, is_grown=num_bytes > limit_bytes))
     except EOFError:
         os._exit(0)
     except BaseException as error:  # the channel broke, or no memory is left to read the next chunk
         with contextlib.suppress(BaseException):
-            print(f"verifier worker: {_name(error)}", file=sys.stderr, flush=True)
+            print(f"verifier worker: {describe(error)}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def _judge(orders: Orders) -> Callable[[str, str, dict], Verdict]:
-    """The reward as a function that returns a verdict and raises nothing, even if the reward cannot be loaded."""
+def _load(orders: Orders) -> tuple[Judge, bool]:
+    """The reward as a function that raises nothing, even if it cannot be loaded; and whether it judges groups."""
     try:
         reward = pickle.loads(orders.reward)
         prepare = getattr(reward, "prepare", None)
         if prepare is not None:
             prepare()
+        judges_groups = _judges_groups(reward)
     except BaseException as error:  # a user's module may raise anything while it is imported
-        broken = fault(f"the reward cannot be loaded: {_name(error)} (with task.memory_mb = {orders.memory_mb})")
-        return lambda *_: broken
+        broken = fault(f"the reward cannot be loaded: {describe(error)} (with task.memory_mb = {orders.memory_mb})")
+        return lambda call: [broken] * len(call.completions), False
+    return _judge_of(reward, judges_groups), judges_groups
 
-    def judge(prompt: str, completion: str, row: dict) -> Verdict:
+
+def _judges_groups(reward: Callable) -> bool:
+    """Whether the reward's second parameter is `completions`. TypeError where that name stands anywhere else."""
+    try:
+        signature = inspect.signature(reward)
+    except ValueError:  # a function written in C does not tell
+        return False
+    names = list(signature.parameters)
+    if "completions" not in names:
+        return False
+    if names[1:2] != ["completions"] or "completion" in names:
+        raise TypeError(
+            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
+            f"all completions of a prompt at once; found {signature}"
+        )
+    return True
+
+
+def _judge_of(reward: Callable, judges_groups: bool) -> Judge:
+    def verdicts_of(call: Call) -> list[Verdict]:
+        if judges_groups:
+            return group_verdicts_of(reward(call.prompt, list(call.completions), **call.row), call.completions)
+        (completion,) = call.completions
+        return [verdict_of(reward(call.prompt, completion, **call.row), completion)]
+
+    def judge(call: Call) -> list[Verdict]:
         try:
-            return _verdict(reward(prompt, completion, **row), completion)
+            return verdicts_of(call)
         except MemoryError:
-            return Verdict(0.0, "memory")
+            verdict = Verdict(0.0, "memory")
         except RecursionError:
-            return Verdict(0.0, "recursion")
+            verdict = Verdict(0.0, "recursion")
         except BaseException as error:  # CancelledError, KeyboardInterrupt, SystemExit: the reward's, nobody else's
-            return fault(_name(error))
+            verdict = fault(describe(error))
+        return [verdict] * len(call.completions)
 
     return judge
-
-
-def _verdict(returned: object, completion: str) -> Verdict:
-    score = returned if isinstance(returned, Score) else Score(returned, answer=completion.strip())
-    value = score.reward
-    try:
-        # Numbers of numpy and torch, bool_ and arrays of one element included, become Python's.
-        number = value.item() if hasattr(value, "item") else value
-        if isinstance(number, numbers.Real | Decimal) and math.isfinite(float(number)):
-            answer = None if score.answer is None else str(score.answer)
-            return Verdict(float(number), _plain(str(score.reason)), answer=answer)
-    except (ValueError, OverflowError, RuntimeError):  # many elements; an integer beyond all floats
-        pass
-    shown = _plain(_quoted(value))
-    return fault(f"returned {shown} ({type(value).__name__}); expected a finite number such as 0.0 or 1.0")
-
-
-def _quoted(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception:
-        return "what cannot be shown"
-
-
-def _name(error: BaseException) -> str:
-    """The exception in one line, also when its text cannot be made."""
-    name = type(error).__name__
-    try:
-        text = str(error)
-    except BaseException:
-        return name
-    return f"{name}: {text}" if text else name
-
-
-def _plain(text: str) -> str:
-    """Short, and without what UTF-8 cannot write."""
-    return text[:MAX_REASON].encode("utf-8", "backslashreplace").decode()
 
 
 def _limit(memory_mb: int) -> None:
