@@ -21,9 +21,9 @@ from .rows import PROMPT_FIELDS, require_prompt
 
 @dataclass(frozen=True)
 class CustomReward:
-    """Calls `module:function`, which it imports on first use: pickling it imports nothing.
+    """A reward that calls `module:function`. The module is imported on first use, not when this is made or pickled.
 
-    folder: where the module is, if it is a file of the user's; empty: in the current directory or on sys.path.
+    folder: where the module lies; empty: in the current directory or on sys.path.
     """
 
     name: str
@@ -52,7 +52,7 @@ def custom_kind(name: str, folder: str = "") -> TaskKind:
 
 
 def home_of(module: str, folder: str = "") -> str:
-    """The absolute path of `folder` or the current directory, whichever has the module first; empty: neither has."""
+    """The absolute path of `folder`, or else of the current directory, if the module lies there; else empty."""
     top = module.partition(".")[0]
     places = [Path(place).expanduser().absolute() for place in (folder, os.getcwd()) if place]
     return next((str(p) for p in places if (p / f"{top}.py").is_file() or (p / top).is_dir()), "")
@@ -64,7 +64,7 @@ def read_prompt(fields: dict, where: str) -> Prompt:
 
 
 def read_row(fields: dict, where: str) -> dict:
-    """Every field but the prompt; `completion` is the model's and must not be in the data."""
+    """Every field but the prompt. ValueError for a field `completion`, which only the model writes."""
     if "completion" in fields:
         raise ValueError(f"{where}: field 'completion' is what the model writes; rename it in the data")
     prompt_field = next((name for name in PROMPT_FIELDS if fields.get(name)), None)

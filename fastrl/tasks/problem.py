@@ -20,7 +20,7 @@ Prompt = str | list[dict[str, str]]  # a question, or the messages of a chat: {"
 class Score:
     """What a built-in reward returns: 1.0 for a correct completion, 0.0 otherwise, and one word or phrase why.
 
-    answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None where there is none.
+    answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None: it has none.
     """
 
     reward: float
@@ -47,7 +47,7 @@ class GroupReward(Protocol):
 class Problem:
     """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward.
 
-    id: known by its content, so that equal problems of two files are the same and others are not (`content_id`).
+    id: made of the content (`content_id`): equal problems of two files have the same one, different problems do not.
     where: file and line, for messages; empty for a generated problem.
     """
 
@@ -66,7 +66,7 @@ def content_id(prompt: Prompt, row: dict) -> str:
 
 
 def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
-    """The same problems; what is there twice gets a number, so that each is drawn and counted for itself."""
+    """The same problems; one that comes again gets a number behind its id, so that it is counted by itself."""
     seen: Counter[str] = Counter()
     numbered = []
     for problem in problems:

@@ -1,7 +1,7 @@
-r"""LaTeX of final answers: from normal form (`notation.normalise`) to a tree. What it does not know, it refuses.
+r"""A parser for the LaTeX of final answers: from normal form (`notation.normalise`) to a tree (`trees`).
 
-Parsers that skip what they do not know make different answers equal (`x_1` and `x`, `|x|` and `x`, `5 \text{ more}`
-and `5`). This one accounts for every token or raises Unreadable; such an answer can still match as text.
+A parser that skips what it does not know makes different answers equal: `x_1` and `x`, `|x|` and `x`, `5 \text{ more}`
+and `5`. This one accounts for every token or raises Unreadable. An answer that it refuses can still match as text.
 
     answer   = logic {"," logic}                          logic    = relation {("\lor" | "\land") relation}
     relation = union {("=" | "<" | "\le" | "\in" | …) union}    union = sum {("\cup" | "\cap" | "\setminus") sum}

@@ -1,7 +1,7 @@
 r"""Tokens of LaTeX: commands, numbers, letters, and runs of capitals (`AB` is one name, `ab` a product).
 
-A command that is glued to letters is cut: `\pir` is `\pi r`, as published answers have lost the space. A space that
-still stands between digits is a token, which no rule of the grammar takes.
+A command that is glued to letters is cut: `\pir` is read as `\pi r`, because published answers have lost the space. A
+space between digits is a token that no rule of the grammar takes, so that such an answer is refused.
 """
 
 import re
@@ -36,7 +36,7 @@ _TOKEN = re.compile(
 
 
 def read_tokens(text: str) -> list[str]:
-    """The tokens of an answer in normal form, in order; nothing of it is left out but spaces behind commands."""
+    """The tokens of an answer in normal form, in order. Only spaces behind commands are left out."""
     text = _SET_BUILDER.sub(r"\1", text)
     if "matrix}" in text:
         text = re.sub(r"(?<!\\)\\(?=[-\d(])", r"\\\\", text)  # published MATH lost the second backslash of a row break

@@ -1,11 +1,12 @@
 r"""The value of a tree (`latex.parse`), and whether two trees have the same value. No tolerance is ever chosen.
 
-Rational arithmetic is exact (`Fraction`); everything else is computed twice, with 60 and with 400 digits, and two
-values are equal when their difference vanishes as the digits grow. Expressions with variables are compared at a few
-rational points of all signs, where they must be defined together and equal; polynomials are exact there.
+Rational arithmetic is exact (`Fraction`). Everything else is computed twice, with 60 and with 400 digits: two values
+are equal when their difference vanishes as the digits grow. Expressions with variables are compared at a few rational
+points of all signs. At each, either both or neither must have a value, and the values must be equal; those of
+polynomials are exact.
 
-Sizes are bounded before anything is computed: a power by its logarithm, a series by its length. Raises
-`Unreadable` where a value is out of reach.
+Sizes are bounded before anything is computed: a power by its logarithm, a series by its length. `Unreadable` says that
+a value is out of reach.
 """
 
 from collections.abc import Callable

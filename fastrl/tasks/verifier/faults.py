@@ -1,8 +1,8 @@
-"""When the verifier is broken, rather than a completion hostile: a share of faults, and a share of limits hit.
+"""When the verifier is broken, rather than a completion hostile: too many faults, or too many limits hit.
 
 One completion of many may make any verifier hang, run out of memory or crash; that completion gets 0. A verifier that
-does so again and again says nothing about completions. Counted are the completions that hit a limit, also those that a
-fresh worker could settle afterwards.
+does so again and again says nothing about completions. A completion that hit a limit counts even if a fresh worker
+could judge it afterwards. Where the reward judges groups, each group counts once.
 """
 
 from collections import Counter

@@ -1,15 +1,17 @@
 """Verifier workers: model output is untrusted, so rewards run in processes that can be killed and replaced.
 
-Completions travel in chunks and verdicts come back one by one, so that the pool knows which completion a worker was at
-when it hung or died. That worker is replaced, and a fresh one tries that completion again: what a leaking or
-deadlocked worker could not settle is no completion's fault. Only what a fresh worker cannot settle either is blamed:
+Completions (or groups of them, where the reward judges groups) travel in chunks and verdicts come back one by one, so
+that the pool knows which completion a worker was at when it hung or died. That worker is replaced, and a fresh one
+tries the completion again, because a leaking or deadlocked worker is no completion's fault. A completion is blamed
+only when the fresh worker fails on it, too:
 
     hangs -> 0 "timeout"      MemoryError -> 0 "memory"      RecursionError -> 0 "recursion"
     SIGSEGV and the like -> 0 "crashed"      over 1 MB -> 0 "too long"      lone surrogates -> 0 "invalid unicode"
 
-What is no completion's doing (a worker that exits or is killed three times, an import error, any exception out of the
-reward, a returned None or NaN) gives no reward at all: `Verdict.is_fault`. `faults` says how many faults and limits
-end the run with a VerifierError, in all or in one batch: more than 1 % and more than 3 %.
+A fault is no completion's doing: a worker that exits or is killed three times, an import error, any exception out of
+the reward, a returned None or NaN. It gives no reward at all (`Verdict.is_fault`). Limits and faults of a group are
+those of all its completions. More than 1 % of faults or 3 % of limits, in one batch or so far, raise a VerifierError
+(`faults`).
 """
 
 import pickle
@@ -131,7 +133,7 @@ class VerifierPool:
                 self._replace(worker)
 
     def _dispatch(self, batch: Batch) -> None:
-        """Work for every idle worker: a fresh one first tries again what another could not settle."""
+        """Give work to every idle worker. A fresh one first tries again a call on which another has failed."""
         share = -(-len(batch.waiting) // self.num_workers)
         size = max(1, min(MAX_CHUNK, int(CHUNK_SECONDS / self._seconds_per_call), share))
         for worker in [w for w in self._workers if w.is_idle]:
@@ -151,7 +153,7 @@ class VerifierPool:
                 self._replace(worker)
 
     def _listen(self, batch: Batch) -> None:
-        """Wait until a worker says something, goes or runs out of time, and take that in."""
+        """Wait until a worker says something, ends or runs out of time, and act on it."""
         now = time.monotonic()
         wait_s = min((w.deadline - now for w in self._workers if not w.is_idle), default=0.0)
         wait([c for w in self._workers for c in (w.channel, w.lifeline)], max(0.0, min(wait_s, WAIT_S)))
@@ -190,7 +192,7 @@ class VerifierPool:
         batch.settle(index, verdicts)
 
     def _lose(self, batch: Batch, worker: WorkerProcess) -> None:
-        """A worker went, or is out of time: what that says about the completion that it was at."""
+        """Replace a worker that went or is out of time, and note what that says about the call that it was at."""
         indices = worker.indices
         status = self._replace(worker, REPORT_S if worker.has_gone else 0.0)
         if not worker.is_ready:
@@ -211,7 +213,7 @@ class VerifierPool:
             batch.die(indices[0], _ending(status, self.timeout_s))
 
     def _replace(self, worker: WorkerProcess, patience_s: float = 0.0) -> int | None:
-        """End a worker and start another in its place; how it had ended by itself."""
+        """End a worker and start another in its place. Returns how the old one had ended by itself, as `end` does."""
         status = worker.end(patience_s)
         with self._changing:
             if self._is_closed:
@@ -224,7 +226,7 @@ class VerifierPool:
         return WorkerProcess(self._orders, START_GRACE_S)
 
     def _check(self, batch: Batch) -> None:
-        """Of this batch alone, and of all calls so far: a verifier may break after a million good verdicts."""
+        """VerifierError for too many faults or limits in this batch, or so far: a verifier may break late, too."""
         limits, num, num_so_far = Counter(batch.limits.values()), batch.size, self.num_calls + batch.size
         what = "groups" if self._judges_groups else "completions"
         settings = f"task.timeout_s = {self.timeout_s:g}, task.memory_mb = {self._orders.memory_mb}"

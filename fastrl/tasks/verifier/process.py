@@ -1,4 +1,4 @@
-"""A verifier worker as the pool sees it: a process that takes chunks of completions and can be ended at any time."""
+"""A verifier worker as the pool sees it: a process that takes chunks of calls and can be ended at any time."""
 
 import contextlib
 import os
@@ -103,9 +103,10 @@ class WorkerProcess:
         return found
 
     def end(self, patience_s: float = 0.0) -> int | None:
-        """Kill the worker and what it started. How it had ended before: exit status or negative signal, else None.
+        """Kill the worker and what it started. Several threads may call it at once.
 
-        patience_s: for a worker that has just gone to be reported. Any thread may call it, more than one, too.
+        patience_s: how long to wait for the keeper's report on a worker that has just gone.
+        Returns how the worker had ended before: its exit status or negative signal; None if it had not.
         """
         with self._ending:
             return self._end(patience_s)
