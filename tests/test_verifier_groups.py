@@ -106,7 +106,7 @@ def test_a_limit_hits_the_whole_group_and_no_other(rewards, guilty, reason):
     with rewards("shares", timeout_s=0.2, num_workers=2) as pool:
         verdicts = pool.score([*items("a", "xx"), *items("b", ["x", guilty, "x"]), *items("c", "yy")])
     assert verdicts == [Verdict(1.0, "")] * 2 + [Verdict(0.0, reason)] * 3 + [Verdict(1.0, "")] * 2
-    assert pool.num_limits == {reason: 1}
+    assert pool.num_limits[reason] == 1
 
 
 def test_the_time_limit_of_a_group_grows_with_its_completions(rewards):
