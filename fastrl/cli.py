@@ -19,7 +19,7 @@ from fastrl.config.schema import EvalConfig, TaskConfig, TrainConfig, WarmupConf
 from fastrl.process.interrupts import Interrupts
 from fastrl.run.divergence import DivergedError
 from fastrl.sampling.protocol import SamplerError
-from fastrl.tasks.pool import VerifierError
+from fastrl.tasks.verifier.pool import VerifierError
 
 Flat = tyro.conf.arg(name="")  # --section.key, not --config.section.key
 Values = tyro.conf.FlagConversionOff  # --section.key False, as in the file

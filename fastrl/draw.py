@@ -20,7 +20,8 @@ from fastrl.rollouts import Rollouts, decoded, encoded, text_column
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import POOL_REASONS, Verdict, VerifierPool
+from fastrl.tasks.verifier.pool import POOL_REASONS, VerifierPool
+from fastrl.tasks.verifier.verdict import Verdict
 
 BLOCK_TOKENS = 2_000_000  # new tokens that are held at once, at most, where not all are kept
 

@@ -37,7 +37,7 @@ ALLOWED_HOMES = {
     "flash_attn": ("fastrl/policy/attention.py",),
     "flash_attn_interface": ("fastrl/policy/attention.py",),
     "torchao": ("fastrl/policy/optimizer/rounding.py",),
-    "mpmath": ("fastrl/tasks/values.py", "fastrl/tasks/math.py"),
+    "mpmath": ("fastrl/tasks/math_answers/values.py", "fastrl/tasks/math.py"),
     "matplotlib": ("fastrl/records/plot.py",),
 }
 

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from fastrl.tasks import Score
-from fastrl.tasks.answers import extract_answer
-from fastrl.tasks.equality import is_equal
-from fastrl.tasks.latex import parse
 from fastrl.tasks.math import MATH, MathReward
-from fastrl.tasks.notation import comparison_key, normalise
+from fastrl.tasks.math_answers.equality import is_equal
+from fastrl.tasks.math_answers.exact import Undefined
+from fastrl.tasks.math_answers.extraction import extract_answer
+from fastrl.tasks.math_answers.latex import parse
+from fastrl.tasks.math_answers.notation import comparison_key, normalise
+from fastrl.tasks.math_answers.trees import Unreadable
+from fastrl.tasks.math_answers.values import evaluate
 from fastrl.tasks.rows import UnusableRow
-from fastrl.tasks.trees import Unreadable
-from fastrl.tasks.values import Undefined, evaluate
 
 # (gold answer, what stands in the box, whether it is right)
 CASES = [

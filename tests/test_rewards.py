@@ -1,7 +1,9 @@
 """A user's reward: found from any directory, given the same by training and `fastrl verify`, loud when it breaks."""
 
+import gzip
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -128,3 +130,37 @@ def test_a_judge_slower_than_its_limit_stops_the_run(tmp_path, monkeypatch, coun
         assert status == 0 and read_jsonl(Path("run/metrics.jsonl"))[0]["reward/mean"] > 0
     else:
         assert status == 1 and "task.timeout_s = 0.5" in said.err and "hit its limits" in said.err
+
+
+RARE = """
+def reward(prompt, completions, **row):
+    with open("sizes", "a") as file: print(len(completions), file=file)
+    return [len(completions) + 1.0 / completions.count(completion) for completion in completions]
+"""
+
+
+def test_a_group_is_what_is_drawn_for_a_problem_wherever_it_is_judged(tmp_path, monkeypatch, countdown_folder):
+    """Groups of 8 in training and of 3 in an evaluation; `fastrl verify` on the rollouts, shuffled, says the same."""
+    monkeypatch.chdir(tmp_path)
+    Path("rare.py").write_text(RARE)
+    Path("rows.jsonl").write_text("".join(f'{{"prompt": "{i} {i + 1}="}}\n' for i in range(1, 9)))
+    settings = {
+        "model.path": countdown_folder, "task.name": "rare:reward", "task.train": "rows.jsonl",
+        "task.test": "rows.jsonl", "sampler.max-new-tokens": 6, "batch.prompts-per-step": 4,
+        "batch.micro-batch-tokens": 400, "evaluation.at-end": True, "evaluation.num-samples": 3,
+        "evaluation.max-new-tokens": 6, "run.folder": "run", "run.num-steps": 1,
+    }  # fmt: skip
+    assert main(["train", *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]) == 0
+    (path,) = Path("run/rollouts").iterdir()
+    rollouts = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    groups = {r["group"]: [s["completion"] for s in rollouts if s["group"] == r["group"]] for r in rollouts}
+    finished = [r for r in rollouts if r["finish_reason"] == "stop"]
+    assert finished and [len(group) for group in groups.values()] == [8] * 4
+    assert sorted(Path("sizes").read_text().split()) == ["1"] + ["3"] * 8 + ["8"] * 4  # 1: the check before training
+    assert all(r["reward"] == 8 + 1 / groups[r["group"]].count(r["completion"]) for r in finished)
+
+    shuffled = Random(0).sample(rollouts, len(rollouts))
+    rows = [{key: r[key] for key in ("prompt", "completion", "finish_reason")} for r in shuffled]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["verify", "--task", "rare:reward", "--input", "in.jsonl", "--output", "out.jsonl"]) == 0
+    assert [row["reward"] for row in read_jsonl(Path("out.jsonl"))] == [r["reward"] for r in shuffled]

@@ -10,8 +10,8 @@ import pytest
 from fastrl.config.schema import TaskConfig
 from fastrl.tasks import Score, find_kind, load_task
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import VerifierError
 from fastrl.tasks.templates import MATH_INSTRUCTION, chat_messages, render
+from fastrl.tasks.verifier.pool import VerifierError
 from fastrl.tasks.verify import check_reward, verify_file
 
 

@@ -27,7 +27,7 @@ from fastrl.run.divergence import DivergedError
 from fastrl.run.training import train
 from fastrl.tasks import Problem
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import VerifierError
+from fastrl.tasks.verifier.pool import VerifierError
 from fastrl.trainer import with_contrast
 
 REWARDS = """

@@ -10,7 +10,7 @@ import pytest
 
 from fastrl.config.schema import TaskConfig
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import Verdict, VerifierError, VerifierPool
+from fastrl.tasks.verifier.pool import Verdict, VerifierError, VerifierPool
 from fastrl.tasks.verify import check_reward
 
 REWARDS = """
@@ -161,7 +161,7 @@ def test_a_worker_that_has_grown_is_replaced(rewards, function):
 def test_what_a_used_worker_cannot_settle_a_fresh_one_can(rewards):
     with rewards("gets_stuck", timeout_s=0.3, num_workers=1) as pool:
         assert pool.score(items(*["text"] * 12)) == [Verdict(1.0, "")] * 12
-        assert pool.num_limits["timeout"] > 0 and pool.num_timeouts == 0
+        assert pool.num_limits["timeout"] > 0
 
 
 def alive(pid: int) -> bool:
@@ -193,7 +193,7 @@ def test_processes_of_a_reward_die_with_its_worker(rewards, completion, tmp_path
 
 SCRIPT = """
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierPool
 
 pool = VerifierPool(CustomReward("odd_rewards:starts_processes"), timeout_s=100, num_workers=2)
 pool.score([("", "fine", {})] * 2)

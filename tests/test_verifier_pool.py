@@ -2,20 +2,23 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fastrl.tasks import countdown
-from fastrl.tasks import pool as pool_module
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.math import MathReward
-from fastrl.tasks.pool import Verdict, VerifierError, VerifierPool
 from fastrl.tasks.problem import Score
+from fastrl.tasks.verifier import batch
+from fastrl.tasks.verifier import pool as pool_module
+from fastrl.tasks.verifier.pool import Verdict, VerifierError, VerifierPool
 
 REWARD_MODULE = """
 import ctypes, os, signal, sys, time
@@ -81,8 +84,8 @@ def test_each_completion_gets_its_own_verdict_in_order(hostile):
         91: ("recursion", "recursion"),
         150: ("segfault", "crashed"),
         151: ("abort", "crashed"),
-        200: ("x" * (pool_module.MAX_BYTES + 1), "too long"),
-        201: ("é" * (pool_module.MAX_BYTES // 2 + 1), "too long"),
+        200: ("x" * (batch.MAX_BYTES + 1), "too long"),
+        201: ("é" * (batch.MAX_BYTES // 2 + 1), "too long"),
         202: ("half an emoji \ud83d", "invalid unicode"),
     }
     completions = ["fine\0" if i % 2 else "" for i in range(300)]
@@ -92,9 +95,7 @@ def test_each_completion_gets_its_own_verdict_in_order(hostile):
         verdicts = score(pool, completions)
     expected = [Verdict(0.0, guilty[i][1]) if i in guilty else Verdict(float(i), "") for i in range(300)]
     assert verdicts == expected
-    assert pool.num_scored == 300 and pool.num_faults == 0
-    assert pool.num_timeouts == 3
-    assert pool.num_by_reason["crashed"] == 2 and pool.num_by_reason["too long"] == 2
+    assert pool.num_calls == 300 and pool.num_faults == 0
 
 
 def test_a_few_hostile_completions_are_no_fault_of_the_verifier(hostile):
@@ -186,7 +187,7 @@ def test_stopped_workers_are_replaced(hostile):
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         assert score(pool, ["fine"] * 10) == [Verdict(float(i), "") for i in range(10)]
-        assert pool.num_restarts >= 1 and not set(stopped) & set(worker_pids(pool)) and pool.num_timeouts == 0
+        assert pool.num_restarts >= 1 and not set(stopped) & set(worker_pids(pool))
 
 
 @pytest.mark.parametrize("at_import", ["import os; os._exit(1)", "import time; time.sleep(60)"])
@@ -302,7 +303,7 @@ SCRIPT = """
 import sys
 import torch
 from fastrl.tasks.custom import CustomReward
-from fastrl.tasks.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierPool
 
 print("the script runs")
 with VerifierPool(CustomReward("spy:reward"), num_workers=1) as pool:
@@ -324,3 +325,78 @@ def test_workers_import_neither_torch_nor_the_main_script(tmp_path):
         "in the worker: ['mpmath']",
         "in the trainer: False",
     ]
+
+
+def test_a_background_thread_scores_block_after_block_while_the_main_one_works(hostile):
+    blocks = [[f"block {i}"] * 20 + ["hang", "segfault", "kill"][i : i + 1] for i in range(4)]
+    with VerifierPool(hostile, timeout_s=0.3, num_workers=2) as pool, ThreadPoolExecutor(1) as background:
+        futures = [background.submit(score, pool, block) for block in blocks]
+        while not futures[-1].done():
+            sum(range(10_000))  # holds Python's lock, as sampling does
+        found = [future.result() for future in futures]
+        harmless = [Verdict(float(i), "") for i in range(20)]
+        assert [verdicts[:20] for verdicts in found] == [harmless] * 4
+        assert [v.reason for verdicts in found for v in verdicts[20:]][:2] == ["timeout", "crashed"]
+        assert score(pool, ["fine"]) == [Verdict(0.0, "")]  # and the main thread may go on with it
+
+
+def test_threads_take_turns(hostile):
+    with VerifierPool(hostile, num_workers=2) as pool, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda base: pool.score([("", "", {"value": base + i}) for i in range(50)]), range(8)))
+    assert [[v.reward for v in verdicts] for verdicts in found] == [[base + i for i in range(50)] for base in range(8)]
+    assert pool.num_calls == 400
+
+
+def test_no_worker_starts_while_the_pool_closes(hostile, monkeypatch):
+    """The main thread closes the pool just when the scoring thread puts a new worker in a dead one's place."""
+    started, starting = [], threading.Event()
+
+    class SlowStart(pool_module.WorkerProcess):
+        def __init__(self, *args):
+            if started:
+                starting.set()
+                time.sleep(0.5)
+            super().__init__(*args)
+            started.append(self)
+
+    monkeypatch.setattr(pool_module, "WorkerProcess", SlowStart)
+    pool = VerifierPool(hostile, timeout_s=600.0, num_workers=1)
+    score(pool, ["fine"])
+    with ThreadPoolExecutor(1) as background, pool:
+        scoring = background.submit(score, pool, ["hang in C"])
+        os.kill(pool._workers[0].pid, signal.SIGKILL)
+        assert starting.wait(20)
+        pool.close()
+        with pytest.raises(VerifierError, match="closed"):
+            scoring.result(5)
+    assert len(started) == 2 and all(worker._keeper.poll() is not None for worker in started)
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from fastrl.tasks.custom import CustomReward
+from fastrl.tasks.verifier.pool import VerifierError, VerifierPool
+
+with ThreadPoolExecutor(1) as background, VerifierPool(CustomReward("hostile_reward:reward"), timeout_s=600) as pool:
+    scoring = background.submit(pool.score, [("", "fine", {}), ("", "hang in C", {})])
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted, the score runs:", scoring.running(), [w.pid for w in pool._workers], flush=True)
+print(type(scoring.exception()).__name__, scoring.exception(), flush=True)
+"""
+
+
+def test_ctrl_c_in_the_main_thread_ends_a_score_of_another(hostile, tmp_path):
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    first, second = result.stdout.splitlines()
+    assert first.startswith("interrupted, the score runs: True") and second.startswith("VerifierError"), result.stderr
+    assert "closed" in second and time.monotonic() - start < 20
+    for pid in map(int, re.findall(r"\d+", first)):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

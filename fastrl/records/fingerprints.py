@@ -21,7 +21,7 @@ from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
 from fastrl.policy.loading import load_architecture
 from fastrl.policy.lora import base_path
 from fastrl.records.checkpoints import checksums
-from fastrl.tasks import Problem, Task
+from fastrl.tasks import TASKS, Problem, Task, find_kind
 from fastrl.tasks.custom import home_of
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
@@ -86,11 +86,10 @@ def _weights(model: ModelConfig) -> str:
 
 def _reward(task: TaskConfig) -> str:
     """Versions of the packages behind a built-in reward; of a user's own the source, with what it imports beside it."""
-    kind, _, _ = task.name.partition(":")
-    packages = {"countdown": [], "math": ["mpmath"], "reasoning-gym": ["reasoning-gym"]}
-    if kind in packages:
-        return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *packages[kind]])
-    sources = sorted(_sources(kind, home_of(kind, task.reward_folder)))
+    module, colon, _ = task.name.partition(":")
+    if module + colon in TASKS:
+        return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *find_kind(task.name).packages])
+    sources = sorted(_sources(module, home_of(module, task.reward_folder)))
     return f"{task.name}, {_digest(p.name.encode() + p.read_bytes() for p in sources)}"
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from fastrl.learning.objectives import has_contrast
 from fastrl.rollouts import Rollouts
 from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.pool import LIMIT_REASONS, POOL_REASONS
+from fastrl.tasks.verifier.faults import LIMIT_REASONS
+from fastrl.tasks.verifier.pool import POOL_REASONS
 
 
 def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctness) -> dict[str, float]:

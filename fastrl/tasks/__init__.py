@@ -5,10 +5,14 @@
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     <module>:<function>       your own reward over JSON lines
 
+A task of its own is one file here and one line in `TASKS`. Rewards run in the worker processes of `verifier/`; the
+answers that `math` compares are read by `math_answers/`.
+
 Nothing in this package imports torch or transformers: verifier workers import it and must stay light.
 """
 
 import difflib
+import importlib
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,29 +26,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Problem", "Reward", "Score", "Task", "TaskKind", "find_kind", "load_task"]
 
+# Name -> module:TaskKind. A name with a colon at its end is a family: module:function, called with what follows it.
+TASKS = {
+    "countdown": "fastrl.tasks.countdown:COUNTDOWN",
+    "math": "fastrl.tasks.math:MATH",
+    "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
+}
 SPLITS = ("train", "validation", "test")
 MAX_UNUSABLE = 0.01  # of the rows of a dataset; MATH train has 4 empty answers among 7500
 
 
 def find_kind(name: str, reward_folder: str = "") -> TaskKind:
     """The kind of task that `name` asks for; ValueError names the nearest known one. reward_folder: of TaskConfig."""
-    if name == "countdown":
-        from .countdown import COUNTDOWN
-
-        return COUNTDOWN
-    if name == "math":
-        from .math import MATH
-
-        return MATH
-    if name.startswith("reasoning-gym:"):
-        from .gym import gym_kind
-
-        return gym_kind(name.removeprefix("reasoning-gym:"))
-    if ":" in name:
+    family, colon, dataset = name.partition(":")
+    if place := TASKS.get(family + colon):
+        module, _, attribute = place.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        return found(dataset) if colon else found
+    if colon:
         from .custom import custom_kind
 
         return custom_kind(name, reward_folder)
-    known = ["countdown", "math", "reasoning-gym:<dataset>", "<module>:<function>"]
+    known = [*(f"{name}<dataset>" if name.endswith(":") else name for name in TASKS), "<module>:<function>"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(known)}.{hint}")

@@ -75,8 +75,8 @@ def write_prompt(numbers: Iterable[int], target: int) -> str:
 def generate(config: "TaskConfig", split: str) -> list[Problem]:
     """The first config.num_<split> problems of a stream of random expressions; 0: each of the split once.
 
-    So a subset has the mix that `demonstrations` have, easy targets being frequent, and all of a split is harder.
-    Problems of the validation and test splits are different ones; those of the train split may repeat.
+    Easy targets are as frequent in a part of a split as in `demonstrations`; a whole split is harder.
+    No validation or test problem comes twice; training problems may.
     """
     rng = Random(f"countdown {config.seed} {split}")
     everything = sorted(pair for pair, owner in solvable().items() if owner == split)
@@ -96,20 +96,20 @@ def generate(config: "TaskConfig", split: str) -> list[Problem]:
 
 
 def demonstrations(rng: Random, count: int) -> list[tuple[str, str]]:
-    """`count` pairs (prompt, correct completion) for the supervised warm start, all of them of the train split.
+    """`count` pairs (prompt, correct completion) of the train split, for the supervised warm start.
 
-    An expression is drawn first (digits, their order, which neighbours to join, operators; uniform at each choice) and
-    kept when its value is a target and the pair is in the train split, so easy targets are frequent. The prompt lists
-    the digits in an order of its own.
+    An expression is drawn first: digits, their order, which neighbours to join, operators, each choice uniform. It is
+    kept when its value is a target and the problem is in the train split, so easy targets are frequent. The prompt
+    lists the digits in another random order.
     """
     expressions = islice(_random_expressions(rng, "train"), count)
     return [(write_prompt(rng.sample(digits, len(digits)), value), text) for digits, value, text in expressions]
 
 
 def solutions(row: dict) -> list[str]:
-    """Every correct expression without spaces and needless parentheses, sorted; empty for more than NUM_DIGITS numbers.
+    """All correct expressions, sorted, without spaces or needless parentheses; none for more than NUM_DIGITS numbers.
 
-    These are all the texts that `demonstrations` could give for the problem.
+    `demonstrations` writes no other text for the problem.
     """
     if len(row["numbers"]) > NUM_DIGITS:
         return []
@@ -141,7 +141,7 @@ def _random_expressions(rng: Random, split: str) -> Iterator[tuple[list[int], in
 
 @cache
 def solvable() -> dict[tuple[tuple[int, ...], int], str]:
-    """Every solvable (sorted digits, target) with the split that owns it: 20 thousand pairs, 0.1 s once."""
+    """All solvable (sorted digits, target) -> the split that owns the pair. 20 thousand pairs; takes 0.1 s, once."""
     return {
         (digits, target): split_of(digits, target)
         for digits in combinations_with_replacement(range(1, 10), NUM_DIGITS)

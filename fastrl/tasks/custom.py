@@ -1,6 +1,7 @@
 """A user's own reward: `module:function` over JSON lines.
 
-    def reward(prompt, completion, **row) -> float
+    def reward(prompt, completion, **row) -> float                 # judges one completion
+    def reward(prompt, completions, **row) -> list[float]          # judges all completions of a prompt at once
 
 `row` holds every field of the dataset row besides the prompt. The module is imported in the verifier workers only; it
 is looked for beside the config file, then in the current directory, then on sys.path.
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .problem import Prompt, Score, TaskKind
+from .problem import Prompt, TaskKind
 from .rows import PROMPT_FIELDS, require_prompt
 
 
 @dataclass(frozen=True)
 class CustomReward:
-    """Calls `module:function`, which it imports on first use: pickling it imports nothing.
+    """A reward that calls `module:function`. The module is imported on first use, not when this is made or pickled.
 
-    folder: where the module is, if it is a file of the user's; empty: in the current directory or on sys.path.
+    folder: where the module lies; empty: in the current directory or on sys.path.
     """
 
     name: str
@@ -32,8 +33,13 @@ class CustomReward:
         """Import the function now; ImportError, AttributeError or whatever the module raises."""
         _load(self.name, self.folder)
 
-    def __call__(self, prompt: str, completion: str, **row) -> float | Score:
-        return _load(self.name, self.folder)(prompt, completion, **row)
+    @property
+    def __wrapped__(self) -> Callable:
+        """The function, whose signature is the reward's: so `inspect.signature` sees whether it judges groups."""
+        return _load(self.name, self.folder)
+
+    def __call__(self, *args, **row):
+        return self.__wrapped__(*args, **row)
 
 
 def custom_kind(name: str, folder: str = "") -> TaskKind:
@@ -46,7 +52,7 @@ def custom_kind(name: str, folder: str = "") -> TaskKind:
 
 
 def home_of(module: str, folder: str = "") -> str:
-    """The absolute path of `folder` or the current directory, whichever has the module first; empty: neither has."""
+    """The absolute path of `folder`, or else of the current directory, if the module lies there; else empty."""
     top = module.partition(".")[0]
     places = [Path(place).expanduser().absolute() for place in (folder, os.getcwd()) if place]
     return next((str(p) for p in places if (p / f"{top}.py").is_file() or (p / top).is_dir()), "")
@@ -58,7 +64,7 @@ def read_prompt(fields: dict, where: str) -> Prompt:
 
 
 def read_row(fields: dict, where: str) -> dict:
-    """Every field but the prompt; `completion` is the model's and must not be in the data."""
+    """Every field but the prompt. ValueError for a field `completion`, which only the model writes."""
     if "completion" in fields:
         raise ValueError(f"{where}: field 'completion' is what the model writes; rename it in the data")
     prompt_field = next((name for name in PROMPT_FIELDS if fields.get(name)), None)
@@ -66,7 +72,7 @@ def read_row(fields: dict, where: str) -> dict:
 
 
 @cache
-def _load(name: str, folder: str) -> Callable[..., float]:
+def _load(name: str, folder: str) -> Callable:
     module_name, _, function_name = name.partition(":")
     if home := folder or home_of(module_name):
         sys.path.insert(0, home)

@@ -1,9 +1,11 @@
 """The procedural datasets of reasoning-gym, by name: `reasoning-gym:leg_counting`.
 
-The reward is the dataset's own `score_answer`, between 0 and 1, on what stands in the last `<answer>...</answer>` of
-the completion, or else on the whole stripped text. Some of those scorers run text as Python, by `eval` or by sympy's
-parser: the model's answer, or fields of an entry, which may come from a data file. Here `eval` is `ast.literal_eval` or
-a calculator of whole numbers in those modules, and what reaches sympy's parser is a formula and nothing else.
+The reward is the dataset's own `score_answer`, between 0 and 1. It judges what stands in the last
+`<answer>...</answer>` of the completion, or the whole stripped text where there is none.
+
+Some of those scorers run text as Python, by `eval` or by sympy's parser: the model's answer, or fields of an entry,
+which may come from a data file. In their modules `eval` is replaced by `ast.literal_eval` or by a calculator of whole
+numbers, and only formulas reach sympy's parser.
 """
 
 import ast
@@ -98,6 +100,7 @@ def gym_kind(dataset: str) -> TaskKind:
         read_row=partial(read_row, dataset=dataset),
         template="none",
         instruction=INSTRUCTION,
+        packages=("reasoning-gym",),
         generate=generate,
     )
 
@@ -125,8 +128,9 @@ def read_prompt(fields: dict, where: str) -> str:
 
 
 def read_row(fields: dict, where: str, *, dataset: str) -> dict:
-    """A stored entry (`question`, `answer`, `metadata`), or one under the name `entry`. ValueError also for text that a
-    scorer would run and that is no formula.
+    """A stored entry (`question`, `answer`, `metadata`), or the one in the field `entry`.
+
+    Raises ValueError where a part is missing, or where a scorer would run a text that is no formula.
     """
     entry = fields.get("entry", fields)
     missing = [name for name in ("question", "answer", "metadata") if name not in entry]

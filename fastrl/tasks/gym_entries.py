@@ -1,7 +1,7 @@
 """Entries of a reasoning-gym dataset by seed, the same in every process.
 
-Some generators go through sets of texts, whose order Python draws anew for every process: two ranks, or a run and its
-resumption, would have different problems. Those run in a process whose hash seed is fixed.
+Some generators iterate over sets of texts, whose order Python draws anew in every process: two ranks, or a run and its
+resumption, would have different problems. Such generators run in a process whose hash seed is fixed.
 """
 
 import os
@@ -36,7 +36,7 @@ def entries_of(dataset: str, seed: int, count: int) -> list[dict]:
 
 
 def made_here(dataset: str, seed: int, count: int) -> list[dict]:
-    """As `entries_of`, in this process, whatever its hash seed."""
+    """As `entries_of`, made in this process: for HASH_DEPENDENT datasets they depend on its hash seed."""
     from reasoning_gym import create_dataset
 
     try:

@@ -1,14 +1,14 @@
 r"""Mathematics with a final answer: GSM8K, MATH, AMC, AIME and whatever has `problem` and `answer`.
 
-The reward is 1.0 when the answer that the completion marks as final (`answers.extract_answer`) has exactly the value of
-the gold answer (`equality.is_equal`), else 0.0. There is no format reward and no partial credit.
+The reward is 1.0 when the answer that the completion marks as final (`extraction.extract_answer`) has exactly the value
+of the gold answer (`equality.is_equal`), else 0.0. There is no format reward and no partial credit.
 """
 
 import re
 
-from .answers import MAX_LENGTH, extract_answer, has_marked_answer
-from .equality import is_equal, is_readable
-from .notation import normalise
+from .math_answers.equality import is_equal, is_readable
+from .math_answers.extraction import MAX_LENGTH, extract_answer, has_marked_answer
+from .math_answers.notation import normalise
 from .problem import Prompt, Score, TaskKind
 from .rows import UnusableRow, require_prompt, require_text
 from .templates import MATH_INSTRUCTION
@@ -77,5 +77,10 @@ def _is_prose(answer: str) -> bool:
 
 
 MATH = TaskKind(
-    reward=MathReward(), read_prompt=read_prompt, read_row=read_row, template="qwen", instruction=MATH_INSTRUCTION
+    reward=MathReward(),
+    read_prompt=read_prompt,
+    read_row=read_row,
+    template="qwen",
+    instruction=MATH_INSTRUCTION,
+    packages=("mpmath",),
 )

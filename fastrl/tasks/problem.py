@@ -1,7 +1,7 @@
 """What a task is made of: problems, the reward of a completion, and the task that holds both.
 
-A reward is a plain callable `reward(prompt, completion, **row) -> float | Score`; it is pickled once per verifier
-worker and runs there, never in the trainer process.
+A reward is a plain callable, `Reward` or `GroupReward`. It is pickled once for each verifier worker and runs there,
+never in the trainer process.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Prompt = str | list[dict[str, str]]  # a question, or the messages of a chat: {"
 class Score:
     """What a built-in reward returns: 1.0 for a correct completion, 0.0 otherwise, and one word or phrase why.
 
-    answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None where there is none.
+    answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None: it has none.
     """
 
     reward: float
@@ -34,11 +34,20 @@ class Reward(Protocol):
     def __call__(self, prompt: Prompt, completion: str, **row) -> float | Score: ...
 
 
+class GroupReward(Protocol):
+    """A reward that judges all completions of one prompt at once; the parameter named `completions` says so.
+
+    It returns one number or Score for each completion, in order. A group may have one completion only.
+    """
+
+    def __call__(self, prompt: Prompt, completions: list[str], **row) -> Sequence[float | Score]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward.
 
-    id: known by its content, so that equal problems of two files are the same and others are not (`content_id`).
+    id: made of the content (`content_id`): equal problems of two files have the same one, different problems do not.
     where: file and line, for messages; empty for a generated problem.
     """
 
@@ -57,7 +66,7 @@ def content_id(prompt: Prompt, row: dict) -> str:
 
 
 def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
-    """The same problems; what is there twice gets a number, so that each is drawn and counted for itself."""
+    """The same problems; one that comes again gets a number behind its id, so that it is counted by itself."""
     seen: Counter[str] = Counter()
     numbered = []
     for problem in problems:
@@ -77,17 +86,21 @@ Demonstrations = Callable[[Random, int], list[tuple[str, str]]]
 class TaskKind:
     """What one family of tasks brings: how its rows are read, made and rewarded.
 
-    `read_prompt(fields, where)` and `read_row(fields, where)` turn one dataset row into the question and the reward's
-    keyword arguments; both raise ValueError naming `where` (file and line). `generate(config, split)` makes problems
-    where no data is given. `template` is what `template = "auto"` means and `instruction` what a template appends to
-    the question, so that the model writes its answer where the reward looks for it.
+    read_prompt, read_row: (fields of a dataset row, where) -> the question; -> the reward's keyword arguments. Both
+        raise ValueError naming `where` (file and line), or UnusableRow where a few such rows may be skipped.
+    template: what `template = "auto"` means.
+    instruction: what a template appends to the question, so that the model answers where the reward looks.
+    packages: the distributions whose versions the reward depends on; a resumed run compares them.
+    generate: (config, split) -> problems, where no data is given.
+    demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
     """
 
-    reward: Reward
+    reward: Reward | GroupReward
     read_prompt: Callable[[dict, str], Prompt]
     read_row: Callable[[dict, str], dict]
     template: str
     instruction: str = ""
+    packages: tuple[str, ...] = ()
     generate: Callable[..., Sequence[Problem]] | None = None
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
@@ -101,7 +114,7 @@ class Task:
     train: Sequence[Problem]
     validation: Sequence[Problem]
     test: Sequence[Problem]
-    reward: Reward
+    reward: Reward | GroupReward
     template: str
     instruction: str = ""
     demonstrations: Demonstrations | None = None

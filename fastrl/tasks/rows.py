@@ -1,6 +1,6 @@
 """Rows of a dataset: JSON lines on disk, or a Hugging Face dataset by id or local folder.
 
-Every row comes with `where` ("train.jsonl:17"), so that whoever finds it lacking can say which one it was.
+Every row comes with `where` ("train.jsonl:17"), so that an error can say which row it is about.
 """
 
 import json
@@ -15,7 +15,7 @@ PROMPT_FIELDS = ("prompt", "problem", "question")
 
 
 class UnusableRow(ValueError):
-    """A row that is well formed but lacks something (a null, empty or absent answer): a few are skipped and counted."""
+    """A well-formed row without what it needs: a null, empty or absent answer. A few are skipped and counted."""
 
 
 def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
@@ -42,7 +42,7 @@ def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
 
 
 def _check_unicode(value: object, where: str) -> None:
-    """ValueError for a lone surrogate, which no tokenizer takes: half of a character, left by a cut in an escape."""
+    """ValueError for a lone surrogate: half of a character, left by a cut inside an escape. No tokenizer takes it."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise ValueError(f"{where}: a lone surrogate, half of a character, in {value!a:.80}")
@@ -70,7 +70,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def require_prompt(fields: dict, names: tuple[str, ...], where: str) -> Prompt:
-    """As `require_text`; a list of messages of a chat, each with `role` and `content` as text, is a prompt, too."""
+    """As `require_text`, but a chat is a prompt, too: a list of messages, each with `role` and `content` as text."""
     name = next((name for name in names if fields.get(name) is not None), "")
     if not isinstance(fields.get(name), list):
         return require_text(fields, names, where)
@@ -84,9 +84,9 @@ def require_prompt(fields: dict, names: tuple[str, ...], where: str) -> Prompt:
 
 
 def require_text(fields: dict, names: tuple[str, ...], where: str) -> str:
-    """The first of `names` that `fields` has, as text; a number is written out as the number that it is.
+    """The first of the fields `names` that is not null or empty, as text; a number in decimal digits.
 
-    UnusableRow where all are null, empty or absent, with the keys found; ValueError for another type.
+    Raises UnusableRow, with the keys found, where all are null, empty or absent; ValueError for another type.
     """
     for name in names:
         value = fields.get(name)

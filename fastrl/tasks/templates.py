@@ -30,7 +30,7 @@ MATH_INSTRUCTION = "Please reason step by step, and put your final answer within
 
 
 def render(template: str, question: str, instruction: str = MATH_INSTRUCTION) -> str:
-    """The prompt's text. `none` and `simple` carry no instruction; ValueError for a template that is no text."""
+    """The prompt's text; `none` and `simple` leave the instruction out. ValueError for `chat`, which has no text."""
     if template not in TEMPLATES:
         raise ValueError(f"template {template!r} has no text; expected one of {sorted(TEMPLATES)}")
     text = TEMPLATES[template]
@@ -43,7 +43,8 @@ def render(template: str, question: str, instruction: str = MATH_INSTRUCTION) ->
 def chat_messages(prompt: Prompt, instruction: str = MATH_INSTRUCTION) -> list[dict[str, str]]:
     """The conversation for `tokenizer.apply_chat_template(..., add_generation_prompt=True)`.
 
-    A question becomes a user's message, no system message before it; of messages the last gets the instruction.
+    A question becomes one message of the user, without a system message. Where the prompt is a list of messages, the
+    instruction is appended to the last one.
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": _instructed(prompt, instruction)}]

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 from . import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
-from .faults import LIMIT_REASONS
-from .pool import Item, VerifierPool
-from .problem import Problem, Prompt, Reward, Task, TaskKind
+from .problem import GroupReward, Problem, Prompt, Reward, Task, TaskKind, content_id
 from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
-from .worker import Verdict, fault
+from .verifier.faults import LIMIT_REASONS
+from .verifier.pool import Item, VerifierPool
+from .verifier.verdict import Verdict, fault
 
 if TYPE_CHECKING:
     from fastrl.config.schema import TaskConfig
 
+OWN_FIELDS = ("completion", "reward", "reason", "finish_reason")  # of a row that is verified
 
-def make_pool(reward: Reward, config: "TaskConfig") -> VerifierPool:
+
+def make_pool(reward: Reward | GroupReward, config: "TaskConfig") -> VerifierPool:
     """The verifier pool with the limits of a task's config."""
     return VerifierPool(reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=config.num_workers)
 
@@ -51,12 +53,16 @@ def verify_file(
     """Score a JSON-lines file of completions; write the same rows, in order, with `reward` and `reason` added.
 
     Each row has `completion` and what the task needs: `answer` for math, `numbers` and `target` for countdown, the
-    entry for reasoning-gym, anything for a user's reward. `reward` is null where the verifier itself failed, or the
-    row is one of a few that lack what it needs (a null, empty or absent answer); `reason` says which. A row
-    whose `finish_reason` is "length" was cut at the token limit and counts as `correctness` says.
-    The output appears under its name only when it is complete.
+    entry for reasoning-gym, anything for a user's reward. `completion`, `reward`, `reason` and `finish_reason` are not
+    handed to the reward. A reward that judges groups gets together, wherever they stand, the rows whose other fields
+    are all equal.
 
-    Returns {"num_rows", "num_correct", "mean_reward", "num_faults", "reasons": {reason: count}}.
+    `reward` becomes null where the verifier failed or the row lacks what the task needs (a null, empty or absent
+    answer); `reason` says which. A row whose `finish_reason` is "length" was cut at the token limit and counts as
+    `correctness` says. The output appears under its name only when it is complete.
+
+    Returns {"num_rows", "num_correct", "mean_reward", "num_faults", "reasons": {reason: count}}, and "num_groups" where
+    the reward judges groups.
     Raises FileNotFoundError, or ValueError naming file and line of a row that lacks something.
     """
     input, output = Path(input), Path(output)
@@ -71,7 +77,7 @@ def verify_file(
     if len(unusable) > MAX_UNUSABLE * len(items):
         raise ValueError(f"{len(unusable)} of {len(items)} rows cannot be scored, the first: {unusable[0]}")
     with make_pool(kind.reward, config) as pool:
-        found = iter(pool.score([item for item in items if not isinstance(item, UnusableRow)]))
+        found = iter(_score(pool, [item for item in items if not isinstance(item, UnusableRow)]))
     verdicts = [fault(str(item)) if isinstance(item, UnusableRow) else next(found) for item in items]
     rows = [_counted(fields, v, correctness) for (_, fields), v in zip(located, verdicts, strict=True)]
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
@@ -80,9 +86,22 @@ def verify_file(
         "num_rows": len(verdicts),
         "num_correct": sum(map(correctness.is_correct, rewards)),
         "mean_reward": sum(rewards) / len(rewards) if rewards else None,
-        "num_faults": pool.num_faults,
+        "num_faults": sum(verdict.is_fault for verdict in verdicts) - len(unusable),
         "reasons": dict(Counter(row["reason"] for row in rows).most_common()),
+        **({"num_groups": pool.num_calls} if pool.judges_groups() else {}),
     }
+
+
+def _score(pool: VerifierPool, items: list[Item]) -> list[Verdict]:
+    """As `pool.score`, with groups whose rows do not stand beside each other."""
+    if not pool.judges_groups():
+        return pool.score(items)
+    groups: dict[str, list[int]] = {}
+    for position, (prompt, _, row) in enumerate(items):
+        groups.setdefault(content_id(prompt, row), []).append(position)
+    order = [position for group in groups.values() for position in group]
+    verdicts = dict(zip(order, pool.score([items[position] for position in order]), strict=True))
+    return [verdicts[position] for position in range(len(items))]
 
 
 def _counted(fields: dict, verdict: Verdict, correctness: Correctness) -> dict:
@@ -103,7 +122,7 @@ def _read_item(kind: TaskKind, fields: dict, where: str) -> Item | UnusableRow:
     if not isinstance(completion, str):
         found = f"it is {completion!r}" if "completion" in fields else f"the row has {sorted(fields)}"
         raise ValueError(f"{where}: 'completion' must be the model's text; {found}")
-    data = {name: value for name, value in fields.items() if name not in ("completion", "reward", "reason")}
+    data = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
     try:
         return _prompt(kind, data, where), completion, kind.read_row(data, where)
     except UnusableRow as error:

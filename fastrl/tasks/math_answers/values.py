@@ -1,35 +1,31 @@
 r"""The value of a tree (`latex.parse`), and whether two trees have the same value. No tolerance is ever chosen.
 
-Rational arithmetic is exact (`Fraction`); everything else is computed twice, with 60 and with 400 digits, and two
-values are equal when their difference vanishes as the digits grow. Expressions with variables are compared at a few
-rational points of all signs, where they must be defined together and equal; polynomials are exact there.
+Rational arithmetic is exact (`Fraction`). Everything else is computed twice, with 60 and with 400 digits: two values
+are equal when their difference vanishes as the digits grow. Expressions with variables are compared at a few rational
+points of all signs. At each, either both or neither must have a value, and the values must be equal; those of
+polynomials are exact.
 
-Sizes are bounded before anything is computed: a power by its logarithm, a series by its length. Raises
-`Unreadable` where a value is out of reach.
+Sizes are bounded before anything is computed: a power by its logarithm, a series by its length. `Unreadable` says that
+a value is out of reach.
 """
 
-import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 
+from .exact import EXACT, Undefined
 from .tokens import TRIGONOMETRIC
 from .trees import Tree, Unreadable, symbols
 
 MAX_BITS = 60_000  # of an exact number
 MAX_EXPONENT = 2**60  # of an inexact power, in bits
 MAX_ARGUMENT = 10**300  # of an inexact function
-MAX_FACTORIAL = 3000
 MAX_TERMS = 1000  # of a series
 MAX_OPERATIONS = 20_000
 DIGITS = (60, 400)
 
 Value = object  # Fraction, mpf or mpc
 Point = dict[str, Fraction]
-
-
-class Undefined(ArithmeticError):
-    """The expression has no value at this point."""
 
 
 @cache
@@ -241,7 +237,7 @@ class _Evaluation:
             self.is_scaled = outer
         else:
             values = [self.value(argument) for argument in arguments]
-        exact = _EXACT.get(name)
+        exact = EXACT.get(name)
         if exact is not None and all(isinstance(value, Fraction) for value in values):
             result = exact(*values)
             if result is not None:
@@ -276,66 +272,3 @@ class _Evaluation:
 
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "binom": "binomial"}
 _GROWING_SLOWLY = ("abs", "sqrt", "root", "ln", "log", "max", "min")
-
-
-def _factorial(n: Fraction) -> Fraction | None:
-    if n.denominator != 1:
-        return None
-    if n < 0:
-        raise Undefined("factorial of a negative number")
-    if n > MAX_FACTORIAL:
-        raise Unreadable("too large a factorial")
-    return Fraction(math.factorial(int(n)))
-
-
-def _exact_root(value: Fraction, index: Fraction = Fraction(2)) -> Fraction | None:
-    """The root where it is rational; the real one of a negative number where the index is odd."""
-    if index.denominator != 1 or not 0 < index <= 64:
-        return None
-    if value < 0:
-        root = _exact_root(-value, index) if index % 2 else None
-        return None if root is None else -root
-    parts = [_integer_root(part, int(index)) for part in (value.numerator, value.denominator)]
-    return None if None in parts else Fraction(*parts)
-
-
-def _integer_root(n: int, index: int) -> int | None:
-    if index == 2:
-        root = math.isqrt(n)
-    else:
-        root = 1 << -(-n.bit_length() // index)
-        while (better := ((index - 1) * root + n // root ** (index - 1)) // index) < root:
-            root = better
-    return root if root**index == n else None
-
-
-def _whole(function: Callable) -> Callable:
-    def call(*values: Fraction) -> Fraction:
-        if any(value.denominator != 1 for value in values):
-            raise Undefined("whole numbers are needed")
-        return Fraction(function(*map(int, values)))
-
-    return call
-
-
-def _binomial(n: Fraction, k: Fraction) -> Fraction | None:
-    if n.denominator != 1 or k.denominator != 1 or n < 0 or k < 0:
-        return None
-    if min(k, n - k) > MAX_FACTORIAL:
-        raise Unreadable("too large a binomial")
-    return Fraction(math.comb(int(n), int(k)))
-
-
-_EXACT = {
-    "abs": abs,
-    "sqrt": _exact_root,
-    "root": _exact_root,
-    "factorial": _factorial,
-    "binom": _binomial,
-    "floor": lambda value: Fraction(math.floor(value)),
-    "ceil": lambda value: Fraction(math.ceil(value)),
-    "max": max,
-    "min": min,
-    "gcd": _whole(math.gcd),
-    "lcm": _whole(math.lcm),
-}

@@ -1,9 +1,9 @@
-r"""The final answer of a completion or of a worked solution: what it marks as final.
+r"""The final answer of a completion or of a worked solution: what the text marks as final.
 
-That is the last `\boxed{...}` (braces matched; `\fbox{...}` and `\boxed 5` too), else what follows the last `####` or
-"answer is" or "Answer:", up to the end of its clause: `$5$` of "The final answer is $5$. I hope it is correct.", `5` of
-"**The answer is 5**, because 2+3=5". The NSR authors' code falls back on the last number of the text; this does not:
-a completion that does not mark its answer has none.
+That is the content of the last `\boxed{...}` (braces matched; `\fbox{...}` and `\boxed 5` count, too). Without a box it
+is what follows the last `####`, "answer is" or "Answer:", up to the end of the clause: `$5$` in "The final answer is
+$5$. I hope it is correct.", `5` in "**The answer is 5**, because 2+3=5".
+A text that marks no answer has none. (The NSR authors' code takes the last number of such a text.)
 """
 
 import re

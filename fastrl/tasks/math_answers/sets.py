@@ -1,16 +1,17 @@
 r"""Sets of real numbers: intervals, unions, and what linear inequalities in one variable say.
 
 `x<3` and `(-\infty,3)` are the same set, as are `-2\le x\le7` and `x\in[-2,7]`, or `x\ne0` and
-`(-\infty,0)\cup(0,\infty)`.
-A set is a sorted tuple of intervals that neither overlap nor touch. Ends are trees, so they are compared exactly.
+`(-\infty,0)\cup(0,\infty)`. A set is a sorted tuple of intervals that neither overlap nor touch. Its ends are trees,
+which are compared exactly.
 """
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from .exact import Undefined
 from .trees import Tree, Unreadable, symbols
-from .values import DIGITS, Undefined, are_equal, evaluate, evaluate_inexactly
+from .values import DIGITS, are_equal, evaluate, evaluate_inexactly
 
 _INFINITY = ("symbol", "infty")
 _ENDLESS = (("neg", _INFINITY), _INFINITY)
@@ -35,7 +36,7 @@ class RealSet:
 
 
 def is_set(tree: Tree) -> bool:
-    """Whether `tree` is written as a set of reals or an inequality: only then is it read as one."""
+    """Whether `tree` is written as a set of reals or an inequality. Only such trees are read as sets."""
     if tree[0] == "relation":
         return any(operator != "=" for operator in tree[1])
     return tree[0] in ("cup", "cap", "setminus", "lor", "land") or tree[1:] in (("mathbb{R}",), ("emptyset",))

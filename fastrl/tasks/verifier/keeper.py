@@ -2,9 +2,9 @@
 
     trainer ── keeper (own session) ── worker ── whatever the reward starts
 
-The keeper waits for the worker's end, for a word from the trainer, or for the trainer's end, SIGKILL included. Then it
-kills the worker and all its descendants, tells the trainer how the worker ended, and exits. On Linux it is their
-"child subreaper": daemons and orphans become its children, so none is missed. Elsewhere it kills its process group.
+The keeper waits until the worker ends, the trainer says a word, or the trainer ends (SIGKILL included). Then it kills
+the worker and all its descendants, tells the trainer how the worker had ended, and exits. On Linux it is their "child
+subreaper": daemons and orphans become its children, so none is missed. Elsewhere it kills its process group.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def keep(lifeline: int, channel: int) -> None:
-    """Run a worker that talks over the descriptor `channel`; never returns. Both are sockets of the trainer's."""
+    """Run a worker; never returns. Both descriptors are sockets to the trainer: `channel` is the worker's."""
     trainer = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _set_process_option(_PR_SET_CHILD_SUBREAPER, 1)
@@ -65,7 +65,7 @@ def _wait(worker: int, trainer: int, lifeline: int, wakes: int) -> int | None:
 
 
 def _kill_descendants() -> None:
-    """Until none is left: a subreaper without children has no descendants."""
+    """Kill until none is left: a subreaper without children has no descendants."""
     if not sys.platform.startswith("linux"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)

@@ -1,8 +1,8 @@
-"""When the verifier is broken, rather than a completion hostile: a share of faults, and a share of limits hit.
+"""When the verifier is broken, rather than a completion hostile: too many faults, or too many limits hit.
 
 One completion of many may make any verifier hang, run out of memory or crash; that completion gets 0. A verifier that
-does so again and again says nothing about completions. Counted are the completions that hit a limit, also those that a
-fresh worker could settle afterwards.
+does so again and again says nothing about completions. A completion that hit a limit counts even if a fresh worker
+could judge it afterwards. Where the reward judges groups, each group counts once.
 """
 
 from collections import Counter
@@ -25,11 +25,11 @@ class VerifierError(RuntimeError):
     """The verifier itself is broken; no completion is to blame."""
 
 
-def check_faults(num_faults: int, num_scored: int, last_fault: str) -> None:
-    """VerifierError when more than 1 % of the completions (of at least 200) got no reward."""
-    if num_faults > MAX_FAULT_SHARE * max(num_scored, MIN_SCORED):
+def check_faults(num_faults: int, num: int, what: str, last_fault: str) -> None:
+    """VerifierError when more than 1 % of `num` completions or groups (of at least 200) got no reward."""
+    if num_faults > MAX_FAULT_SHARE * max(num, MIN_SCORED):
         raise VerifierError(
-            f"the verifier itself failed on {num_faults} of {num_scored} completions (more than "
+            f"the verifier itself failed on {num_faults} of {num} {what} (more than "
             f"{MAX_FAULT_SHARE:.0%}); the last time: {last_fault}"
         )
 
@@ -44,11 +44,11 @@ def most_so_far(num: int) -> float:
     return MAX_LIMIT_SHARE * max(num, MIN_SCORED)
 
 
-def check_limits(limits: Counter[str], num_scored: int, most: float, settings: str) -> None:
-    """VerifierError when more completions than `most` hit a limit; limits: how many by reason."""
+def check_limits(limits: Counter[str], num: int, what: str, most: float, settings: str) -> None:
+    """VerifierError when more of `num` completions or groups than `most` hit a limit; limits: how many by reason."""
     if limits.total() > most:
         shown = ", ".join(f"{count} {reason}" for reason, count in limits.most_common())
         raise VerifierError(
-            f"the verifier hit its limits on {limits.total()} of {num_scored} completions ({shown}; {settings}), too "
-            f"many to be the completions' doing: {_ADVICE[limits.most_common(1)[0][0]]}"
+            f"the verifier hit its limits on {limits.total()} of {num} {what} ({shown}; {settings}), too many to be "
+            f"the completions' doing: {_ADVICE[limits.most_common(1)[0][0]]}"
         )

@@ -1,7 +1,7 @@
-r"""LaTeX of final answers: from normal form (`notation.normalise`) to a tree. What it does not know, it refuses.
+r"""A parser for the LaTeX of final answers: from normal form (`notation.normalise`) to a tree (`trees`).
 
-Parsers that skip what they do not know make different answers equal (`x_1` and `x`, `|x|` and `x`, `5 \text{ more}`
-and `5`). This one accounts for every token or raises Unreadable; such an answer can still match as text.
+A parser that skips what it does not know makes different answers equal: `x_1` and `x`, `|x|` and `x`, `5 \text{ more}`
+and `5`. This one accounts for every token or raises Unreadable. An answer that it refuses can still match as text.
 
     answer   = logic {"," logic}                          logic    = relation {("\lor" | "\land") relation}
     relation = union {("=" | "<" | "\le" | "\in" | …) union}    union = sum {("\cup" | "\cap" | "\setminus") sum}
@@ -12,7 +12,7 @@ and `5`). This one accounts for every token or raises Unreadable; such an answer
 import re
 from fractions import Fraction
 
-from .tokens import FUNCTIONS, LETTERS, LISTED, MARKS, read_number, read_tokens
+from .tokens import FUNCTIONS, LETTERS, LISTED, MARKS, TokenStream, read_number, read_tokens
 from .trees import Tree, Unreadable, depth
 from .units import read_units
 
@@ -21,8 +21,6 @@ MAX_NESTING = 24
 MAX_DEPTH = 120  # of the tree: a long sum is a deep one
 
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in"}
-
-
 _NAME = re.compile(r"(?<![^,])[A-Zpqrsuvy]\([a-zA-Z](?:,[a-zA-Z])*\)(?==)")  # P(A)=
 
 
@@ -41,27 +39,12 @@ def parse(text: str) -> Tree:
     return tree
 
 
-class _Parser:
-    """Recursive descent over the tokens; `depth` bounds the recursion and `bars` says that a `|` closes."""
+class _Parser(TokenStream):
+    """Recursive descent; `depth` bounds the recursion, and `bars` counts the open `|`, which the next `|` closes."""
 
     def __init__(self, tokens: list[str]):
-        self.tokens, self.position, self.depth, self.bars = tokens, 0, 0, 0
-
-    def peek(self, ahead: int = 0) -> str | None:
-        index = self.position + ahead
-        return self.tokens[index] if index < len(self.tokens) else None
-
-    def take(self, *wanted: str) -> str | None:
-        """The next token if it is one of `wanted` (any, if none is named), consumed; else None."""
-        token = self.peek()
-        if token is None or (wanted and token not in wanted):
-            return None
-        self.position += 1
-        return token
-
-    def need(self, wanted: str) -> None:
-        if self.take(wanted) is None:
-            raise Unreadable(f"expected {wanted!r}, found {self.peek()!r}")
+        super().__init__(tokens)
+        self.depth = self.bars = 0
 
     def answer(self) -> Tree:
         items = self.items()
@@ -204,9 +187,6 @@ class _Parser:
         if token.startswith("\\text{"):
             return ("words", token[6:-1])
         return self.command(token[1:]) if token[0] == "\\" else self.refuse(token)
-
-    def refuse(self, token: str) -> Tree:
-        raise Unreadable(f"unexpected {token!r}")
 
     def number(self, token: str) -> Tree:
         value = ("number", read_number(token))

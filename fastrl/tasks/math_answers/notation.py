@@ -1,8 +1,9 @@
 r"""One spelling for each construct of an answer, as text: `\dfrac 12\,\mathrm{cm}` is `\frac{1}{2}\text{cm}`.
 
-In the manner of Minerva (arXiv:2206.14858, appendix D.1), but nothing that carries meaning is dropped: units stay, as
-`\text{...}`; a space between digits stays unless it separates thousands; a comma of thousands goes and a comma of a
-list stays. So most right answers are equal strings before any algebra, and unequal answers never are.
+The rules follow Minerva (arXiv:2206.14858, appendix D.1), but drop nothing that carries meaning. Units stay, as
+`\text{...}`. A space between digits stays unless it separates thousands. A comma goes where it separates thousands and
+stays where it separates elements of a list. Most right answers then are equal strings before any algebra, and answers
+of different value never are.
 """
 
 import re

@@ -1,8 +1,8 @@
 r"""Whether two mathematical answers are the same value.
 
-Equal normal forms are equal answers. All others are parsed (`latex`), and compared by kind: numbers and expressions by
-value (`values`), equations by their zeros, inequalities and intervals as sets (`sets`), tuples in order, lists and
-sets in any order, matrices by entry, words as text. What cannot be read is different from everything but itself.
+Answers with equal normal forms are equal. All others are parsed (`latex`) and compared by kind: numbers and expressions
+by value (`values`), equations by their zeros, inequalities and intervals as sets (`sets`), tuples in order, lists and
+sets in any order, matrices by entry, words as text. An answer that cannot be read equals only itself.
 
 Equality is exact: a decimal is the rational number it spells, so `0.33` is not `\frac{1}{3}` and `0.5` is `\frac12`.
 A unit may be missing on one side (the question named it) but not be another one. A percent sign is a unit: `50\%`
@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
+from .exact import Undefined
 from .latex import parse
 from .notation import comparison_key, normalise
 from .sets import are_equal_sets, is_set, read_set
 from .trees import Tree, Unreadable, signed, symbols, units_of
-from .values import DIGITS, Undefined, are_equal, evaluate, is_same, points
+from .values import DIGITS, are_equal, evaluate, is_same, points
 
 MAX_ELEMENTS = 64  # of a list whose order does not matter
 _INTEGER = re.compile(r"-?\d{1,1000}", re.ASCII)

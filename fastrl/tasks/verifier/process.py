@@ -1,4 +1,4 @@
-"""A verifier worker as the pool sees it: a process that takes chunks of completions and can be ended at any time."""
+"""A verifier worker as the pool sees it: a process that takes chunks of calls and can be ended at any time."""
 
 import contextlib
 import os
@@ -8,20 +8,27 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 
-from .worker import Message, Orders, Verdict
+from .verdict import Verdict
+from .worker import Call, Message, Orders
 
 IO_S = 10.0  # for one chunk into, or one message out of a worker that may be stopped or dying
 END_S = 5.0  # for the keeper to end the worker and what it started
 
-_PROGRAM = "import sys; sys.path[:] = {path}; from fastrl.tasks.keeper import keep; keep({lifeline}, {channel})"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path}; from fastrl.tasks.verifier.keeper import keep; keep({lifeline}, {channel})"
+)
 
 
 class WorkerProcess:
-    """Starts at once, in the background. `indices`: completions of its chunk without a verdict yet, the first is the
-    one it is at; `deadline`: until when it must send its next message, in monotonic seconds.
+    """Starts at once, in the background.
+
+    indices: the calls of its chunk without verdicts yet; the first is the one it is at.
+    deadline: until when it must send its next message, in monotonic seconds.
+    judges_groups: whether its reward does, once it is ready.
 
     It does not import the trainer's main script, has a session of its own and no standard input: Ctrl-C and the
     terminal are the trainer's.
@@ -41,11 +48,14 @@ class WorkerProcess:
         their_lifeline.close()
         their_channel.close()
         self.pid: int | None = None  # of the worker, when it is ready
+        self.judges_groups = False
         self.indices: list[int] = []
+        self._limits_s: list[float] = []  # of each of them
         self.num_chunks = 0
-        self.last_s = 0.0  # when its last verdict came, or its chunk went out
+        self.last_s = 0.0  # when its last verdicts came, or its chunk went out
         self.is_grown = self.has_gone = False
         self.deadline = time.monotonic() + start_s
+        self._ending = threading.Lock()
         with contextlib.suppress(OSError):  # a keeper that died at once is found when it is waited for
             self.channel.send_bytes(pickle.dumps(orders))
 
@@ -65,36 +75,43 @@ class WorkerProcess:
     def is_late(self) -> bool:
         return not self.is_idle and time.monotonic() > self.deadline
 
-    def give(self, indices: list[int], items: list, timeout_s: float) -> None:
-        """Hand over a chunk. OSError when the worker does not take it."""
-        self.channel.send_bytes(pickle.dumps(items))
+    def give(self, indices: list[int], calls: list[Call], timeout_s: float) -> None:
+        """Hand over a chunk; timeout_s: for each completion. OSError when the worker does not take it."""
+        self.channel.send_bytes(pickle.dumps(calls))
         self.indices = indices
+        self._limits_s = [timeout_s * len(call.completions) for call in calls]
         self.num_chunks += 1
         self.last_s = time.monotonic()
-        self.deadline = self.last_s + timeout_s
+        self.deadline = self.last_s + self._limits_s[0]
 
-    def take(self, timeout_s: float) -> list[tuple[int, Verdict]]:
-        """Verdicts that have come, with the index of their completion; `has_gone` says that no more can come."""
-        verdicts = []
+    def take(self) -> list[tuple[int, tuple[Verdict, ...]]]:
+        """Verdicts that have come, with the index of their call; `has_gone` says that no more can come."""
+        found = []
         try:
             self.has_gone = self.lifeline.poll()
             while self.channel.poll():
                 message: Message = self.channel.recv()
-                self.deadline = time.monotonic() + timeout_s
-                if message.verdict is None:
-                    self.pid = message.pid
-                else:
-                    verdicts.append((self.indices.pop(0), message.verdict))
+                if message.verdicts:
+                    found.append((self.indices.pop(0), message.verdicts))
                     self.is_grown = message.is_grown
+                    del self._limits_s[0]
+                else:
+                    self.pid, self.judges_groups = message.pid, message.judges_groups
+                self.deadline = time.monotonic() + sum(self._limits_s[:1])
         except (OSError, EOFError):
             self.has_gone = True
-        return verdicts
+        return found
 
     def end(self, patience_s: float = 0.0) -> int | None:
-        """Kill the worker and what it started. How it had ended before: exit status or negative signal, else None.
+        """Kill the worker and what it started. Several threads may call it at once.
 
-        patience_s: for a worker that has just gone to be reported.
+        patience_s: how long to wait for the keeper's report on a worker that has just gone.
+        Returns how the worker had ended before: its exit status or negative signal; None if it had not.
         """
+        with self._ending:
+            return self._end(patience_s)
+
+    def _end(self, patience_s: float) -> int | None:
         status = None
         with contextlib.suppress(OSError, EOFError):
             if not self.lifeline.poll(patience_s):

@@ -1,11 +1,14 @@
 r"""Tokens of LaTeX: commands, numbers, letters, and runs of capitals (`AB` is one name, `ab` a product).
 
-A command that is glued to letters is cut: `\pir` is `\pi r`, as published answers have lost the space. A space that
-still stands between digits is a token, which no rule of the grammar takes.
+A command that is glued to letters is cut: `\pir` is read as `\pi r`, because published answers have lost the space. A
+space between digits is a token that no rule of the grammar takes, so that such an answer is refused.
 """
 
 import re
 from fractions import Fraction
+from typing import NoReturn
+
+from .trees import Unreadable
 
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc", "cis")
 FUNCTIONS = (*TRIGONOMETRIC, "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp")
@@ -33,7 +36,7 @@ _TOKEN = re.compile(
 
 
 def read_tokens(text: str) -> list[str]:
-    """The tokens of an answer in normal form, in order; nothing of it is left out but spaces behind commands."""
+    """The tokens of an answer in normal form, in order. Only spaces behind commands are left out."""
     text = _SET_BUILDER.sub(r"\1", text)
     if "matrix}" in text:
         text = re.sub(r"(?<!\\)\\(?=[-\d(])", r"\\\\", text)  # published MATH lost the second backslash of a row break
@@ -47,6 +50,32 @@ def read_tokens(text: str) -> list[str]:
 def _split_command(match: re.Match) -> str:
     name = match.group()
     return name if name[1:] in _COMMANDS else _GLUED_COMMAND.sub(r"\\\1 ", name)
+
+
+class TokenStream:
+    """Tokens that a parser takes one after the other."""
+
+    def __init__(self, tokens: list[str]):
+        self.tokens, self.position = tokens, 0
+
+    def peek(self, ahead: int = 0) -> str | None:
+        index = self.position + ahead
+        return self.tokens[index] if index < len(self.tokens) else None
+
+    def take(self, *wanted: str) -> str | None:
+        """The next token if it is one of `wanted` (any, if none is named), consumed; else None."""
+        token = self.peek()
+        if token is None or (wanted and token not in wanted):
+            return None
+        self.position += 1
+        return token
+
+    def need(self, wanted: str) -> None:
+        if self.take(wanted) is None:
+            raise Unreadable(f"expected {wanted!r}, found {self.peek()!r}")
+
+    def refuse(self, token: str) -> NoReturn:
+        raise Unreadable(f"unexpected {token!r}")
 
 
 def read_number(token: str) -> Fraction:

@@ -1,0 +1,156 @@
+"""What runs inside a verifier worker process: limits first, then the reward, one call at a time.
+
+A worker imports this package and what the reward needs; torch and transformers are not among it. Over its channel it
+gets, pickled, its `Orders` and then chunks: lists of `Call`. It sends a `Message` when it is ready, and then one for
+each call as soon as it is done, so that the pool knows which call a worker is at.
+"""
+
+import contextlib
+import inspect
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from ..problem import Prompt
+from .verdict import Verdict, describe, fault, group_verdicts_of, verdict_of
+
+RECURSION_LIMIT = 2000
+MAX_GROWTH = 0.75  # of the address space that the first call left free; then the worker is "grown"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is to do."""
+
+    reward: bytes  # pickled
+    memory_mb: int
+
+
+class Call(NamedTuple):
+    """What one call of the reward judges: one completion, or all of a group where the reward judges groups."""
+
+    prompt: Prompt
+    completions: list[str]
+    row: dict
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a worker sends: when it is ready, whether its reward judges groups; then the verdicts of each call.
+
+    is_grown: it holds so much memory that it should be replaced.
+    """
+
+    pid: int
+    judges_groups: bool = False
+    verdicts: tuple[Verdict, ...] = ()
+    is_grown: bool = False
+
+
+Judge = Callable[[Call], list[Verdict]]
+
+
+def work(channel: Connection) -> None:
+    """The life of a worker; never returns."""
+    pid = os.getpid()
+    try:
+        orders: Orders = pickle.loads(channel.recv_bytes())
+        _limit(orders.memory_mb)
+        judge, judges_groups = _load(orders)
+        channel.send(Message(pid, judges_groups))
+        limit_bytes = 0.0
+        while True:
+            for call in pickle.loads(channel.recv_bytes()):
+                verdicts = tuple(judge(call))
+                if os.getpid() != pid:
+                    os._exit(0)  # a child that the reward forked has come back from it
+                signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that the reward left set
+                num_bytes = _address_space()
+                limit_bytes = limit_bytes or num_bytes + MAX_GROWTH * (orders.memory_mb * 2**20 - num_bytes)
+                channel.send(Message(pid, verdicts=verdicts, is_grown=num_bytes > limit_bytes))
+    except EOFError:
+        os._exit(0)
+    except BaseException as error:  # the channel broke, or no memory is left to read the next chunk
+        with contextlib.suppress(BaseException):
+            print(f"verifier worker: {describe(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _load(orders: Orders) -> tuple[Judge, bool]:
+    """The reward as a function that raises nothing, even if it cannot be loaded; and whether it judges groups."""
+    try:
+        reward = pickle.loads(orders.reward)
+        prepare = getattr(reward, "prepare", None)
+        if prepare is not None:
+            prepare()
+        judges_groups = _judges_groups(reward)
+    except BaseException as error:  # a user's module may raise anything while it is imported
+        broken = fault(f"the reward cannot be loaded: {describe(error)} (with task.memory_mb = {orders.memory_mb})")
+        return lambda call: [broken] * len(call.completions), False
+    return _judge_of(reward, judges_groups), judges_groups
+
+
+def _judges_groups(reward: Callable) -> bool:
+    """Whether the reward's second parameter is `completions`. TypeError where that name stands anywhere else."""
+    try:
+        signature = inspect.signature(reward)
+    except ValueError:  # a function written in C does not tell
+        return False
+    names = list(signature.parameters)
+    if "completions" not in names:
+        return False
+    if names[1:2] != ["completions"] or "completion" in names:
+        raise TypeError(
+            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
+            f"all completions of a prompt at once; found {signature}"
+        )
+    return True
+
+
+def _judge_of(reward: Callable, judges_groups: bool) -> Judge:
+    def verdicts_of(call: Call) -> list[Verdict]:
+        if judges_groups:
+            return group_verdicts_of(reward(call.prompt, list(call.completions), **call.row), call.completions)
+        (completion,) = call.completions
+        return [verdict_of(reward(call.prompt, completion, **call.row), completion)]
+
+    def judge(call: Call) -> list[Verdict]:
+        try:
+            return verdicts_of(call)
+        except MemoryError:
+            verdict = Verdict(0.0, "memory")
+        except RecursionError:
+            verdict = Verdict(0.0, "recursion")
+        except BaseException as error:  # CancelledError, KeyboardInterrupt, SystemExit: the reward's, nobody else's
+            verdict = fault(describe(error))
+        return [verdict] * len(call.completions)
+
+    return judge
+
+
+def _limit(memory_mb: int) -> None:
+    import resource
+
+    limit = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # macOS refuses a limit below what is already mapped: workers there run without one.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # thread pools reserve address space per core
+
+
+def _address_space() -> int:
+    """Bytes, as RLIMIT_AS counts them; 0 where /proc does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
