@@ -14,7 +14,7 @@ import torch
 from fastrl.config import AlgorithmConfig, TrainConfig
 from fastrl.importance import ImportanceMode, attach_weights
 from fastrl.kernels import SURROGATES, PolicyLoss, TokenLoss
-from fastrl.kernels.losses import MAX_LOG_RATIO
+from fastrl.kernels.surrogates import MAX_LOG_RATIO
 from fastrl.policy.lora import adapters_off
 from fastrl.policy.micro_batch import MicroBatch, computed_tokens, num_inputs
 from fastrl.policy.model import Policy

@@ -7,8 +7,9 @@ from torch import Tensor
 from .losses import TokenLoss
 from .rows import HeadTail, RowResults, TokenRows
 from .triton_kernels import _policy_rows_kernel, _scale_kernel, _score_rows_kernel
-from .triton_losses import parameters_of
+from .triton_losses import NUM_PARAMETERS, parameters_of
 
+fused_surrogates = tuple(NUM_PARAMETERS)
 MAX_BLOCK_V = 8192
 THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fastrl.kernels import Head, PolicyLoss, TokenLoss, linear_policy_loss, token_logprobs
+from fastrl.kernels import Head, PolicyLoss, TokenLoss, TokenRows, linear_policy_loss, token_logprobs
 from fastrl.policy.attention import is_packed, packed_arguments
 from fastrl.policy.micro_batch import MicroBatch, build_micro_batch
 from fastrl.policy.packing import cut_micro_batches
@@ -104,20 +104,17 @@ class Policy(nn.Module):
         """
         if mode == "score":
             with torch.no_grad():
-                return token_logprobs(
-                    self.hidden_states(batch), self.head(), batch.targets_N, temperature=self.temperature
-                )
+                rows = TokenRows(batch.targets_N, temperature=self.temperature)
+                return token_logprobs(self.hidden_states(batch), self.head(), rows)
         has_importance = batch.sampler_logprobs_N is not None
-        return linear_policy_loss(
-            self.hidden_states(batch),
-            self.head(),
+        rows = TokenRows(
             batch.targets_N,
             batch.advantages_N,
             batch.token_weights_N,
-            replace(self.loss, importance_cap=self.importance_cap) if has_importance else self.loss,
-            old_logprobs=batch.old_logprobs_N,
-            sampler_logprobs=batch.sampler_logprobs_N,
-            ref_logprobs=batch.ref_logprobs_N,
-            temperature=self.temperature,
-            grad_weight=grad_weight,
+            batch.old_logprobs_N,
+            batch.sampler_logprobs_N,
+            batch.ref_logprobs_N,
+            self.temperature,
         )
+        loss = replace(self.loss, importance_cap=self.importance_cap) if has_importance else self.loss
+        return linear_policy_loss(self.hidden_states(batch), self.head(), rows, loss, grad_weight=grad_weight)
