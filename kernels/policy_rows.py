@@ -31,21 +31,22 @@ def policy_rows(
     bad = kernel.score_rows(logits_NV, rows, tail, out)
     if bad >= 0:
         return bad
-    slopes, losses, clipped = _token_terms(rows, loss, out)
     if with_gradient:
+        slopes, losses, clipped = _differentiated(rows, loss, out)
         linear = TokenLoss(entropy_coef=loss.entropy_coef)
         kernel.policy_rows(logits_NV, replace(rows, advantages=-slopes), tail, linear, out, True)
+    else:
+        losses, clipped = token_losses(out.logprobs, out.entropy, rows, loss)
     out.losses.copy_(rows.weights * losses)
     out.clipped.copy_(clipped)
     return bad
 
 
-def _token_terms(rows: TokenRows, loss: TokenLoss, out: RowResults) -> tuple[Tensor, Tensor, Tensor]:
-    """(∂ℓ/∂logp, ℓ, clipped) at the scores in `out`; by torch.func, as autograd records nothing inside an operator."""
-
-    def total(logprobs_N: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _differentiated(rows: TokenRows, loss: TokenLoss, out: RowResults) -> tuple[Tensor, Tensor, Tensor]:
+    """(∂ℓ/∂logp, ℓ, clipped) at the scores in `out`."""
+    # An operator runs below autograd, where enable_grad alone records nothing: the guard brings autograd back.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False), torch.enable_grad():
+        logprobs_N = out.logprobs.clone().requires_grad_()
         losses, clipped = token_losses(logprobs_N, out.entropy, rows, loss)
-        return losses.sum(), (losses, clipped)
-
-    slopes, (losses, clipped) = torch.func.grad(total, has_aux=True)(out.logprobs)
-    return slopes, losses, clipped
+        (slopes,) = torch.autograd.grad(losses.sum(), logprobs_N)
+    return slopes, losses.detach(), clipped

@@ -9,6 +9,8 @@ import torch
 from policy_cases import LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
 from test_denormals import TINY, gradient_of, peaked_rows
 from test_losses import HALF, SURROGATES, evaluate
+from test_surrogates import EXTRAS, RootClip, assert_fused_twin_agrees, assert_linear_as_good
+from test_surrogates import registered as registered  # a fixture
 
 from fastrl.kernels import TokenLoss, forced_backend, token_logprobs, triton_rows
 from fastrl.kernels.rows import HeadTail, RowResults
@@ -178,3 +180,14 @@ def test_kernels_take_their_own_surrogates_and_numbers_of_parameters_only() -> N
         parameters_of("ppo_clip", (0.2, 0.2, 0.0, 1.0))
     with pytest.raises(ValueError, match="one of reinforce, ppo_clip, cispo, got 'unknown'"):
         parameters_of("unknown", ())
+
+
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
+def test_a_surrogate_in_pytorch_only(extras) -> None:
+    case = make_case(31, 150, 24, torch.float32, has_bias=True, scale=0.7, softcap=8.0)
+    assert_linear_as_good(case, TokenLoss(RootClip(), **extras), "triton", upstream=-0.5)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_a_fused_twin_agrees_with_its_surrogate(monkeypatch, loss) -> None:
+    assert_fused_twin_agrees(monkeypatch, triton_rows, "triton", loss)
