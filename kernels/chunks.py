@@ -39,6 +39,14 @@ class Wanted:
     bias: bool = False
     into: Tensor | None = None
 
+    @staticmethod
+    def of(hidden: Tensor, head: Head, into: Tensor | None = None) -> "Wanted":
+        """What autograd asks for; under no_grad nothing."""
+        if not torch.is_grad_enabled():
+            return Wanted(False, False, into=into)
+        has_bias = head.bias is not None and head.bias.requires_grad
+        return Wanted(hidden.requires_grad, into is not None or head.weight.requires_grad, has_bias, into)
+
     @property
     def any(self) -> bool:
         return self.hidden or self.weight or self.bias

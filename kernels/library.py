@@ -134,10 +134,11 @@ def _shared(rows: TokenRows, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return weights, temperature
 
 
-def linear_policy_loss(hidden: Tensor, head: Head, rows: TokenRows, loss: TokenLoss, *, score_all: bool) -> PolicyLoss:
-    """The operator, called with objects; it forms the gradients of what requires one."""
+def linear_policy_loss(
+    hidden: Tensor, head: Head, rows: TokenRows, loss: TokenLoss, wanted: chunks.Wanted, score_all: bool
+) -> PolicyLoss:
+    """The operator, called with objects."""
     weights, temperature = _shared(rows, hidden)
-    has_grad = torch.is_grad_enabled()
     out = linear_policy_loss_op(
         hidden,
         head.weight,
@@ -157,9 +158,9 @@ def linear_policy_loss(hidden: Tensor, head: Head, rows: TokenRows, loss: TokenL
         loss.entropy_coef,
         loss.importance_cap,
         score_all,
-        has_grad and hidden.requires_grad,
-        has_grad and head.weight.requires_grad,
-        has_grad and head.bias is not None and head.bias.requires_grad,
+        wanted.hidden,
+        wanted.weight,
+        wanted.bias,
     )
     return PolicyLoss(*out[:4])
 

@@ -5,6 +5,8 @@ result = linear_policy_loss(hidden, Head(weight), rows, TokenLoss(PpoClip(0.2, 0
 result.loss.backward()
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -63,25 +65,28 @@ def linear_policy_loss(
     [0,V) or whose logit is −inf, and float16 gradients that would vanish. On CUDA the last three are assertions on the
     device, and a log-prob of −inf.
     """
-    if torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad):
+    wanted = chunks.Wanted.of(hidden, head, grad_weight)
+    if wanted.any:
         check_half(rows, hidden.dtype, hidden.device, head.weight.shape[0])
     backend = choose("linear_policy_loss", hidden.device, hidden.dtype).backend
     if backend == "reference":
         return reference.linear_policy_loss(hidden, head, rows, loss, score_all=score_all, grad_weight=grad_weight)
     if grad_weight is not None:
-        return _into_given_buffer(backend, hidden, head, rows, loss, score_all=score_all, grad_weight=grad_weight)
-    return library.linear_policy_loss(hidden, head, rows, loss, score_all=score_all)
+        return _into_given_buffer(row_kernel(backend), hidden, head, rows, loss, wanted, score_all)
+    return library.linear_policy_loss(hidden, head, rows, loss, wanted, score_all)
 
 
 @torch.compiler.disable
 def _into_given_buffer(
-    backend: str, hidden: Tensor, head: Head, rows: TokenRows, loss: TokenLoss, *, score_all: bool, grad_weight: Tensor
+    kernel: ModuleType,
+    hidden: Tensor,
+    head: Head,
+    rows: TokenRows,
+    loss: TokenLoss,
+    wanted: chunks.Wanted,
+    score_all: bool,
 ) -> PolicyLoss:
-    has_grad = torch.is_grad_enabled()
-    has_bias_grad = has_grad and head.bias is not None and head.bias.requires_grad
-    wanted = chunks.Wanted(has_grad and hidden.requires_grad, has_grad, has_bias_grad, into=grad_weight)
-
     def run() -> chunks.LinearResult:
-        return chunks.linear_policy_loss(row_kernel(backend), hidden, head, rows, loss, wanted, score_all=score_all)
+        return chunks.linear_policy_loss(kernel, hidden, head, rows, loss, wanted, score_all=score_all)
 
     return PolicyLoss(*IntoGivenBuffer.apply(hidden, head.bias, run))

@@ -57,7 +57,7 @@ class TokenRows:
     def check_for(self, loss: TokenLoss) -> None:
         """ValueError where `loss` needs a column that is missing."""
         if not isinstance(self.advantages, Tensor) or self.advantages.shape != self.targets.shape:
-            found = getattr(self.advantages, "shape", self.advantages)
+            found = tuple(self.advantages.shape) if isinstance(self.advantages, Tensor) else self.advantages
             raise ValueError(f"advantages must be of shape {tuple(self.targets.shape)}, got {found}")
         if loss.importance_cap is not None and self.sampler_logprobs is None:
             raise ValueError("importance_cap needs sampler_logprobs")

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from policy_cases import FULL, LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
+from test_surrogates import EXTRAS, RootClip, assert_linear_as_good
+from test_surrogates import registered as registered  # a fixture
 
 from fastrl.kernels import (
     Head,
@@ -55,6 +57,12 @@ def test_linear_against_fp64(monkeypatch, dtype, head, rows_per_chunk) -> None:
         assert_as_good(mine, theirs, true, "gradient")
 
 
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
+def test_a_surrogate_in_pytorch_only(extras) -> None:
+    case = make_case(252, 1003, 120, torch.bfloat16).on("cuda")
+    assert_linear_as_good(case, TokenLoss(RootClip(), **extras), "triton", upstream=-0.5)
+
+
 def test_more_logits_than_32_bits_and_more_rows_than_a_16_bit_grid() -> None:
     """70 000 rows × 32 003 = 2.2e9 logits: the last row reads as it does alone."""
     num_rows, vocab = 70_000, 32_003
@@ -74,7 +82,8 @@ def test_no_synchronisation_where_row_counts_are_known() -> None:
     host, case = case.rows, case.on("cuda")
     hidden, weight = (x.requires_grad_() for x in case.inputs)
     advantages_there = replace(case.rows, advantages=host.advantages)
-    for loss, rows in ((PLAIN, advantages_there), (PLAIN, host), (TokenLoss(entropy_coef=0.1), case.rows)):
+    entropy, twice = TokenLoss(entropy_coef=0.1), TokenLoss(RootClip())
+    for loss, rows in ((PLAIN, advantages_there), (PLAIN, host), (twice, host), (entropy, case.rows)):
         for attempt in range(2):  # the first compiles
             torch.cuda.set_sync_debug_mode("error" if attempt else "default")
             try:
