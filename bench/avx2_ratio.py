@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import baselines
 import torch
 
-from fastrl.kernels import TokenLoss, native, policy_loss
+from fastrl.kernels import TokenLoss, TokenRows, native, policy_loss
 
 
 def median_ms(run, logits, num_rounds: int) -> float:
@@ -32,7 +32,7 @@ def main(num_rows: int, vocab: int) -> None:
     logits = torch.empty(num_rows, vocab, dtype=torch.bfloat16).normal_(0, 3)
     targets, advantages = torch.randint(0, vocab, (num_rows,)), torch.randn(num_rows)
     eager = median_ms(lambda x: baselines.logits_loss(x, targets, advantages)[0], logits, 3)
-    ours = median_ms(lambda x: policy_loss(x, targets, advantages, 1.0, TokenLoss()).loss, logits, 11)
+    ours = median_ms(lambda x: policy_loss(x, TokenRows(targets, advantages), TokenLoss()).loss, logits, 11)
     print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), "eager": eager, "native": ours}))
 
 

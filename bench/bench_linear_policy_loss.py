@@ -16,7 +16,7 @@ import pytest
 import torch
 from machine import Row
 
-from fastrl.kernels import Head, TokenLoss, linear_policy_loss
+from fastrl.kernels import Head, TokenLoss, TokenRows, linear_policy_loss
 
 VOCAB, WIDTH = 151936, 1024
 
@@ -30,7 +30,7 @@ def make(num_rows: int, vocab: int = VOCAB, width: int = WIDTH, dtype: torch.dty
 
 
 def ours(hidden, weight, targets, advantages):
-    result = linear_policy_loss(hidden, Head(weight), targets, advantages, 1.0, TokenLoss())
+    result = linear_policy_loss(hidden, Head(weight), TokenRows(targets, advantages), TokenLoss())
     return torch.autograd.grad(result.loss, (hidden, weight))
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from machine import Row
 
-from fastrl.kernels import TokenLoss, native, policy_loss
+from fastrl.kernels import TokenLoss, TokenRows, native, policy_loss
 
 NUM_ROWS, VOCAB = 512, 151936
 
@@ -31,7 +31,7 @@ def rows(request):
 
 
 def ours(logits, targets, advantages):
-    result = policy_loss(logits, targets, advantages, 1.0, TokenLoss())
+    result = policy_loss(logits, TokenRows(targets, advantages), TokenLoss())
     return result.logprobs, result.entropy, torch.autograd.grad(result.loss, logits)[0]
 
 

@@ -14,9 +14,9 @@ import baselines
 import torch
 from torch import Tensor
 
-from fastrl.kernels import Head, TokenLoss, linear_policy_loss, policy_loss
+from fastrl.kernels import Head, TokenLoss, TokenRows, linear_policy_loss, policy_loss
 from fastrl.kernels.dispatch import choose, row_kernel
-from fastrl.kernels.rows import HeadTail, RowResults, token_rows
+from fastrl.kernels.rows import HeadTail, RowResults
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def score_ours(data: Logits) -> tuple[Tensor, Tensor]:
-    num_rows, vocab = data.logits.shape
-    out = RowResults.empty(num_rows, data.logits.device)
-    rows = token_rows(data.targets, vocab, num_rows, data.logits.device, 1.0)
+    out = RowResults.empty(len(data.logits), data.logits.device)
+    rows = TokenRows(data.targets).checked(*data.logits.shape, data.logits.device)
     kernel = row_kernel(choose("token_logprobs", data.logits.device, data.logits.dtype).backend)
     kernel.score_rows(data.logits, rows, HeadTail(), out)
     return out.logprobs, out.entropy
@@ -51,7 +50,7 @@ def score_ours(data: Logits) -> tuple[Tensor, Tensor]:
 
 def logits_ours(data: Logits):
     leaf = data.logits.detach().requires_grad_()
-    return gradients(policy_loss(leaf, data.targets, data.coefficients, 1.0, TokenLoss()).loss, leaf)
+    return gradients(policy_loss(leaf, TokenRows(data.targets, data.coefficients), TokenLoss()).loss, leaf)
 
 
 def logits_eager(data: Logits, function: Callable = baselines.logits_loss):
@@ -60,7 +59,7 @@ def logits_eager(data: Logits, function: Callable = baselines.logits_loss):
 
 
 def linear_ours(data: Linear):
-    result = linear_policy_loss(data.hidden, Head(data.weight), data.targets, data.coefficients, 1.0, TokenLoss())
+    result = linear_policy_loss(data.hidden, Head(data.weight), TokenRows(data.targets, data.coefficients), TokenLoss())
     return gradients(result.loss, data.hidden, data.weight)
 
 

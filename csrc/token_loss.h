@@ -1,4 +1,4 @@
-// The loss of one token and its slope in the log-probability: the scalar part of kernels/losses.py, in double.
+// The loss of one token and its slope in the log-probability: kernels/surrogates.py and losses.py of one token, in double.
 #pragma once
 
 #include <algorithm>

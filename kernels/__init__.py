@@ -1,27 +1,23 @@
-"""Fused log-prob, entropy and signed policy-loss operations, logits to gradient. `ops` has the three entry points."""
+"""Fused operations from logits to log-probs, entropy, signed policy loss and gradient. `ops` has the three of them."""
 
 if __name__ == "kernels":
     # The repository's root is on sys.path, and this folder shadows a public package of the same name that transformers
     # probes for: look too old to be used, and never register the operators of `fastrl.kernels` a second time.
     __version__ = "0.0.0"
 else:
-    from .dispatch import Choice, choose, forced_backend
-    from .losses import SURROGATES, Cispo, Head, PolicyLoss, PpoClip, Reinforce, Surrogate, TokenLoss
-    from .ops import linear_policy_loss, policy_loss, token_logprobs
+    from importlib import import_module
 
-    __all__ = [
-        "SURROGATES",
-        "Choice",
-        "Cispo",
-        "Head",
-        "PolicyLoss",
-        "PpoClip",
-        "Reinforce",
-        "Surrogate",
-        "TokenLoss",
-        "choose",
-        "forced_backend",
-        "linear_policy_loss",
-        "policy_loss",
-        "token_logprobs",
-    ]
+    _NAMES = {
+        "dispatch": ("Choice", "choose", "forced_backend"),
+        "losses": ("Head", "PolicyLoss", "TokenLoss"),
+        "ops": ("linear_policy_loss", "policy_loss", "token_logprobs"),
+        "rows": ("TokenRows",),
+        "surrogates": ("SURROGATES", "Cispo", "PpoClip", "Reinforce", "Surrogate"),
+    }
+    _HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+    def __getattr__(name: str):
+        """Looked up on first use: settings import `surrogates` in processes that never load torch."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)

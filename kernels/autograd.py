@@ -1,14 +1,15 @@
-"""The two operations that write into memory of a caller: autograd functions, graph breaks under torch.compile."""
+"""The operations that write into the caller's memory: autograd functions, which torch.compile does not trace."""
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from .chunks import check_possible
+from .policy_rows import policy_rows
 from .rows import HeadTail, RowResults
 
 
 class IntoGivenBuffer(torch.autograd.Function):
-    """linear_policy_loss whose head gradient the forward added to a given buffer: its upstream gradient must be 1."""
+    """linear_policy_loss with grad_weight: the forward has added the head's gradient, so the upstream must be 1."""
 
     @staticmethod
     def forward(ctx, hidden, bias, run):
@@ -25,22 +26,24 @@ class IntoGivenBuffer(torch.autograd.Function):
     def backward(ctx, upstream, *_):
         if upstream is None:
             return None, None, None
-        message = "with grad_weight the head's gradient is already added: scale by token_weights, not after the loss"
+        message = (
+            "with grad_weight the head's gradient is already added: scale by the rows' weights, not after the loss"
+        )
         torch._assert_async(upstream == 1, message)
         grads = iter(ctx.saved_tensors)
         return *(next(grads) if wanted else None for wanted in ctx.wants), None
 
 
 class ConsumedLogits(torch.autograd.Function):
-    """policy_loss: the gradient lies where the logits lay, and is handed out once."""
+    """policy_loss: the gradient replaces the logits in their memory, so it can be handed out once only."""
 
     @staticmethod
     def forward(ctx, logits, kernel, rows, loss, with_gradient):
         out = RowResults.empty(len(rows), logits.device)
         buffer = logits.detach()
         buffer = buffer if buffer.stride(-1) == 1 or buffer.shape[-1] <= 1 else buffer.contiguous()
-        bad = kernel.policy_rows(buffer, rows, HeadTail(), loss, out, with_gradient)
-        check_possible(bad, 0, rows, None)
+        bad = policy_rows(kernel, buffer, rows, HeadTail(), loss, out, with_gradient)
+        check_possible(bad, rows)
         if with_gradient:
             torch.autograd.graph.increment_version(logits)
             ctx.gradient, ctx.kernel = buffer, kernel

@@ -3,18 +3,21 @@
     buffer ← X_c·Wᵀ        row kernel: buffer ← ∂L/∂buffer        dX_c ← buffer·W        dW += bufferᵀ·X_c
 
 Three matrix products, because the row kernel forms the gradient while the logits are there: nothing is recomputed in
-the backward. Rows that carry no gradient are taken out before the first product. dX is complete within its chunk; dW is
-summed over chunks in fp32. A row kernel is a module with `score_rows` and `policy_rows` (`native`, `triton_rows`).
+the backward. Rows without gradient are taken out before the first product. dX is complete within its chunk; dW is
+summed over the chunks in fp32. A row kernel is a module (`native`, `triton_rows`) with `score_rows`, `policy_rows` and
+`fused_surrogates`, the names of the surrogates that its `policy_rows` knows; `policy_rows` here serves all of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .losses import Head, TokenLoss
-from .rows import HeadTail, RowResults, TokenRows, check_coefficients
+from .policy_rows import policy_rows
+from .rows import HeadTail, RowResults, TokenRows, to_device
 
 CPU_LOGIT_BYTES = 256 << 20
 CPU_GIVEN_LOGIT_BYTES = 64 << 20  # dW summed into a buffer that is there anyway: more chunks cost little
@@ -26,11 +29,23 @@ SLICE_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which gradients to form: each one left out saves its matrix product."""
+    """Which gradients to form: each one left out saves its matrix product.
+
+    into: fp32 (V,H), to which the weight's gradient is added instead of being returned.
+    """
 
     hidden: bool
     weight: bool
     bias: bool = False
+    into: Tensor | None = None
+
+    @staticmethod
+    def of(hidden: Tensor, head: Head, into: Tensor | None = None) -> "Wanted":
+        """What autograd asks for; under no_grad nothing."""
+        if not torch.is_grad_enabled():
+            return Wanted(False, False, into=into)
+        has_bias = head.bias is not None and head.bias.requires_grad
+        return Wanted(hidden.requires_grad, into is not None or head.weight.requires_grad, has_bias, into)
 
     @property
     def any(self) -> bool:
@@ -39,7 +54,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """loss () fp32; rows; gradients of the loss in their inputs' dtypes, or None where not wanted."""
+    """loss () fp32; rows; gradients of the loss in their inputs' dtypes, or None where they were not asked for."""
 
     loss: Tensor
     rows: RowResults
@@ -49,9 +64,12 @@ class LinearResult:
 
 
 def chunk_rows(num_rows: int, weight_VH: Tensor, spare_bytes: int = 0, *, has_buffer: bool = False) -> int:
-    """Rows per chunk: as many as the byte budget holds, evenly spread; all of them where the budget and
-    `spare_bytes` (what several chunks would need on top, an fp32 dW) hold them at once. Beside a head that stays
-    in a CPU's cache, the logits stay there too. has_buffer: dW has an fp32 buffer of the caller's."""
+    """Rows per chunk: as many as the byte budget holds, spread evenly.
+
+    spare_bytes: what several chunks would need on top (an fp32 dW): all rows make one chunk where budget and spare hold
+    them. has_buffer: the caller gives an fp32 buffer for dW. A head that stays in a CPU's cache has a budget that keeps
+    the logits there, too.
+    """
     row_bytes = weight_VH.shape[0] * weight_VH.element_size()
     if weight_VH.is_cuda:
         budget = max(CUDA_LOGIT_BYTES, CUDA_MIN_ROWS * row_bytes)
@@ -66,7 +84,10 @@ def chunk_rows(num_rows: int, weight_VH: Tensor, spare_bytes: int = 0, *, has_bu
 
 
 class HeadGradient:
-    """dW over chunks. One chunk: a product in the weight's dtype. Several, or into a given buffer: summed in fp32."""
+    """dW over chunks: one product in the weight's dtype where there is a single chunk, else a sum in fp32.
+
+    into: the caller's fp32 buffer, to which every product is added.
+    """
 
     def __init__(self, weight_VH: Tensor, is_single: bool, into: Tensor | None) -> None:
         self.total: Tensor | None = into
@@ -99,44 +120,75 @@ class HeadGradient:
         return None if self.is_given else self.total.to(self.dtype)
 
 
-def _check_head(hidden: Tensor, head: Head, grad_weight: Tensor | None) -> None:
-    if hidden.ndim != 2 or head.weight.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:
+class Gradients:
+    """The wanted gradients, added up chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, head: Head, wanted: Wanted, *, is_single: bool) -> None:
+        self.inputs, self.weight = hidden, head.weight.detach()
+        self.bias_dtype = head.bias.dtype if wanted.bias else None
+        self.hidden = hidden.new_empty(hidden.shape) if wanted.hidden else None
+        self.head = HeadGradient(self.weight, is_single, wanted.into) if wanted.weight else None
+        self.bias = torch.zeros(len(self.weight), device=hidden.device) if wanted.bias else None
+
+    def add(self, part: slice, grad_logits_CV: Tensor) -> None:
+        if self.hidden is not None:
+            torch.mm(grad_logits_CV, self.weight, out=self.hidden[part])
+        if self.head is not None:
+            self.head.add(grad_logits_CV, self.inputs[part])
+        if self.bias is not None:
+            self.bias += grad_logits_CV.sum(0, dtype=torch.float32)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(hidden, weight, bias) in the inputs' dtypes; None where unwanted or in the caller's buffer."""
+        weight = None if self.head is None else self.head.result()
+        return self.hidden, weight, None if self.bias is None else self.bias.to(self.bias_dtype)
+
+
+def _check_head(hidden: Tensor, head: Head, into: Tensor | None = None) -> None:
+    weight, bias = head.weight, head.bias
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden must be (N,H) and weight (V,H), got {tuple(hidden.shape)} and {tuple(weight.shape)}")
+    if hidden.dtype != weight.dtype or hidden.device != weight.device:
         raise ValueError(
-            f"hidden must be (N,H) and weight (V,H), got {tuple(hidden.shape)} and {tuple(head.weight.shape)}"
+            f"hidden and weight must agree, got {hidden.dtype} on {hidden.device} and {weight.dtype} on {weight.device}"
         )
-    if hidden.dtype != head.weight.dtype or hidden.device != head.weight.device:
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if into is not None and (into.dtype != torch.float32 or into.shape != weight.shape):
         raise ValueError(
-            f"hidden and weight must agree, got {hidden.dtype} on {hidden.device}"
-            f" and {head.weight.dtype} on {head.weight.device}"
-        )
-    if head.bias is not None and head.bias.shape != head.weight.shape[:1]:
-        raise ValueError(f"bias must be of shape {tuple(head.weight.shape[:1])}, got {tuple(head.bias.shape)}")
-    if grad_weight is not None and (grad_weight.dtype != torch.float32 or grad_weight.shape != head.weight.shape):
-        raise ValueError(
-            f"grad_weight must be float32 of shape {tuple(head.weight.shape)},"
-            f" got {grad_weight.dtype} {tuple(grad_weight.shape)}"
+            f"grad_weight must be float32 of shape {tuple(weight.shape)}, got {into.dtype} {tuple(into.shape)}"
         )
 
 
-def check_possible(bad: int, start: int, rows: TokenRows, index: Tensor | None) -> None:
-    """bad: a chunk's first row whose target has logit −inf, or −1; index: the rows' numbers if some were left out."""
+def check_possible(bad: int, rows: TokenRows, start: int = 0, index: Tensor | None = None) -> None:
+    """ValueError for a target that cannot have been sampled.
+
+    bad: the first row of a chunk whose target has logit −inf, or −1; start: the chunk's first row; index: the caller's
+    numbers of `rows`, where some were left out.
+    """
     if bad >= 0:
         row = start + bad if index is None else int(index[start + bad])
         target = int(rows.targets[start + bad])
         raise ValueError(f"row {row}: the logit of target {target} is -inf, it cannot have been sampled")
 
 
-def _score_chunks(
-    kernel: ModuleType, hidden: Tensor, head: Head, rows: TokenRows, out: RowResults, index: Tensor | None
-) -> None:
-    weight, tail, num_rows = head.weight.detach(), HeadTail.of(head), hidden.shape[0]
-    size = chunk_rows(num_rows, weight)
+def _chunks(hidden: Tensor, head: Head, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, their logits before the head's tail) of each chunk, in one buffer. No rows make one empty chunk."""
+    weight, num_rows = head.weight.detach(), hidden.shape[0]
     buffer = hidden.new_empty(min(size, num_rows), weight.shape[0])
-    for start in range(0, num_rows, size):
-        stop = min(start + size, num_rows)
-        logits = torch.mm(hidden[start:stop], weight.t(), out=buffer[: stop - start])
-        bad = kernel.score_rows(logits, rows.take(slice(start, stop)), tail, out.narrow(start, stop))
-        check_possible(bad, start, rows, index)
+    for start in range(0, max(num_rows, 1), size):
+        part = slice(start, min(start + size, num_rows))
+        yield part, torch.mm(hidden[part], weight.t(), out=buffer[: part.stop - start])
+
+
+def _score_chunks(
+    kernel: ModuleType, hidden: Tensor, head: Head, rows: TokenRows, index: Tensor | None = None
+) -> RowResults:
+    out, tail = RowResults.empty(len(rows), hidden.device), HeadTail.of(head)
+    for part, logits in _chunks(hidden, head, chunk_rows(len(rows), head.weight)):
+        bad = kernel.score_rows(logits, rows.take(part), tail, out.narrow(part))
+        check_possible(bad, rows, part.start, index)
+    return out
 
 
 def _train_chunks(
@@ -146,48 +198,25 @@ def _train_chunks(
     rows: TokenRows,
     loss: TokenLoss,
     wanted: Wanted,
-    grad_weight: Tensor | None,
-    out: RowResults,
-    index: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    weight, tail, num_rows = head.weight.detach(), HeadTail.of(head), hidden.shape[0]
-    has_spare = wanted.weight and grad_weight is None and weight.dtype != torch.float32
-    spare_bytes = 4 * weight.numel() if has_spare else 0
-    size = chunk_rows(num_rows, weight, spare_bytes, has_buffer=grad_weight is not None)
-    buffer = hidden.new_empty(min(size, num_rows), weight.shape[0])
-    grad_hidden = hidden.new_empty(hidden.shape) if wanted.hidden else None
-    head_gradient = HeadGradient(weight, size >= num_rows, grad_weight) if wanted.weight else None
-    grad_bias = torch.zeros(weight.shape[0], device=hidden.device) if wanted.bias else None
-    for start in range(0, max(num_rows, 1), size):
-        stop = min(start + size, num_rows)
-        logits = torch.mm(hidden[start:stop], weight.t(), out=buffer[: stop - start])
-        bad = kernel.policy_rows(logits, rows.take(slice(start, stop)), tail, loss, out.narrow(start, stop), wanted.any)
-        check_possible(bad, start, rows, index)
-        if grad_hidden is not None:
-            torch.mm(logits, weight, out=grad_hidden[start:stop])
-        if head_gradient is not None:
-            head_gradient.add(logits, hidden[start:stop])
-        if grad_bias is not None:
-            grad_bias += logits.sum(0, dtype=torch.float32)
-    grad_head = None if head_gradient is None else head_gradient.result()
-    return grad_hidden, grad_head, None if grad_bias is None else grad_bias.to(head.bias.dtype)
-
-
-def _active_index(advantages: Tensor, loss: TokenLoss, device: torch.device) -> Tensor | None:
-    """Rows that carry gradient, or None for all. Advantages on a GPU cost a synchronisation here, on the host none."""
-    if loss.has_regulariser:
-        return None
-    index = advantages.nonzero().squeeze(-1)
-    return None if index.shape[0] == advantages.shape[0] else index.to(device, non_blocking=True)
+    index: Tensor | None = None,
+) -> LinearResult:
+    out, tail, has_buffer = RowResults.empty(len(rows), hidden.device), HeadTail.of(head), wanted.into is not None
+    has_spare = wanted.weight and not has_buffer and head.weight.dtype != torch.float32
+    spare_bytes = 4 * head.weight.numel() if has_spare else 0
+    size = chunk_rows(len(rows), head.weight, spare_bytes, has_buffer=has_buffer)
+    gradients = Gradients(hidden, head, wanted, is_single=size >= len(rows))
+    for part, logits in _chunks(hidden, head, size):
+        bad = policy_rows(kernel, logits, rows.take(part), tail, loss, out.narrow(part), wanted.any)
+        check_possible(bad, rows, part.start, index)
+        gradients.add(part, logits)
+    return LinearResult(out.total_loss(), out, *gradients.result())
 
 
 @torch.no_grad()
 def token_logprobs(kernel: ModuleType, hidden: Tensor, head: Head, rows: TokenRows) -> RowResults:
     """Log-probs and entropy of every row: one matrix product."""
-    _check_head(hidden, head, None)
-    out = RowResults.empty(len(rows), hidden.device)
-    _score_chunks(kernel, hidden.detach(), head, rows, out, None)
-    return out
+    _check_head(hidden, head)
+    return _score_chunks(kernel, hidden.detach(), head, rows.checked(len(hidden), len(head.weight), hidden.device))
 
 
 @torch.no_grad()
@@ -195,37 +224,29 @@ def linear_policy_loss(
     kernel: ModuleType,
     hidden: Tensor,
     head: Head,
-    rows: TokenRows,
+    given: TokenRows,
     loss: TokenLoss,
     wanted: Wanted,
     *,
     score_all: bool = False,
-    grad_weight: Tensor | None = None,
-    host_advantages: Tensor | None = None,
 ) -> LinearResult:
-    """Loss and the wanted gradients of all rows; see `fastrl.kernels.linear_policy_loss`.
+    """Loss and the wanted gradients; see `ops.linear_policy_loss`. given: the rows as the caller has them.
 
-    host_advantages: the advantages where the caller has them, so that finding the zeros need not wait for a GPU.
+    Which rows have an advantage is looked up where the advantages lie: on a GPU the host waits for the answer.
     """
-    _check_head(hidden, head, grad_weight)
-    check_coefficients(loss, rows)
-    hidden = hidden.detach()
-    advantages = rows.advantages if host_advantages is None else host_advantages
-    index = _active_index(advantages, loss, hidden.device)
-    if index is None:
-        out = RowResults.empty(len(rows), hidden.device)
-        grads = _train_chunks(kernel, hidden, head, rows, loss, wanted, grad_weight, out, None)
-        return LinearResult(out.total_loss(), out, *grads)
-    part = RowResults.empty(index.shape[0], hidden.device)
-    part_hidden, head_grad, bias_grad = _train_chunks(
-        kernel, hidden[index], head, rows.take(index), loss, wanted, grad_weight, part, index
-    )
-    out = RowResults.empty(len(rows), hidden.device)
-    out.put(index, part)
-    grad_hidden = None if part_hidden is None else hidden.new_zeros(hidden.shape).index_copy_(0, index, part_hidden)
+    _check_head(hidden, head, wanted.into)
+    hidden, device = hidden.detach(), hidden.device
+    rows = given.checked(len(hidden), len(head.weight), device)
+    given.check_for(loss)
+    index = None if loss.has_regulariser else given.advantages.nonzero().squeeze(-1)
+    if index is None or len(index) == len(rows):
+        return _train_chunks(kernel, hidden, head, rows, loss, wanted)
+    index, out = to_device(index, device), RowResults.empty(len(rows), device)
+    part = _train_chunks(kernel, hidden[index], head, rows.take(index), loss, wanted, index)
+    out.put(index, part.rows)
+    if part.grad_hidden is not None:
+        part = replace(part, grad_hidden=torch.zeros_like(hidden).index_copy_(0, index, part.grad_hidden))
     if score_all:
-        idle = (advantages == 0).nonzero().squeeze(-1).to(hidden.device, non_blocking=True)
-        scored = RowResults.empty(idle.shape[0], hidden.device)
-        _score_chunks(kernel, hidden[idle], head, rows.take(idle), scored, idle)
-        out.put(idle, scored)
-    return LinearResult(part.total_loss(), out, grad_hidden, head_grad, bias_grad)
+        idle = to_device((given.advantages == 0).nonzero().squeeze(-1), device)
+        out.put(idle, _score_chunks(kernel, hidden[idle], head, rows.take(idle), idle))
+    return replace(part, rows=out)

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
@@ -49,10 +49,18 @@ def native_problem() -> str:
     return native.problem
 
 
-def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
-    """The back-end for `operation` (token_logprobs | policy_loss | linear_policy_loss) on tensors like these."""
-    if _forced is not None:
-        return Choice(_forced, "forced by the caller")
+def choose(operation: str, device: torch.device | str, dtype: torch.dtype, surrogate: str = "") -> Choice:
+    """The back-end for `operation` (token_logprobs | policy_loss | linear_policy_loss) on tensors like these.
+
+    surrogate: the name of the loss's; the reason then says whether the back-end has it fused or reads the logits twice.
+    """
+    choice = Choice(_forced, "forced by the caller") if _forced else _usual(operation, device, dtype)
+    if choice.backend == "reference" or not surrogate or surrogate in row_kernel(choice.backend).fused_surrogates:
+        return choice
+    return replace(choice, reason=f"{choice.reason}; surrogate {surrogate} in PyTorch, the logits are read twice")
+
+
+def _usual(operation: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
     device_type = torch.device(device).type
     if dtype not in FUSED_DTYPES:
         return Choice("reference", f"the fused kernels take fp32, bf16 and fp16, not {dtype}")
@@ -68,7 +76,7 @@ def choose(operation: str, device: torch.device | str, dtype: torch.dtype) -> Ch
 
 
 def row_kernel(backend: str) -> ModuleType:
-    """The module with `score_rows` and `policy_rows` for `backend`; imported on first use. ImportError without it."""
+    """The module with the row kernels of `backend` (see `chunks`), imported on first use. ImportError without it."""
     if backend == "native":
         from . import native as kernel
 

@@ -3,8 +3,8 @@
     fastrl::token_logprobs       (logprobs, entropy)
     fastrl::linear_policy_loss   (loss, logprobs, entropy, clipped, dX, dW, db): gradients are outputs, for the backward
 
-A schema holds tensors and numbers: the head and the loss cross as their fields, a surrogate as its registered name and
-floats, a missing gradient as an empty tensor. The back-end is chosen when the operator runs.
+A schema holds tensors and numbers only: head, rows and loss cross as their fields, in order; a surrogate crosses as its
+registered name and floats, a missing gradient as an empty tensor. The back-end is chosen when the operator runs.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from . import chunks
 from .dispatch import choose, row_kernel
-from .losses import SURROGATES, Head, PolicyLoss, TokenLoss
-from .rows import as_column, token_rows
+from .losses import Head, PolicyLoss, TokenLoss
+from .rows import TokenRows, as_column
+from .surrogates import SURROGATES
 
 
 def _kernel(operation: str, tensor: Tensor):
@@ -32,8 +33,7 @@ def token_logprobs_op(
     targets: Tensor,
     temperature: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    rows = token_rows(targets, weight.shape[0], hidden.shape[0], hidden.device, temperature)
-    head = Head(weight, bias, softcap, scale)
+    head, rows = Head(weight, bias, softcap, scale), TokenRows(targets, temperature=temperature)
     out = chunks.token_logprobs(_kernel("token_logprobs", hidden), hidden, head, rows)
     return out.logprobs.clone(), out.entropy.clone()
 
@@ -52,12 +52,12 @@ def linear_policy_loss_op(
     softcap: float | None,
     scale: float,
     targets: Tensor,
-    advantages: Tensor,
-    token_weights: Tensor,
-    temperature: Tensor,
+    advantages: Tensor | None,
+    weights: Tensor,
     old_logprobs: Tensor | None,
     sampler_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
+    temperature: Tensor,
     surrogate: str,
     parameters: Sequence[float],
     kl_coef: float,
@@ -68,30 +68,16 @@ def linear_policy_loss_op(
     wants_weight: bool,
     wants_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows = token_rows(
-        targets,
-        weight.shape[0],
-        hidden.shape[0],
-        hidden.device,
-        temperature,
-        advantages=advantages,
-        weights=token_weights,
-        old_logprobs=old_logprobs,
-        sampler_logprobs=sampler_logprobs,
-        ref_logprobs=ref_logprobs,
-    )
     result = chunks.linear_policy_loss(
         _kernel("linear_policy_loss", hidden),
         hidden,
         Head(weight, bias, softcap, scale),
-        rows,
+        TokenRows(targets, advantages, weights, old_logprobs, sampler_logprobs, ref_logprobs, temperature),
         TokenLoss(SURROGATES[surrogate](*parameters), kl_coef, entropy_coef, importance_cap),
         chunks.Wanted(wants_hidden, wants_weight, wants_bias),
         score_all=score_all,
-        host_advantages=advantages,
     )
-    grads = (result.grad_hidden, result.grad_weight, result.grad_bias)
-    out = result.rows
+    out, grads = result.rows, (result.grad_hidden, result.grad_weight, result.grad_bias)
     grads = [hidden.new_empty(0) if grad is None else grad for grad in grads]
     return result.loss, out.logprobs.clone(), out.entropy.clone(), out.clipped, *grads
 
@@ -120,7 +106,7 @@ def _keep_gradients(ctx, inputs, output) -> None:
 
 
 def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    """grad·upstream, multiplied in fp32; without a copy in the usual case of 1, where looking is free (eager, CPU)."""
+    """grad·upstream, multiplied in fp32. A factor of 1, the usual one, makes no copy on CPU, where looking is free."""
     is_traced = torch.compiler.is_compiling() or type(upstream) is not Tensor
     if upstream.device.type != "cpu" or is_traced:
         return (grad.float() * upstream).to(grad.dtype)
@@ -141,54 +127,47 @@ def _hand_out_gradients(ctx, upstream, *_):
 linear_policy_loss_op.register_autograd(_hand_out_gradients, setup_context=_keep_gradients)
 
 
+def _shared(rows: TokenRows, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(weights, temperature) as tensors: a number in the schema would be compiled into the graph."""
+    columns = (("weights", rows.weights), ("temperature", rows.temperature))
+    weights, temperature = (as_column(name, value, hidden.shape[0], hidden.device) for name, value in columns)
+    return weights, temperature
+
+
 def linear_policy_loss(
-    hidden: Tensor,
-    head: Head,
-    targets: Tensor,
-    advantages: Tensor,
-    token_weights: float | Tensor,
-    loss: TokenLoss,
-    *,
-    old_logprobs: Tensor | None,
-    sampler_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    temperature: float | Tensor,
-    score_all: bool,
+    hidden: Tensor, head: Head, rows: TokenRows, loss: TokenLoss, wanted: chunks.Wanted, score_all: bool
 ) -> PolicyLoss:
-    """The operator, called with a head and a loss; it forms the gradients of what requires one."""
-    num_rows, device, has_grad = hidden.shape[0], hidden.device, torch.is_grad_enabled()
+    """The operator, called with objects."""
+    weights, temperature = _shared(rows, hidden)
     out = linear_policy_loss_op(
         hidden,
         head.weight,
         head.bias,
         head.softcap,
         head.scale,
-        targets,
-        advantages,
-        as_column("token_weights", token_weights, num_rows, device),
-        as_column("temperature", temperature, num_rows, device),
-        old_logprobs,
-        sampler_logprobs,
-        ref_logprobs,
+        rows.targets,
+        rows.advantages,
+        weights,
+        rows.old_logprobs,
+        rows.sampler_logprobs,
+        rows.ref_logprobs,
+        temperature,
         loss.surrogate.name,
         loss.surrogate_parameters,
         loss.kl_coef,
         loss.entropy_coef,
         loss.importance_cap,
         score_all,
-        has_grad and hidden.requires_grad,
-        has_grad and head.weight.requires_grad,
-        has_grad and head.bias is not None and head.bias.requires_grad,
+        wanted.hidden,
+        wanted.weight,
+        wanted.bias,
     )
     return PolicyLoss(*out[:4])
 
 
-def token_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """The operator, called with a head."""
+def token_logprobs(hidden: Tensor, head: Head, rows: TokenRows) -> tuple[Tensor, Tensor]:
+    """The operator, called with objects."""
     bias = None if head.bias is None else head.bias.detach()
-    temperature = as_column("temperature", temperature, hidden.shape[0], hidden.device)
-    return token_logprobs_op(
-        hidden.detach(), head.weight.detach(), bias, head.softcap, head.scale, targets, temperature
-    )
+    _, temperature = _shared(rows, hidden)
+    inputs = hidden.detach(), head.weight.detach(), bias, head.softcap, head.scale, rows.targets, temperature
+    return token_logprobs_op(*inputs)

@@ -1,6 +1,6 @@
 """CPU row kernels from `csrc/`: the only file that imports `fastrl._native`. `reference` is their specification.
 
-Without that library, which nothing else needs, the file can be imported and `problem` says why it cannot run.
+Nothing else needs that library. Without it this file can be imported, and `problem` says what is missing.
 """
 
 import torch
@@ -18,6 +18,8 @@ except ImportError as error:
 from .losses import TokenLoss
 from .rows import HeadTail, RowResults, TokenRows
 
+fused_surrogates = ("reinforce", "ppo_clip", "cispo")
+LOSS_COLUMNS = ("advantages", "weights", "old_logprobs", "sampler_logprobs", "ref_logprobs")
 LOGIT_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -75,11 +77,7 @@ def policy_rows(
     """Writes `out` and, with_gradient, overwrites the logits with the gradient of Σ losses. Returns as `score_rows`."""
     return _native.policy_rows(
         **_shared_arguments(logits_NV, rows, tail, out),
-        advantages=_column(rows.advantages),
-        weights=_column(rows.weights),
-        old_logprobs=_column(rows.old_logprobs),
-        sampler_logprobs=_column(rows.sampler_logprobs),
-        ref_logprobs=_column(rows.ref_logprobs),
+        **{name: _column(getattr(rows, name)) for name in LOSS_COLUMNS},
         surrogate=loss.surrogate.name,
         parameters=loss.surrogate_parameters,
         kl_coef=loss.kl_coef,

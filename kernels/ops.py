@@ -1,4 +1,11 @@
-"""The three public operations. Each asks the chooser and calls a back-end; `reference` says what the result must be."""
+"""The three public operations. Each asks the chooser and calls a back-end; `reference` says what the result must be.
+
+rows = TokenRows(targets, advantages, weights=1 / len(targets), old_logprobs=old_logprobs)
+result = linear_policy_loss(hidden, Head(weight), rows, TokenLoss(PpoClip(0.2, 0.28)))
+result.loss.backward()
+"""
+
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -7,124 +14,79 @@ from . import chunks, library, reference
 from .autograd import ConsumedLogits, IntoGivenBuffer
 from .dispatch import choose, row_kernel
 from .losses import Head, PolicyLoss, TokenLoss
-from .rows import check_coefficients, check_half, token_rows
+from .rows import TokenRows, check_half
 
 
-def token_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
+def token_logprobs(hidden: Tensor, head: Head, rows: TokenRows) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each row, without gradient: scoring.
 
-    hidden (N,H); head.weight (V,H); targets (N,) int64; temperature float or (N,) fp32.
-    Returns (logprobs, entropy), both (N,) fp32. ValueError for a target outside [0,V) or one whose logit is −inf.
+    hidden (N,H) of the dtype of head.weight (V,H); of the rows targets and temperature are read. Returns (logprobs,
+    entropy), both (N,) fp32. ValueError for a target outside [0,V) or one whose logit is −inf.
     """
     if choose("token_logprobs", hidden.device, hidden.dtype).backend == "reference":
-        return reference.token_logprobs(hidden, head, targets, temperature=temperature)
-    return library.token_logprobs(hidden, head, targets, temperature=temperature)
+        return reference.token_logprobs(hidden, head, rows)
+    return library.token_logprobs(hidden, head, rows)
 
 
 @torch.compiler.disable
-def policy_loss(
-    logits: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    token_weights: float | Tensor,
-    loss: TokenLoss,
-    *,
-    old_logprobs: Tensor | None = None,
-    sampler_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    temperature: float | Tensor = 1.0,
-) -> PolicyLoss:
-    """Signed policy loss of raw logits (N,V). It may overwrite `logits` with their gradient: do not use them again.
+def policy_loss(logits: Tensor, rows: TokenRows, loss: TokenLoss) -> PolicyLoss:
+    """Σ_i w_i·ℓ_i of raw logits (N,V), with ℓ as in `TokenLoss`.
 
-    targets (N,) int64; advantages (N,) fp32, signed; token_weights float or (N,) fp32, they multiply; the optional
-    log-probs (N,) fp32 carry no gradient. L = Σ_i w_i·ℓ_i with ℓ as in `TokenLoss`. A graph break under torch.compile.
+    Do not use the logits afterwards: their gradient may replace them, and can be taken once. torch.compile does not
+    trace this operation (a graph break). ValueError as in `linear_policy_loss`.
     """
-    columns = {"old_logprobs": old_logprobs, "sampler_logprobs": sampler_logprobs, "ref_logprobs": ref_logprobs}
-    if torch.is_grad_enabled() and logits.requires_grad:
-        check_half(logits.dtype, token_weights, advantages, logits.shape[1])
+    with_gradient, vocab = torch.is_grad_enabled() and logits.requires_grad, logits.shape[1]
+    if with_gradient:
+        check_half(rows, logits.dtype, logits.device, vocab)
     backend = choose("policy_loss", logits.device, logits.dtype).backend
     if backend == "reference":
-        return reference.policy_loss(
-            logits, targets, advantages, token_weights, loss, temperature=temperature, **columns
-        )
-    num_rows, vocab = logits.shape
-    rows = token_rows(
-        targets, vocab, num_rows, logits.device, temperature, advantages=advantages, weights=token_weights, **columns
-    )
-    check_coefficients(loss, rows)
-    with_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return PolicyLoss(*ConsumedLogits.apply(logits, row_kernel(backend), rows, loss, with_gradient))
+        return reference.policy_loss(logits, rows, loss)
+    checked = rows.checked(len(logits), vocab, logits.device)
+    rows.check_for(loss)
+    return PolicyLoss(*ConsumedLogits.apply(logits, row_kernel(backend), checked, loss, with_gradient))
 
 
 def linear_policy_loss(
     hidden: Tensor,
     head: Head,
-    targets: Tensor,
-    advantages: Tensor,
-    token_weights: float | Tensor,
+    rows: TokenRows,
     loss: TokenLoss,
     *,
-    old_logprobs: Tensor | None = None,
-    sampler_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    temperature: float | Tensor = 1.0,
     score_all: bool = False,
     grad_weight: Tensor | None = None,
 ) -> PolicyLoss:
-    """Signed policy loss of hidden states (N,H) through `head`, the (N,V) logits never leaving the operation.
+    """`policy_loss` of hidden states (N,H) through `head`, without ever holding the (N,V) logits.
 
-    Arguments as in `policy_loss`. Rows with advantage 0 are not computed when nothing else gives them gradient (their
-    log-prob and entropy read NaN) unless `score_all`. advantages may stay on the host beside hidden states on a GPU:
-    finding the rows with a gradient then waits for nothing. grad_weight: fp32 (V,H) buffer that receives the head's
-    gradient here, in the forward: the loss must then be differentiated with an upstream gradient of 1.
+    Rows whose advantage is 0 are not computed where no regulariser gives them gradient: their log-prob and entropy read
+    NaN, unless score_all. Finding them makes the host wait for a GPU that has the advantages; leave those on the host.
+    grad_weight: fp32 (V,H) buffer; the head's gradient is added to it here, in the forward, and the loss must then be
+    differentiated with an upstream gradient of 1.
+    ValueError for shapes or dtypes that do not fit, a column that the loss needs and `rows` lacks, a target outside
+    [0,V) or whose logit is −inf, and float16 gradients that would vanish. On CUDA the last three are assertions on the
+    device, and a log-prob of −inf.
     """
-    if torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad):
-        check_half(hidden.dtype, token_weights, advantages, head.weight.shape[0])
+    wanted = chunks.Wanted.of(hidden, head, grad_weight)
+    if wanted.any:
+        check_half(rows, hidden.dtype, hidden.device, head.weight.shape[0])
     backend = choose("linear_policy_loss", hidden.device, hidden.dtype).backend
-    columns = {"old_logprobs": old_logprobs, "sampler_logprobs": sampler_logprobs, "ref_logprobs": ref_logprobs}
     if backend == "reference":
-        return reference.linear_policy_loss(
-            hidden, head, targets, advantages, token_weights, loss,
-            temperature=temperature, score_all=score_all, grad_weight=grad_weight, **columns,
-        )  # fmt: skip
+        return reference.linear_policy_loss(hidden, head, rows, loss, score_all=score_all, grad_weight=grad_weight)
     if grad_weight is not None:
-        return _into_given_buffer(
-            hidden, head, targets, advantages, token_weights, loss,
-            backend=backend, temperature=temperature, score_all=score_all, grad_weight=grad_weight, **columns,
-        )  # fmt: skip
-    return library.linear_policy_loss(
-        hidden, head, targets, advantages, token_weights, loss, temperature=temperature, score_all=score_all, **columns
-    )
+        return _into_given_buffer(row_kernel(backend), hidden, head, rows, loss, wanted, score_all)
+    return library.linear_policy_loss(hidden, head, rows, loss, wanted, score_all)
 
 
 @torch.compiler.disable
 def _into_given_buffer(
+    kernel: ModuleType,
     hidden: Tensor,
     head: Head,
-    targets: Tensor,
-    advantages: Tensor,
-    token_weights: float | Tensor,
+    rows: TokenRows,
     loss: TokenLoss,
-    *,
-    backend: str,
-    temperature: float | Tensor,
+    wanted: chunks.Wanted,
     score_all: bool,
-    grad_weight: Tensor,
-    **columns: Tensor | None,
 ) -> PolicyLoss:
-    vocab, num_rows, has_grad = head.weight.shape[0], hidden.shape[0], torch.is_grad_enabled()
-    rows = token_rows(
-        targets, vocab, num_rows, hidden.device, temperature, advantages=advantages, weights=token_weights, **columns
-    )
-    has_bias_grad = has_grad and head.bias is not None and head.bias.requires_grad
-    wanted = chunks.Wanted(has_grad and hidden.requires_grad, has_grad, has_bias_grad)
-
     def run() -> chunks.LinearResult:
-        return chunks.linear_policy_loss(
-            row_kernel(backend), hidden, head, rows, loss, wanted,
-            score_all=score_all, grad_weight=grad_weight, host_advantages=advantages,
-        )  # fmt: skip
+        return chunks.linear_policy_loss(kernel, hidden, head, rows, loss, wanted, score_all=score_all)
 
     return PolicyLoss(*IntoGivenBuffer.apply(hidden, head.bias, run))

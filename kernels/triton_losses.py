@@ -1,7 +1,7 @@
-"""The surrogates of `losses` as Triton functions of one token; `surrogate_term` picks one by its name.
+"""Fused twins of `surrogates`: Triton functions of one token; `surrogate_term` picks one by its name.
 
-The name is what a kernel gets as a constant: constants must be serialisable (a hook may write them as JSON, as vLLM's
-does), which a function is not. A new surrogate is a function, a branch of `surrogate_term` and a number of parameters.
+The kernel's constant is a name, because constants must be serialisable (vLLM has a hook that writes them as JSON) and
+a function is not. A twin is a function, a branch of `surrogate_term` and its number of parameters in NUM_PARAMETERS.
 Each maps (logprob, log_ratio, advantage, first, second, third) to (loss, slope = ∂loss/∂logprob, clipped), all fp32
 scalars; log_ratio is 0 where there are no old log-probs, the three numbers are the surrogate's own parameters.
 """

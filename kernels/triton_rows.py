@@ -7,8 +7,9 @@ from torch import Tensor
 from .losses import TokenLoss
 from .rows import HeadTail, RowResults, TokenRows
 from .triton_kernels import _policy_rows_kernel, _scale_kernel, _score_rows_kernel
-from .triton_losses import parameters_of
+from .triton_losses import NUM_PARAMETERS, parameters_of
 
+fused_surrogates = tuple(NUM_PARAMETERS)
 MAX_BLOCK_V = 8192
 THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
 
@@ -16,10 +17,9 @@ THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
 def launch_shape(vocab: int, *, has_second_sweep: bool) -> dict[str, int]:
     """BLOCK_V and num_warps for rows of `vocab` logits.
 
-    With a second sweep one row fills a multiprocessor (32 warps). That was meant to keep the rows in flight (132 × 304
-    KB for V=151936 in bf16) in an H100's 50 MB of L2 until they are read again; measured, it does not: both sweeps read
-    from memory (bench/LOG.md, 2026-11-28). Without one, two rows share it, and one computes while the other waits.
-    Other shapes differ by 10 %.
+    With a second sweep one row fills a multiprocessor (32 warps). Without one, two rows share it, and one computes
+    while the other waits. On an H100 both sweeps read from memory, and other shapes differ by 10 % (bench/LOG.md,
+    2026-11-28).
     """
     largest = MAX_BLOCK_V if has_second_sweep else MAX_BLOCK_V // 2
     block = min(largest, triton.next_power_of_2(vocab))

@@ -4,12 +4,23 @@ N rows, V vocabulary, H hidden. Every case has rows with advantage 0, rows with 
 policy on both sides of the usual clip ranges but never near their edges, where rounding would decide.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastrl.kernels import Cispo, Head, PolicyLoss, PpoClip, TokenLoss, forced_backend, linear_policy_loss, policy_loss
+from fastrl.kernels import (
+    Cispo,
+    Head,
+    PolicyLoss,
+    PpoClip,
+    TokenLoss,
+    TokenRows,
+    forced_backend,
+    linear_policy_loss,
+    policy_loss,
+)
 from fastrl.kernels.reference import head_logits, logits_statistics
 
 EPSILON = 2.0**-23
@@ -24,35 +35,25 @@ LOSSES = {"reinforce": PLAIN, "ppo_clip": CLIP, "clip_kl_entropy_importance": FU
 class Case:
     hidden: Tensor
     head: Head
-    targets: Tensor
-    advantages: Tensor
-    token_weights: Tensor
-    columns: dict[str, Tensor]
+    rows: TokenRows
+
+    def change(self, **columns: float | Tensor | None) -> "Case":
+        """The same case with other columns of its rows."""
+        return replace(self, rows=replace(self.rows, **columns))
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same numbers in another dtype; per-row numbers follow to fp64, and stay fp32 otherwise."""
         row_dtype = torch.promote_types(dtype, torch.float32)
-        bias = None if self.head.bias is None else self.head.bias.to(dtype)
-        return replace(
-            self,
-            hidden=self.hidden.to(dtype),
-            head=replace(self.head, weight=self.head.weight.to(dtype), bias=bias),
-            advantages=self.advantages.to(row_dtype),
-            token_weights=self.token_weights.to(row_dtype),
-            columns={name: x.to(row_dtype) for name, x in self.columns.items()},
-        )
+        rows = self.rows.map(lambda x: x.to(row_dtype) if x.is_floating_point() else x)
+        return self._moved(rows, lambda x: x.to(dtype))
 
     def on(self, device: str) -> "Case":
         """The same case on another device."""
-        bias = None if self.head.bias is None else self.head.bias.to(device)
-        return Case(
-            self.hidden.to(device),
-            replace(self.head, weight=self.head.weight.to(device), bias=bias),
-            self.targets.to(device),
-            self.advantages.to(device),
-            self.token_weights.to(device),
-            {name: x.to(device) for name, x in self.columns.items()},
-        )
+        return self._moved(self.rows.to(torch.device(device)), lambda x: x.to(device))
+
+    def _moved(self, rows: TokenRows, move: Callable[[Tensor], Tensor]) -> "Case":
+        bias = None if self.head.bias is None else move(self.head.bias)
+        return Case(move(self.hidden), replace(self.head, weight=move(self.head.weight), bias=bias), rows)
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -78,17 +79,17 @@ def make_case(
     bias = (normal(vocab) * 0.5).to(dtype) if has_bias else None
     head = Head(weight, bias, **head)
     targets = torch.randint(0, vocab, (num_rows,), generator=generator)
-    advantages, token_weights = normal(num_rows), uniform(num_rows)
+    advantages, weights = normal(num_rows), uniform(num_rows)
     advantages[1::4] = 0
-    token_weights[2::5] = 0
+    weights[2::5] = 0
     temperature = 0.5 + uniform(num_rows)
     exact = Head(weight.double(), None if bias is None else bias.double(), head.softcap, head.scale)
     logprobs = logits_statistics(head_logits(hidden.double(), exact), targets, temperature.double())[0].float()
     steps = torch.tensor([-0.6, -0.1, 0.0, 0.1, 0.6, 1.4])
-    columns = {"temperature": temperature}
-    for name in ("old_logprobs", "sampler_logprobs", "ref_logprobs"):
-        columns[name] = logprobs - steps[torch.randint(0, len(steps), (num_rows,), generator=generator)]
-    return Case(hidden, head, targets, advantages, token_weights, columns)
+    old, sampler, ref = (
+        logprobs - steps[torch.randint(0, len(steps), (num_rows,), generator=generator)] for _ in range(3)
+    )
+    return Case(hidden, head, TokenRows(targets, advantages, weights, old, sampler, ref, temperature))
 
 
 def run_linear(
@@ -98,9 +99,7 @@ def run_linear(
     inputs = [x.detach().requires_grad_() for x in case.inputs]
     head = replace(case.head, weight=inputs[1], bias=inputs[2] if len(inputs) > 2 else None)
     with forced_backend(backend):
-        result = linear_policy_loss(
-            inputs[0], head, case.targets, case.advantages, case.token_weights, loss, **case.columns, **options
-        )
+        result = linear_policy_loss(inputs[0], head, case.rows, loss, **options)
         return result, list(torch.autograd.grad(upstream * result.loss, inputs))
 
 
@@ -108,7 +107,7 @@ def run_logits(case: Case, logits: Tensor, loss: TokenLoss, backend: str) -> tup
     """(result, gradient in a copy of `logits`)."""
     leaf = logits.detach().clone().requires_grad_()
     with forced_backend(backend):
-        result = policy_loss(leaf * 1, case.targets, case.advantages, case.token_weights, loss, **case.columns)
+        result = policy_loss(leaf * 1, case.rows, loss)
         return result, torch.autograd.grad(result.loss, leaf)[0]
 
 

@@ -144,7 +144,7 @@ import kernels, transformers.modeling_utils
 assert kernels.__version__ == "0.0.0" and not hasattr(kernels, "linear_policy_loss"), kernels
 hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
 targets = torch.randint(7, (5,))
-k.linear_policy_loss(hidden, k.Head(weight), targets, torch.ones(5), 0.2, k.TokenLoss()).loss.backward()
+k.linear_policy_loss(hidden, k.Head(weight), k.TokenRows(targets, torch.ones(5), 0.2), k.TokenLoss()).loss.backward()
 print(hidden.grad.abs().sum() > 0)
 """
     installed = Path(fastrl.__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ import torch
 from policy_cases import LOSSES
 from test_policy_loss import supported_paths
 
-from fastrl.kernels import Head, TokenLoss, forced_backend, linear_policy_loss, native, policy_loss
+from fastrl.kernels import Head, TokenLoss, TokenRows, forced_backend, linear_policy_loss, native, policy_loss
 
 TINY = torch.finfo(torch.float32).tiny
 PATHS = [*supported_paths(), "reference"]
@@ -31,9 +31,9 @@ def peaked_rows(dtype: torch.dtype, vocab: int = 1003) -> torch.Tensor:
 
 def gradient_of(logits, targets, weight, loss, backend, **columns) -> torch.Tensor:
     leaf = logits.clone().requires_grad_()
-    advantages = torch.linspace(-1, 2, len(logits))
+    rows = TokenRows(targets, torch.linspace(-1, 2, len(logits)), weight, **columns)
     with forced_backend(backend):
-        result = policy_loss(leaf * 1, targets, advantages, weight, loss, **columns)
+        result = policy_loss(leaf * 1, rows, loss)
     return torch.autograd.grad(result.loss, leaf)[0]
 
 
@@ -65,11 +65,9 @@ def test_nor_do_heads_with_a_tail(backend, tail):
     bias = torch.zeros(logits.shape[1]) if tail.pop("bias", False) else None
     hidden = torch.eye(len(logits), requires_grad=True)
     head = Head(logits.t().contiguous(), bias, **tail)
+    rows = TokenRows(torch.full((len(logits),), 7), torch.ones(len(logits)), 1e-3)
     with forced_backend(backend):
-        targets = torch.full((len(logits),), 7)
-        loss = linear_policy_loss(
-            hidden, head, targets, torch.ones(len(logits)), 1e-3, TokenLoss(entropy_coef=0.1)
-        ).loss
+        loss = linear_policy_loss(hidden, head, rows, TokenLoss(entropy_coef=0.1)).loss
     sizes = torch.autograd.grad(loss, hidden)[0].abs()
     assert not ((sizes > 0) & (sizes < TINY)).any()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastrl import tasks
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.verifier.pool import VerifierPool
 from fastrl.tasks.verify import check_reward, make_pool, verify_file

@@ -18,8 +18,7 @@ from policy_cases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrl.kernels import Head, chunks, forced_backend, linear_policy_loss, native, token_logprobs
-from fastrl.kernels.rows import token_rows
+from fastrl.kernels import Head, TokenRows, chunks, forced_backend, linear_policy_loss, native, token_logprobs
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(24, 128, 32), (252, 507, 123), (1, 96, 16), (0, 64, 8)]
@@ -80,13 +79,13 @@ def test_upstream_gradient_scales_everything(upstream) -> None:
 
 def test_rows_without_gradient_are_not_computed() -> None:
     case = make_case(40, 64, 16, torch.float32)
-    idle = case.advantages == 0
+    idle = case.rows.advantages == 0
     result, (hidden_gradient, _) = run_linear(case, PLAIN, "native")
     assert torch.equal(result.logprobs.isnan(), idle)
     assert torch.equal(result.entropy.isnan(), idle)
     assert (hidden_gradient[idle] == 0).all()
     scored, gradients = run_linear(case, PLAIN, "native", score_all=True)
-    logprobs, entropy = token_logprobs(case.hidden, case.head, case.targets, temperature=case.columns["temperature"])
+    logprobs, entropy = token_logprobs(case.hidden, case.head, case.rows)
     assert torch.allclose(scored.logprobs, logprobs, atol=1e-6)
     assert torch.allclose(scored.entropy, entropy, atol=1e-6)
     assert torch.equal(gradients[0], hidden_gradient)
@@ -109,13 +108,10 @@ class ProductCounter(TorchDispatchMode):
 
 def products(case: Case, loss, *, hidden: bool = True, weight: bool = True, **options) -> float:
     """Matrix products of the chunk driver, in units of one (N,H)·(H,V) product over all rows."""
-    num_rows, vocab = case.hidden.shape[0], case.head.weight.shape[0]
-    rows = token_rows(
-        case.targets, vocab, num_rows, case.hidden.device, advantages=case.advantages, weights=1.0, **case.columns
-    )
+    wanted = chunks.Wanted(hidden, weight)
     with ProductCounter() as counter:
-        chunks.linear_policy_loss(native, case.hidden, case.head, rows, loss, chunks.Wanted(hidden, weight), **options)
-    return counter.total / (case.hidden.numel() * vocab)
+        chunks.linear_policy_loss(native, case.hidden, case.head, case.rows, loss, wanted, **options)
+    return counter.total / (case.hidden.numel() * case.head.weight.shape[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -127,20 +123,20 @@ def test_products_paid_for(small_chunks, dtype) -> None:
     assert products(case, CAPPED, weight=False) == pytest.approx(2)
     assert products(case, CAPPED, hidden=False) == pytest.approx(2)
     assert products(case, CAPPED, hidden=False, weight=False) == pytest.approx(1)
-    assert products(replace(case, advantages=torch.zeros(64)), PLAIN) == 0
+    assert products(case.change(advantages=torch.zeros(64)), PLAIN) == 0
 
 
 def test_frozen_inputs_get_the_same_gradients_beside_them() -> None:
     case = make_case(30, 64, 16, torch.float32)
     _, (hidden_gradient, weight_gradient) = run_linear(case, CLIP, "native")
-    arguments = (case.targets, case.advantages, case.token_weights, CLIP)
+    arguments = (case.rows, CLIP)
     hidden = case.hidden.clone().requires_grad_()
-    result = linear_policy_loss(hidden, case.head, *arguments, **case.columns)
+    result = linear_policy_loss(hidden, case.head, *arguments)
     assert torch.equal(torch.autograd.grad(result.loss, hidden)[0], hidden_gradient)
     weight = case.head.weight.clone().requires_grad_()
-    result = linear_policy_loss(case.hidden, Head(weight), *arguments, **case.columns)
+    result = linear_policy_loss(case.hidden, Head(weight), *arguments)
     assert torch.equal(torch.autograd.grad(result.loss, weight)[0], weight_gradient)
-    result = linear_policy_loss(case.hidden, case.head, *arguments, **case.columns)
+    result = linear_policy_loss(case.hidden, case.head, *arguments)
     assert not result.loss.requires_grad
 
 
@@ -148,7 +144,7 @@ def test_frozen_inputs_get_the_same_gradients_beside_them() -> None:
 def test_a_second_backward_doubles_and_never_more(upstream) -> None:
     case = make_case(12, 40, 8, torch.float32)
     hidden, weight = (x.clone().requires_grad_() for x in (case.hidden, case.head.weight))
-    result = linear_policy_loss(hidden, Head(weight), case.targets, case.advantages, 1.0, PLAIN)
+    result = linear_policy_loss(hidden, Head(weight), case.rows, PLAIN)
     expected = [upstream * x for x in torch.autograd.grad(result.loss, (hidden, weight), retain_graph=True)]
     (upstream * result.loss).backward(retain_graph=True)
     assert torch.allclose(hidden.grad, expected[0])
@@ -165,8 +161,8 @@ def test_tied_head_gets_both_gradients() -> None:
     for backend in ("native", "reference"):
         table = case.head.weight.clone().requires_grad_()
         with forced_backend(backend):
-            hidden = torch.tanh(table[case.targets.flip(0)])
-            result = linear_policy_loss(hidden, Head(table), case.targets, case.advantages, 1.0, CLIP, **case.columns)
+            hidden = torch.tanh(table[case.rows.targets.flip(0)])
+            result = linear_policy_loss(hidden, Head(table), case.rows, CLIP)
             (gradients[backend],) = torch.autograd.grad(result.loss, table)
     assert torch.allclose(gradients["native"], gradients["reference"], rtol=1e-4, atol=1e-5)
     assert gradients["native"].abs().max() > 0.1
@@ -179,10 +175,7 @@ def test_gradient_into_a_given_buffer(small_chunks, dtype) -> None:
     plain = run_linear(case, FULL, "reference")[1]
     hidden, weight, bias = (x.detach().requires_grad_() for x in case.inputs)
     buffer = torch.full((96, 32), 2.0)
-    result = linear_policy_loss(
-        hidden, Head(weight, bias), case.targets, case.advantages, case.token_weights, FULL,
-        **case.columns, grad_weight=buffer,
-    )  # fmt: skip
+    result = linear_policy_loss(hidden, Head(weight, bias), case.rows, FULL, grad_weight=buffer)
     gradients = torch.autograd.grad(result.loss, (hidden, weight, bias), allow_unused=True)
     assert gradients[1] is None
     assert_as_good(buffer - 2, plain[1], exact[1], "gradient of weight in the buffer")
@@ -193,9 +186,9 @@ def test_gradient_into_a_given_buffer(small_chunks, dtype) -> None:
 def test_a_given_buffer_needs_upstream_one_and_grad_mode() -> None:
     case = make_case(8, 24, 8, torch.float32)
     hidden, buffer = case.hidden.clone().requires_grad_(), torch.zeros(24, 8)
-    arguments = (case.head, case.targets, case.advantages, 1.0, PLAIN)
+    arguments = (case.head, case.rows, PLAIN)
     result = linear_policy_loss(hidden, *arguments, grad_weight=buffer)
-    with pytest.raises(RuntimeError, match="scale by token_weights"):
+    with pytest.raises(RuntimeError, match="scale by the rows' weights"):
         (2 * result.loss).backward()
     before = buffer.clone()
     with torch.no_grad():
@@ -209,7 +202,7 @@ def test_many_chunks_lose_no_precision_in_bf16(monkeypatch) -> None:
     """512 chunks of one row: dW summed in bf16 would be off by several percent."""
     monkeypatch.setattr(chunks, "chunk_rows", lambda *sizes, **options: 1)
     case = make_case(512, 64, 16, torch.bfloat16)
-    case = replace(case, advantages=torch.ones(512))
+    case = case.change(advantages=torch.ones(512))
     ours = run_linear(case, PLAIN, "native")[1][1]
     monkeypatch.undo()
     plain = run_linear(case, PLAIN, "reference")[1][1]
@@ -230,7 +223,7 @@ def test_chunk_sizes() -> None:
 
 def test_no_rows_and_all_masked() -> None:
     for case in (make_case(0, 24, 8, torch.bfloat16), make_case(5, 24, 8, torch.bfloat16)):
-        case = replace(case, advantages=torch.zeros_like(case.advantages))
+        case = case.change(advantages=torch.zeros_like(case.rows.advantages))
         result, gradients = run_linear(case, PLAIN, "native")
         assert result.loss.item() == 0
         assert [x.shape for x in gradients] == [x.shape for x in case.inputs]
@@ -242,11 +235,9 @@ def test_strided_inputs() -> None:
     case = make_case(26, 60, 12, torch.float32)
     _, expected = run_linear(case, CLIP, "native")
     hidden, weight = (x.t().contiguous().t().requires_grad_() for x in case.inputs)
-    targets = torch.stack((case.targets, case.targets), 1)[:, 0]
+    targets = torch.stack((case.rows.targets, case.rows.targets), 1)[:, 0]
     assert not (hidden.is_contiguous() or weight.is_contiguous() or targets.is_contiguous())
-    result = linear_policy_loss(
-        hidden, Head(weight), targets, case.advantages, case.token_weights, CLIP, **case.columns
-    )
+    result = linear_policy_loss(hidden, Head(weight), case.change(targets=targets).rows, CLIP)
     for mine, theirs in zip(torch.autograd.grad(result.loss, (hidden, weight)), expected, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
@@ -261,16 +252,16 @@ def test_runs_agree_bitwise(small_chunks) -> None:
 def test_an_impossible_target_is_named_by_its_own_row(small_chunks) -> None:
     """Row 50 in the caller's numbering, although chunks and compaction moved it."""
     case = make_case(60, 96, 8, torch.float32, has_bias=True)
-    targets = torch.where(case.targets == 7, 8, case.targets)
+    targets = torch.where(case.rows.targets == 7, 8, case.rows.targets)
     targets[50] = 7
     bias = case.head.bias.clone()
     bias[7] = float("-inf")
-    case = replace(case, head=replace(case.head, bias=bias), targets=targets)
-    assert case.advantages[50] != 0
+    case = replace(case, head=replace(case.head, bias=bias)).change(targets=targets)
+    assert case.rows.advantages[50] != 0
     with pytest.raises(ValueError, match="row 50: the logit of target 7 is -inf"):
         run_linear(case, PLAIN, "native")
     with pytest.raises(ValueError, match=r"target 96 is outside the vocabulary \[0, 96\)"):
-        run_linear(replace(case, targets=targets.index_fill(0, torch.tensor([3]), 96)), PLAIN, "native")
+        run_linear(case.change(targets=targets.index_fill(0, torch.tensor([3]), 96)), PLAIN, "native")
 
 
 @pytest.mark.parametrize(
@@ -283,15 +274,15 @@ def test_an_impossible_target_is_named_by_its_own_row(small_chunks) -> None:
 )
 def test_mismatched_heads_are_refused(hidden, weight, bias, message) -> None:
     with pytest.raises(ValueError, match=message):
-        linear_policy_loss(hidden, Head(weight, bias), torch.zeros(4, dtype=torch.int64), torch.ones(4), 1.0, PLAIN)
+        linear_policy_loss(
+            hidden, Head(weight, bias), TokenRows(torch.zeros(4, dtype=torch.int64), torch.ones(4)), PLAIN
+        )
 
 
 def operator_arguments(case: Case) -> tuple:
     hidden, weight, bias = (x.detach().requires_grad_() for x in case.inputs)
-    columns = case.columns
     return (
-        hidden, weight, bias, 8.0, 0.7, case.targets, case.advantages, case.token_weights, columns["temperature"],
-        columns["old_logprobs"], columns["sampler_logprobs"], columns["ref_logprobs"],
+        hidden, weight, bias, 8.0, 0.7, *vars(case.rows).values(),
         "ppo_clip", [0.2, 0.2, 0.0], 0.1, 0.05, 1.3, False, True, True, True,
     )  # fmt: skip
 
@@ -302,7 +293,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.fastrl.linear_policy_loss.default, arguments)
     strided = arguments[0].detach().t().contiguous().t().requires_grad_()
     torch.library.opcheck(torch.ops.fastrl.linear_policy_loss.default, (strided, *arguments[1:]))
-    scoring = (case.hidden, case.head.weight, None, None, 1.0, case.targets, case.columns["temperature"])
+    scoring = (case.hidden, case.head.weight, None, None, 1.0, case.rows.targets, case.rows.temperature)
     torch.library.opcheck(torch.ops.fastrl.token_logprobs.default, scoring)
 
 
@@ -315,8 +306,9 @@ def test_compiles_whole_and_once() -> None:
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     def step(hidden, weight, targets, advantages, temperature):
-        result = linear_policy_loss(hidden * 2, Head(weight), targets, advantages, 0.5, CAPPED, temperature=temperature)
-        return 3 * result.loss, result.logprobs, token_logprobs(hidden, Head(weight), targets)[1]
+        rows = TokenRows(targets, advantages, 0.5, temperature=temperature)
+        result = linear_policy_loss(hidden * 2, Head(weight), rows, CAPPED)
+        return 3 * result.loss, result.logprobs, token_logprobs(hidden, Head(weight), TokenRows(targets))[1]
 
     torch._dynamo.reset()
     num_graphs = 0
@@ -324,7 +316,7 @@ def test_compiles_whole_and_once() -> None:
     for num_rows in (6, 11, 30):
         case = make_case(num_rows, 24, 8, torch.float32, seed=num_rows)
         hidden, weight = (x.requires_grad_() for x in case.inputs)
-        arguments = (hidden, weight, case.targets, case.advantages, case.columns["temperature"])
+        arguments = (hidden, weight, case.rows.targets, case.rows.advantages, case.rows.temperature)
         eager, traced = step(*arguments), compiled(*arguments)
         for plain, whole in zip(eager, traced, strict=True):
             assert torch.equal(plain, whole)

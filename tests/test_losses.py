@@ -4,6 +4,7 @@ One row of two logits (ln p, ln(1 − p)) with p = 1/2 for its target: logp = �
 target's logit is slope·(1 − p) = slope/2 while the entropy term is 0 at its maximum.
 """
 
+from dataclasses import replace
 from math import exp, log
 
 import pytest
@@ -15,6 +16,7 @@ from fastrl.kernels import (
     PpoClip,
     Reinforce,
     TokenLoss,
+    TokenRows,
     forced_backend,
     linear_policy_loss,
     policy_loss,
@@ -45,8 +47,9 @@ SURROGATES = [
 def evaluate(backend: str, loss: TokenLoss, advantage: float, weight: float = 1.0, **logprobs: float):
     logits = torch.tensor([[HALF, HALF]], requires_grad=True)
     columns = {f"{name}_logprobs": torch.tensor([value]) for name, value in logprobs.items()}
+    rows = TokenRows(torch.tensor([0]), torch.tensor([advantage]), weight, **columns)
     with forced_backend(backend):
-        result = policy_loss(logits * 1, torch.tensor([0]), torch.tensor([advantage]), weight, loss, **columns)
+        result = policy_loss(logits * 1, rows, loss)
         return result, torch.autograd.grad(result.loss, logits)[0][0]
 
 
@@ -115,15 +118,15 @@ def test_surrogates_are_linear_in_the_size_of_the_advantage(backend, surrogate) 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_float16_gradients_that_would_vanish_are_refused(backend) -> None:
     hidden, weight = torch.randn(6, 8).half().requires_grad_(), torch.randn(5000, 8).half().requires_grad_()
-    targets, advantages = torch.arange(6), torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, 1.0])
+    rows = TokenRows(torch.arange(6), torch.tensor([1.0, -1.0, 0.0, 1.0, 1.0, 1.0]), 1e-6)
     with forced_backend(backend):
-        for weights in (1e-6, torch.full((6,), 1e-6)):
+        for given in (rows, replace(rows, weights=torch.full((6,), 1e-6))):
             with pytest.raises(ValueError, match=r"float16 gradients .* \|weight·advantage\| is 1e-06, at V = 5000"):
-                linear_policy_loss(hidden, Head(weight), targets, advantages, weights, TokenLoss())
+                linear_policy_loss(hidden, Head(weight), given, TokenLoss())
         with pytest.raises(ValueError, match="float16 gradients"):
-            policy_loss((hidden @ weight.t()) * 1, targets, advantages, 1e-6, TokenLoss())
-        linear_policy_loss(hidden, Head(weight), targets, advantages, 1e-6 * 2**20, TokenLoss())
-        linear_policy_loss(hidden.detach(), Head(weight.detach()), targets, advantages, 1e-6, TokenLoss())
+            policy_loss((hidden @ weight.t()) * 1, rows, TokenLoss())
+        linear_policy_loss(hidden, Head(weight), replace(rows, weights=1e-6 * 2**20), TokenLoss())
+        linear_policy_loss(hidden.detach(), Head(weight.detach()), rows, TokenLoss())
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

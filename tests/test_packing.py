@@ -215,7 +215,7 @@ def test_positions_restart_with_every_sequence_and_go_on_behind_a_prompt():
     batch = build_micro_batch(batch_of([first, group[0], other, group[1]]), is_packed=True)
     assert batch.positions_T.tolist() == [*range(4), *range(5), *range(11), 4, 5, 4, 5]
     assert batch.layout.lengths == (4, 5, 11, 2, 2) and batch.layout.prefixes == (None, None, None, 0, 0)
-    assert batch.rows_N.tolist() == [*range(9, 20), 3, 20, 21, *range(4, 9), 3, 22, 23]
+    assert batch.places_N.tolist() == [*range(9, 20), 3, 20, 21, *range(4, 9), 3, 22, 23]
     own = hidden(model, [group[1]]).detach()
     rows = Policy(model).hidden_states(batch).detach()
     assert (rows[-3:] - own).abs().max() < 1e-5 * own.abs().max()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from policy_cases import assert_as_good, make_case
 
-from fastrl.kernels import Head, chunks, forced_backend, native, token_logprobs
-from fastrl.kernels.rows import HeadTail, RowResults, token_rows
+from fastrl.kernels import Head, TokenRows, chunks, forced_backend, native, token_logprobs
+from fastrl.kernels.rows import HeadTail, RowResults
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])
@@ -23,7 +23,7 @@ def path(request):
 
 def score(logits: torch.Tensor, targets: list[int], temperature: float = 1.0) -> RowResults:
     out = RowResults.empty(len(targets), logits.device)
-    rows = token_rows(torch.tensor(targets), logits.shape[1], len(targets), logits.device, temperature)
+    rows = TokenRows(torch.tensor(targets), temperature=temperature).checked(*logits.shape, logits.device)
     assert native.score_rows(logits, rows, HeadTail(), out) == -1
     return out
 
@@ -58,7 +58,7 @@ def test_nan_is_not_hidden(path) -> None:
     logits = torch.randn(1, 100)
     logits[0, 57] = float("nan")
     out = RowResults.empty(1, logits.device)
-    native.score_rows(logits, token_rows(torch.tensor([3]), 100, 1, logits.device, 1.0), HeadTail(), out)
+    native.score_rows(logits, TokenRows(torch.tensor([3])).checked(1, 100, logits.device), HeadTail(), out)
     assert out.logprobs.isnan().item()
     assert out.entropy.isnan().item()
 
@@ -71,13 +71,10 @@ def test_against_fp64(path, monkeypatch, num_rows, vocab, width, dtype, head) ->
     monkeypatch.setattr(chunks, "CPU_LOGIT_BYTES", 16 << 10)
     case = make_case(num_rows, vocab, width, dtype, **head)
     exact_case = case.to(torch.float64)
-    temperature = case.columns["temperature"]
-    ours = token_logprobs(case.hidden, case.head, case.targets, temperature=temperature)
+    ours = token_logprobs(case.hidden, case.head, case.rows)
     with forced_backend("reference"):
-        plain = token_logprobs(case.hidden, case.head, case.targets, temperature=temperature)
-        exact = token_logprobs(
-            exact_case.hidden, exact_case.head, case.targets, temperature=exact_case.columns["temperature"]
-        )
+        plain = token_logprobs(case.hidden, case.head, case.rows)
+        exact = token_logprobs(exact_case.hidden, exact_case.head, exact_case.rows)
     for name, mine, theirs, true in zip(("logprobs", "entropy"), ours, plain, exact, strict=True):
         assert mine.dtype == torch.float32
         assert_as_good(mine, theirs, true, name)
@@ -85,9 +82,8 @@ def test_against_fp64(path, monkeypatch, num_rows, vocab, width, dtype, head) ->
 
 def test_no_gradient_and_no_graph() -> None:
     case = make_case(4, 20, 8, torch.float32)
-    logprobs, entropy = token_logprobs(
-        case.hidden.requires_grad_(), Head(case.head.weight.requires_grad_()), case.targets
-    )
+    head = Head(case.head.weight.requires_grad_())
+    logprobs, entropy = token_logprobs(case.hidden.requires_grad_(), head, TokenRows(case.rows.targets))
     assert not logprobs.requires_grad
     assert not entropy.requires_grad
 
@@ -98,8 +94,8 @@ def test_impossible_targets_are_errors(monkeypatch) -> None:
     targets = torch.arange(6)
     case.head.bias[4] = float("-inf")
     with pytest.raises(ValueError, match="row 4: the logit of target 4 is -inf"):
-        token_logprobs(case.hidden, case.head, targets)
+        token_logprobs(case.hidden, case.head, TokenRows(targets))
     with pytest.raises(ValueError, match=r"target -3 is outside the vocabulary \[0, 20\)"):
-        token_logprobs(case.hidden, case.head, targets - 3)
+        token_logprobs(case.hidden, case.head, TokenRows(targets - 3))
     with pytest.raises(ValueError, match=r"temperature must be positive, got -1\.0"):
-        token_logprobs(case.hidden, replace(case.head, bias=None), targets, temperature=-1.0)
+        token_logprobs(case.hidden, replace(case.head, bias=None), TokenRows(targets, temperature=-1.0))

@@ -7,8 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from policy_cases import FULL, LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
+from test_surrogates import EXTRAS, RootClip, assert_linear_as_good
+from test_surrogates import registered as registered  # a fixture
 
-from fastrl.kernels import Head, PolicyLoss, TokenLoss, choose, linear_policy_loss, policy_loss, token_logprobs
+from fastrl.kernels import (
+    Head,
+    PolicyLoss,
+    TokenLoss,
+    TokenRows,
+    choose,
+    linear_policy_loss,
+    policy_loss,
+    token_logprobs,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -46,29 +57,37 @@ def test_linear_against_fp64(monkeypatch, dtype, head, rows_per_chunk) -> None:
         assert_as_good(mine, theirs, true, "gradient")
 
 
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
+def test_a_surrogate_in_pytorch_only(extras) -> None:
+    case = make_case(252, 1003, 120, torch.bfloat16).on("cuda")
+    assert_linear_as_good(case, TokenLoss(RootClip(), **extras), "triton", upstream=-0.5)
+
+
 def test_more_logits_than_32_bits_and_more_rows_than_a_16_bit_grid() -> None:
     """70 000 rows × 32 003 = 2.2e9 logits: the last row reads as it does alone."""
     num_rows, vocab = 70_000, 32_003
     logits = torch.empty(num_rows, vocab, dtype=torch.bfloat16, device="cuda").normal_(0, 3)
     targets = torch.randint(0, vocab, (num_rows,), device="cuda")
-    last = logits[-3:].clone()
-    result = policy_loss(logits.requires_grad_(), targets, torch.ones(num_rows, device="cuda"), 1.0, PLAIN)
+    rows, last = TokenRows(targets, torch.ones(num_rows, device="cuda")), logits[-3:].clone()
+    result = policy_loss(logits.requires_grad_(), rows, PLAIN)
     (gradient,) = torch.autograd.grad(result.loss, logits)
-    alone = policy_loss(last.requires_grad_(), targets[-3:], torch.ones(3, device="cuda"), 1.0, PLAIN)
+    alone = policy_loss(last.requires_grad_(), rows.take(slice(-3, None)), PLAIN)
     assert torch.equal(result.logprobs[-3:], alone.logprobs)
     assert torch.equal(gradient[-3:], torch.autograd.grad(alone.loss, last)[0])
 
 
 def test_no_synchronisation_where_row_counts_are_known() -> None:
-    """Advantages on the host, or a regulariser that keeps every row: forward and backward only enqueue."""
+    """Advantages on the host, all rows on the host, or a regulariser that keeps every row: nothing waits."""
     case = make_case(64, 512, 32, torch.bfloat16)
-    host_advantages, case = case.advantages, case.on("cuda")
+    host, case = case.rows, case.on("cuda")
     hidden, weight = (x.requires_grad_() for x in case.inputs)
-    for loss, advantages in ((PLAIN, host_advantages), (TokenLoss(entropy_coef=0.1), case.advantages)):
+    advantages_there = replace(case.rows, advantages=host.advantages)
+    entropy, twice = TokenLoss(entropy_coef=0.1), TokenLoss(RootClip())
+    for loss, rows in ((PLAIN, advantages_there), (PLAIN, host), (twice, host), (entropy, case.rows)):
         for attempt in range(2):  # the first compiles
             torch.cuda.set_sync_debug_mode("error" if attempt else "default")
             try:
-                result = linear_policy_loss(hidden, Head(weight), case.targets, advantages, 1.0, loss)
+                result = linear_policy_loss(hidden, Head(weight), rows, loss)
                 gradients = torch.autograd.grad(result.loss, (hidden, weight))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
@@ -95,21 +114,19 @@ def test_runs_agree_bitwise_and_scoring_agrees_with_training() -> None:
     first, second = run_linear(case, FULL, "triton"), run_linear(case, FULL, "triton")
     assert torch.equal(first[0].loss, second[0].loss)
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-    logprobs, entropy = token_logprobs(case.hidden, case.head, case.targets, temperature=case.columns["temperature"])
+    logprobs, entropy = token_logprobs(case.hidden, case.head, case.rows)
     assert torch.allclose(logprobs, first[0].logprobs, rtol=1e-6, atol=3e-6)
     assert torch.allclose(entropy, first[0].entropy, rtol=1e-6, atol=3e-6)
 
 
 def test_opcheck_and_compile() -> None:
     case = make_case(8, 64, 16, torch.float32).on("cuda")
-    scoring = (case.hidden, case.head.weight, None, None, 1.0, case.targets, case.columns["temperature"])
+    scoring = (case.hidden, case.head.weight, None, None, 1.0, case.rows.targets, case.rows.temperature)
     torch.library.opcheck(torch.ops.fastrl.token_logprobs.default, scoring)
     hidden, weight = (x.requires_grad_() for x in case.inputs)
 
     def step(hidden, weight):
-        return linear_policy_loss(
-            hidden * 2, Head(weight), case.targets, case.advantages, 0.5, FULL, **case.columns
-        ).loss
+        return linear_policy_loss(hidden * 2, Head(weight), case.rows, FULL).loss
 
     eager, whole = step(hidden, weight), torch.compile(step, fullgraph=True)(hidden, weight)
     assert torch.allclose(eager, whole)
@@ -122,7 +139,7 @@ def test_opcheck_and_compile() -> None:
 def test_a_target_out_of_range_stops_the_process() -> None:
     code = (
         "import torch, fastrl.kernels as k; torch.set_default_device('cuda'); x = torch.randn(4, 50);"
-        "k.policy_loss(x, torch.tensor([0, 1, 50, 2]), torch.ones(4), 1.0, k.TokenLoss());"
+        "k.policy_loss(x, k.TokenRows(torch.tensor([0, 1, 50, 2]), torch.ones(4)), k.TokenLoss());"
         "torch.cuda.synchronize()"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
@@ -137,9 +154,8 @@ def test_masked_rows_and_strided_logits() -> None:
     wide = torch.full((6, 100), 9.0, dtype=torch.bfloat16, device="cuda")
     wide[:, :75] = logits
     leaf = wide[:, :75].detach().requires_grad_()
-    arguments = (case.targets, case.advantages, case.token_weights, FULL)
-    assert torch.equal(torch.autograd.grad(policy_loss(leaf, *arguments, **case.columns).loss, leaf)[0], expected)
+    assert torch.equal(torch.autograd.grad(policy_loss(leaf, case.rows, FULL).loss, leaf)[0], expected)
     assert (wide[:, 75:] == 9).all()
-    masked = replace(case, token_weights=torch.zeros(6, device="cuda"))
+    masked = case.change(weights=torch.zeros(6, device="cuda"))
     _, gradient = run_logits(masked, logits, FULL, "triton")
     assert (gradient == 0).all()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fastrl.cli import main
-from fastrl.config import TaskConfig
+from fastrl.config.schema import TaskConfig
 from fastrl.tasks import load_task
 from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.verifier import batch

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrl.kernels import Head, TokenLoss, linear_policy_loss, policy_loss, token_logprobs
+from fastrl.kernels import Head, TokenLoss, TokenRows, linear_policy_loss, policy_loss, token_logprobs
 
 ROOT = Path(__file__).resolve().parent.parent
 CASE = """
@@ -22,7 +22,7 @@ advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, -2.0, 0.0])
 """
 CODE = """
 import pickle, sys
-from fastrl.kernels import Head, TokenLoss, dispatch, linear_policy_loss, policy_loss, token_logprobs
+from fastrl.kernels import Head, TokenLoss, TokenRows, dispatch, linear_policy_loss, policy_loss, token_logprobs
 from fastrl.cli import main
 assert main(["doctor"]) == 0
 path, memory = sys.argv[1:3]
@@ -32,11 +32,12 @@ try:
     dispatch.row_kernel("native")
 except ImportError as error:
     print("refused:", error)
-score = token_logprobs(hidden.detach(), Head(weight.detach()), targets)
-linear = linear_policy_loss(hidden, Head(weight), targets, advantages, 0.2, TokenLoss())
+rows = TokenRows(targets, advantages, 0.2)
+score = token_logprobs(hidden.detach(), Head(weight.detach()), rows)
+linear = linear_policy_loss(hidden, Head(weight), rows, TokenLoss())
 linear.loss.backward()
 logits = (hidden @ weight.t()).detach().requires_grad_()
-policy_loss(logits, targets, advantages, 0.2, TokenLoss()).loss.backward()
+policy_loss(logits, rows, TokenLoss()).loss.backward()
 pickle.dump([*score, linear.loss.detach(), hidden.grad, weight.grad, logits.grad], open(sys.argv[3], "wb"))
 """
 
@@ -69,12 +70,12 @@ def test_kernels_doctor_and_plan(site, countdown_folder, tmp_path):
     assert "kernel: triton" in out and "refused: fastrl._native is not built" in out
     case: dict = {}
     exec(CASE, case)
-    hidden, weight, targets, advantages = (case[n] for n in ("hidden", "weight", "targets", "advantages"))
-    linear = linear_policy_loss(hidden, Head(weight), targets, advantages, 0.2, TokenLoss())
+    hidden, weight, rows = case["hidden"], case["weight"], TokenRows(case["targets"], case["advantages"], 0.2)
+    linear = linear_policy_loss(hidden, Head(weight), rows, TokenLoss())
     logits = (hidden @ weight.t()).detach().requires_grad_()
-    policy_loss(logits, targets, advantages, 0.2, TokenLoss()).loss.backward()
+    policy_loss(logits, rows, TokenLoss()).loss.backward()
     expected = [
-        *token_logprobs(hidden.detach(), Head(weight.detach()), targets),
+        *token_logprobs(hidden.detach(), Head(weight.detach()), rows),
         linear.loss.detach(),
         *torch.autograd.grad(linear.loss, [hidden, weight]),
         logits.grad,

@@ -1,18 +1,20 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors. test_triton_interpreter.py runs this file in a process of
 its own (TRITON_INTERPRET=1 must not reach a process that compiles); its name keeps it out of the usual collection."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import exp, log
-from typing import ClassVar
 
 import pytest
 import torch
 from policy_cases import LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
 from test_denormals import TINY, gradient_of, peaked_rows
 from test_losses import HALF, SURROGATES, evaluate
+from test_surrogates import EXTRAS, RootClip, assert_fused_twin_agrees, assert_linear_as_good
+from test_surrogates import registered as registered  # a fixture
 
-from fastrl.kernels import PpoClip, TokenLoss, forced_backend, token_logprobs, triton_rows
-from fastrl.kernels.rows import HeadTail, RowResults, token_rows
+from fastrl.kernels import TokenLoss, forced_backend, token_logprobs, triton_rows
+from fastrl.kernels.rows import HeadTail, RowResults
+from fastrl.kernels.triton_losses import parameters_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -58,15 +60,12 @@ def test_heads_against_fp64(head, loss) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scoring_against_fp64(dtype) -> None:
     case = make_case(9, 300, 16, dtype, softcap=6.0)
-    temperature = case.columns["temperature"]
     exact_case = case.to(torch.float64)
     with forced_backend("triton"):
-        ours = token_logprobs(case.hidden, case.head, case.targets, temperature=temperature)
+        ours = token_logprobs(case.hidden, case.head, case.rows)
     with forced_backend("reference"):
-        plain = token_logprobs(case.hidden, case.head, case.targets, temperature=temperature)
-        exact = token_logprobs(
-            exact_case.hidden, exact_case.head, case.targets, temperature=exact_case.columns["temperature"]
-        )
+        plain = token_logprobs(case.hidden, case.head, case.rows)
+        exact = token_logprobs(exact_case.hidden, exact_case.head, exact_case.rows)
     for name, mine, theirs, true in zip(("logprobs", "entropy"), ours, plain, exact, strict=True):
         assert_as_good(mine, theirs, true, name)
 
@@ -93,13 +92,13 @@ def test_native_and_triton_agree() -> None:
 
 def test_minus_infinity_logits_carry_nothing() -> None:
     case = make_case(5, 200, 8, torch.float32)
-    case = replace(case, targets=case.targets % 40 + 100)
+    case = case.change(targets=case.rows.targets % 40 + 100)
     logits = case.logits()
     logits[:, :70] = float("-inf")  # the whole first block, and a part of the second
     for loss in LOSSES.values():
         ours, gradient = run_logits(case, logits, loss, "triton")
         short, short_gradient = run_logits(
-            replace(case, targets=case.targets - 70), logits[:, 70:].contiguous(), loss, "native"
+            case.change(targets=case.rows.targets - 70), logits[:, 70:].contiguous(), loss, "native"
         )
         assert torch.allclose(ours.logprobs, short.logprobs, atol=3e-6)
         assert torch.allclose(ours.entropy, short.entropy, atol=3e-6)
@@ -111,10 +110,10 @@ def test_impossible_targets() -> None:
     """−inf: an error as on CPU. Out of range: the kernel itself, without the host's check, reads NaN."""
     case = make_case(4, 90, 8, torch.float32)
     logits = case.logits()
-    logits[1, case.targets[1]] = float("-inf")
-    with pytest.raises(ValueError, match=f"row 1: the logit of target {int(case.targets[1])} is -inf"):
+    logits[1, case.rows.targets[1]] = float("-inf")
+    with pytest.raises(ValueError, match=f"row 1: the logit of target {int(case.rows.targets[1])} is -inf"):
         run_logits(case, logits, PLAIN, "triton")
-    rows = token_rows(case.targets, 90, 4, logits.device, 1.0)
+    rows = case.rows.checked(4, 90, logits.device)
     out = RowResults.empty(4, logits.device)
     triton_rows.score_rows(case.logits(), replace(rows, targets=torch.tensor([0, 90, -1, 5])), HeadTail(), out)
     assert out.logprobs.isnan().tolist() == [False, True, True, False]
@@ -122,7 +121,7 @@ def test_impossible_targets() -> None:
 
 def test_masked_rows_get_zeros() -> None:
     case = make_case(4, 90, 8, torch.bfloat16)
-    case = replace(case, token_weights=torch.zeros(4))
+    case = case.change(weights=torch.zeros(4))
     _, gradient = run_logits(case, case.logits(), LOSSES["cispo_entropy"], "triton")
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -132,13 +131,7 @@ def test_gradient_rows_sum_to_zero_and_orders_agree() -> None:
     logits, loss = case.logits(), LOSSES["clip_kl_entropy_importance"]
     _, gradient = run_logits(case, logits, loss, "triton")
     assert (gradient.double().sum(-1).abs() <= 1e-5 * gradient.abs().amax(-1)).all()
-    moved = replace(
-        case,
-        targets=case.targets.flip(0),
-        advantages=case.advantages.flip(0),
-        token_weights=case.token_weights.flip(0),
-        columns={name: x.flip(0) for name, x in case.columns.items()},
-    )
+    moved = replace(case, rows=case.rows.map(lambda x: x.flip(0)))
     _, flipped = run_logits(moved, logits.flip(0), loss, "triton")
     assert torch.equal(gradient.flip(0), flipped)
 
@@ -149,7 +142,7 @@ def test_strided_rows_and_offsets_beyond_32_bits() -> None:
     logits = case.logits()
     far = torch.empty(stride + vocab, dtype=torch.bfloat16).as_strided((2, vocab), (stride, 1))
     far.copy_(logits)
-    rows = token_rows(case.targets, vocab, 2, far.device, 1.0, advantages=case.advantages, weights=case.token_weights)
+    rows = case.rows.checked(2, vocab, far.device)
     out, near = RowResults.empty(2, far.device), RowResults.empty(2, far.device)
     triton_rows.policy_rows(far, rows, HeadTail(), PLAIN, out, True)
     triton_rows.policy_rows(logits, rows, HeadTail(), PLAIN, near, True)
@@ -182,19 +175,19 @@ def test_k3_is_clamped_as_the_ratios_are() -> None:
         assert gradient.tolist() == [0.0, 0.0]
 
 
-def test_other_surrogates_and_numbers_of_parameters_are_refused() -> None:
-    """A surrogate of four numbers, or one that has no twin here, is an error; none is dropped."""
-
-    @dataclass(frozen=True)
-    class Four(PpoClip):
-        fourth: float = 1.0
-
+def test_kernels_take_their_own_surrogates_and_numbers_of_parameters_only() -> None:
     with pytest.raises(ValueError, match="ppo_clip takes 3 parameters, got 4"):
-        evaluate("triton", TokenLoss(Four()), 1.0)
-
-    @dataclass(frozen=True)
-    class Unknown(PpoClip):
-        name: ClassVar[str] = "unknown"
-
+        parameters_of("ppo_clip", (0.2, 0.2, 0.0, 1.0))
     with pytest.raises(ValueError, match="one of reinforce, ppo_clip, cispo, got 'unknown'"):
-        evaluate("triton", TokenLoss(Unknown()), 1.0)
+        parameters_of("unknown", ())
+
+
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
+def test_a_surrogate_in_pytorch_only(extras) -> None:
+    case = make_case(31, 150, 24, torch.float32, has_bias=True, scale=0.7, softcap=8.0)
+    assert_linear_as_good(case, TokenLoss(RootClip(), **extras), "triton", upstream=-0.5)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_a_fused_twin_agrees_with_its_surrogate(monkeypatch, loss) -> None:
+    assert_fused_twin_agrees(monkeypatch, triton_rows, "triton", loss)

@@ -9,7 +9,7 @@ Legend: T tokens of the row, K keys, C segments of a bucket, L their longest, P 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fastrl.policy.transfer import moved
+from fastrl.kernels.rows import to_device
 
 PADDED_SHARE = 0.25  # of the scores of a bucket that may be padding, …
 PADDED_SCORES = 4096  # … or this many, which cost less than another call
@@ -34,7 +34,7 @@ class Bucket:
     lengths_C: tuple[int, ...]
     prefix_lengths_C: tuple[int, ...]
     prefixes_C: tuple[int, ...]
-    device: torch.device | str
+    device: torch.device
 
     @property
     def num_tokens(self) -> int:
@@ -96,7 +96,7 @@ class Bucket:
         mask = is_key_CK.unsqueeze(1) & (keys_CK.unsqueeze(1) <= queries_CL1)
         if has_window:
             mask &= keys_CK.unsqueeze(1) > queries_CL1 - window
-        return moved(mask.unsqueeze(1), self.device)
+        return to_device(mask.unsqueeze(1), self.device)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ class Layout:
     lengths: tuple[int, ...]
     prefixes: tuple[int | None, ...]
     num_prefixes: int = 0
-    device: torch.device | str = "cpu"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def to(self, device: torch.device | str) -> "Layout":
+    def to(self, device: torch.device) -> "Layout":
         return Layout(self.lengths, self.prefixes, self.num_prefixes, device)
 
     def _prefix_length(self, segment: int) -> int:
@@ -187,9 +187,9 @@ def _is_little(padded: int, scores: int) -> bool:
     return waste == 0 or (padded <= RAGGED_SCORES and waste <= max(PADDED_SCORES, PADDED_SHARE * padded))
 
 
-def _index(values: np.ndarray | tuple[int, ...], device: torch.device | str) -> Tensor:
-    return moved(torch.tensor(values, dtype=torch.int64), device)
+def _index(values: np.ndarray | tuple[int, ...], device: torch.device) -> Tensor:
+    return to_device(torch.tensor(values, dtype=torch.int64), device)
 
 
-def _starts(lengths: tuple[int, ...] | list[int], device: torch.device | str) -> Tensor:
-    return moved(pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)), device)
+def _starts(lengths: tuple[int, ...] | list[int], device: torch.device) -> Tensor:
+    return to_device(pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)), device)

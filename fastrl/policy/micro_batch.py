@@ -5,14 +5,15 @@ once, before its completions (`layout`). Only positions that predict a completio
 t−1 predicts token t, so the last token of a completion is a target and never an input.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl.kernels import TokenRows
+from fastrl.kernels.rows import to_device
 from fastrl.policy.layout import Layout
-from fastrl.policy.transfer import moved
 from fastrl.rollouts import Rollouts, spans
 
 
@@ -20,28 +21,23 @@ from fastrl.rollouts import Rollouts, spans
 class MicroBatch:
     """One row of T tokens: input_ids_T, positions_T int64, and `layout`, which says what each of them sees.
 
-    rows_N indexes the T hidden states; the rest are per completion token, (N,), in the order of the rollouts.
-    token_weights_N is 0 where the loss mask is. Log-probs are fp32, or None for all. advantages_N stays on the host:
-    that is where rows without gradient are left out.
+    places_N indexes the T hidden states. rows are the N completion tokens, in the order of the rollouts; their weight
+    is 0 where the loss mask is. Their advantages stay on the host: that is where rows without gradient are left out.
     """
 
     layout: Layout
     input_ids_T: Tensor
     positions_T: Tensor
-    rows_N: Tensor
-    targets_N: Tensor
-    advantages_N: Tensor
-    token_weights_N: Tensor
-    old_logprobs_N: Tensor | None = None
-    sampler_logprobs_N: Tensor | None = None
-    ref_logprobs_N: Tensor | None = None
+    places_N: Tensor
+    rows: TokenRows
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`; copies wait for nothing."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        host = {name: columns.pop(name) for name in ("layout", "advantages_N")}
-        columns = {name: None if column is None else moved(column, device) for name, column in columns.items()}
-        return MicroBatch(layout=host["layout"].to(device), advantages_N=host["advantages_N"], **columns)
+        ids_T, positions_T, places_N = (
+            to_device(x, device) for x in (self.input_ids_T, self.positions_T, self.places_N)
+        )
+        rows = replace(self.rows.to(device), advantages=self.rows.advantages)
+        return MicroBatch(self.layout.to(device), ids_T, positions_T, places_N, rows)
 
 
 def num_inputs_R(rollouts: Rollouts) -> np.ndarray:
@@ -65,6 +61,7 @@ def build_micro_batch(
     *,
     is_packed: bool,
     has_importance: bool = False,
+    temperature: float = 1.0,
 ) -> MicroBatch:
     """Tensors of one forward. token_weights_R: of each rollout's tokens, where the loss mask keeps them; None: 0.
 
@@ -85,12 +82,15 @@ def build_micro_batch(
         torch.from_numpy(row.ids_T.astype(np.int64)),
         torch.from_numpy(row.positions_T),
         torch.from_numpy(row.places_N),
-        torch.from_numpy(rollouts.completions_N.astype(np.int64)),
-        _float32(credits_N),
-        _float32(np.repeat(weights_R, lengths_R) * rollouts.loss_mask_N),
-        _float32(rollouts.old_logprobs_N),
-        _float32(rollouts.sampler_logprobs_N) if has_importance else None,
-        _float32(rollouts.ref_logprobs_N),
+        TokenRows(
+            torch.from_numpy(rollouts.completions_N.astype(np.int64)),
+            _float32(credits_N),
+            _float32(np.repeat(weights_R, lengths_R) * rollouts.loss_mask_N),
+            _float32(rollouts.old_logprobs_N),
+            _float32(rollouts.sampler_logprobs_N) if has_importance else None,
+            _float32(rollouts.ref_logprobs_N),
+            temperature,
+        ),
     )
 
 

@@ -59,15 +59,19 @@ class Policy(nn.Module):
         has_importance: bool = False,
     ) -> MicroBatch:
         """Their tensors on the policy's device; see `build_micro_batch`."""
-        is_packed = self.is_packed
         batch = build_micro_batch(
-            rollouts, token_weights_R, shares_R, has_importance=has_importance, is_packed=is_packed
+            rollouts,
+            token_weights_R,
+            shares_R,
+            is_packed=self.is_packed,
+            has_importance=has_importance,
+            temperature=self.temperature,
         )
         return batch.to(self.device)
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """(N,H) hidden states that predict the completion tokens."""
-        return self.row(batch).index_select(0, batch.rows_N)
+        return self.row(batch).index_select(0, batch.places_N)
 
     def row(self, batch: MicroBatch) -> Tensor:
         """(T,H) hidden states of all tokens."""
@@ -106,20 +110,7 @@ class Policy(nn.Module):
         """
         if mode == "score":
             with torch.no_grad():
-                return token_logprobs(
-                    self.hidden_states(batch), self.head(), batch.targets_N, temperature=self.temperature
-                )
-        has_importance = batch.sampler_logprobs_N is not None
-        return linear_policy_loss(
-            self.hidden_states(batch),
-            self.head(),
-            batch.targets_N,
-            batch.advantages_N,
-            batch.token_weights_N,
-            replace(self.loss, importance_cap=self.importance_cap) if has_importance else self.loss,
-            old_logprobs=batch.old_logprobs_N,
-            sampler_logprobs=batch.sampler_logprobs_N,
-            ref_logprobs=batch.ref_logprobs_N,
-            temperature=self.temperature,
-            grad_weight=grad_weight,
-        )
+                return token_logprobs(self.hidden_states(batch), self.head(), batch.rows)
+        has_importance = batch.rows.sampler_logprobs is not None
+        loss = replace(self.loss, importance_cap=self.importance_cap) if has_importance else self.loss
+        return linear_policy_loss(self.hidden_states(batch), self.head(), batch.rows, loss, grad_weight=grad_weight)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from fastrl.kernels import PolicyLoss
-from fastrl.kernels.losses import MAX_LOG_RATIO
+from fastrl.kernels.rows import to_device
+from fastrl.kernels.surrogates import MAX_LOG_RATIO
 from fastrl.policy.micro_batch import MicroBatch
-from fastrl.policy.transfer import moved
 
 SUMS = ("loss", "clipped_positive", "clipped_negative", "ratio_sum", "k3_sum")
 COUNTS = ("tokens", "tokens_positive", "tokens_negative", "ratio_tokens", "k3_tokens")
@@ -26,20 +26,20 @@ class Totals:
 
     def add(self, batch: MicroBatch, num_tokens: int, result: PolicyLoss) -> None:
         """num_tokens: those with a weight."""
-        advantages_N = batch.advantages_N
-        is_positive_N, is_negative_N = (moved(x, self.sums.device) for x in (advantages_N > 0, advantages_N < 0))
+        rows, advantages_N = batch.rows, batch.rows.advantages
+        is_positive_N, is_negative_N = (to_device(x, self.sums.device) for x in (advantages_N > 0, advantages_N < 0))
         ratio_sum = k3_sum = self.sums.new_zeros(())
         self.counts.update(
             tokens=num_tokens,
             tokens_positive=int((advantages_N > 0).sum()),
             tokens_negative=int((advantages_N < 0).sum()),
         )
-        if batch.old_logprobs_N is not None:
-            ratio_N = (result.logprobs - batch.old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        if rows.old_logprobs is not None:
+            ratio_N = (result.logprobs - rows.old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
             ratio_sum = ratio_N.where(is_positive_N | is_negative_N, 0.0).sum(dtype=torch.float64)
             self.counts.update(ratio_tokens=int((advantages_N != 0).sum()))
-        if batch.ref_logprobs_N is not None:
-            gaps_N = (batch.ref_logprobs_N - result.logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        if rows.ref_logprobs is not None:
+            gaps_N = (rows.ref_logprobs - result.logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
             k3_sum = (gaps_N.exp() - gaps_N - 1).sum(dtype=torch.float64)
             self.counts.update(k3_tokens=len(advantages_N))
         clipped = [(result.clipped & is_on_side).sum() for is_on_side in (is_positive_N, is_negative_N)]

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 
-from fastrl.watchdog import alive
+from fastrl.process.watchdog import alive
 
 from ..problem import GroupReward, Reward
 from .batch import Batch, Item
