@@ -14,16 +14,17 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from fastrl.kernels import TokenLoss
 from fastrl.policy.attention import choose_attention
-from fastrl.policy.micro_batch import computed_tokens, num_inputs
+from fastrl.policy.micro_batch import computed_tokens, num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.soundness import pack
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 
 SHAPES = {
     "full": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 8000},
@@ -42,22 +43,23 @@ def make_model(shape: dict[str, int]) -> PreTrainedModel:
     return model
 
 
-def make_rollouts(width: float, longest: int, vocab: int) -> list[Rollout]:
+def make_rollouts(width: float, longest: int, vocab: int) -> Rollouts:
     """Completions of longest/4·exp(width·N(0,1)) tokens, cut at `longest`."""
     generator = random.Random(0)
     lengths = [min(longest, max(2, int(longest / 4 * generator.lognormvariate(0, width)))) for _ in range(NUM_ROLLOUTS)]
     rows = [[generator.randrange(vocab) for _ in range(PROMPT + length)] for length in lengths]
-    return [Rollout(r[:PROMPT], r[PROMPT:], [0.0] * (len(r) - PROMPT), "stop", 0, advantage=-1.0) for r in rows]
+    credits_N = np.full(sum(lengths), -1.0, dtype=np.float32)
+    return Rollouts.of([r[:PROMPT] for r in rows], [r[PROMPT:] for r in rows], credits_N=credits_N)
 
 
-def update(policy: Policy, rollouts: list[Rollout], budget: int) -> dict[str, float]:
+def update(policy: Policy, rollouts: Rollouts, budget: int) -> dict[str, float]:
     """Gradients of one update into .grad; its seconds, micro-batches and tokens computed."""
     policy.zero_grad()
     start = time.perf_counter()
-    parts = [[rollouts[i] for i in part] for part in policy.cut(rollouts, budget)]
-    total = sum(map(num_inputs, rollouts))
+    parts = [rollouts.take(part) for part in policy.cut(rollouts, budget)]
+    total = num_inputs_R(rollouts).sum()
     for part in parts:
-        policy(policy.micro_batch(part, [1.0 / total] * len(part))).loss.backward()
+        policy(policy.micro_batch(part, np.full(len(part), 1.0 / total))).loss.backward()
     seconds = time.perf_counter() - start
     computed = sum(computed_tokens(part, is_packed=policy.is_packed) for part in parts)
     return {"seconds": seconds, "micro_batches": len(parts), "efficiency": total / computed}

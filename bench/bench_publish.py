@@ -25,7 +25,7 @@ from machine import machine
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from fastrl.sampling.engine import Engine, EngineSettings
-from fastrl.sampling.protocol import SamplingSettings
+from fastrl.sampling.protocol import SamplingSettings, sample
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 
@@ -60,7 +60,7 @@ def measure(mode: str, folder: str) -> dict:
         sampler.prove_fresh(version)
         publish_ms.append(1e3 * (middle - start))
         prove_ms.append(1e3 * (time.perf_counter() - middle))
-    sampler.generate([[5, 6, 7], [8, 9]], settings, [1, 2])
+    sample(sampler, [[5, 6, 7], [8, 9]], settings, [1, 2])
     weight_bytes = sum(p.nbytes for p in model.parameters())
     result = {
         "mode": mode,

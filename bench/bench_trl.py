@@ -48,7 +48,7 @@ from fastrl.config.schema import (
     TrainConfig,
 )
 from fastrl.policy.optimizer.masters import MasterOptimizer
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.run.preflight import check_everything
 from fastrl.run.training import Run
 from fastrl.tasks import load_task
@@ -150,7 +150,7 @@ class Ours:
     def __init__(self, run: Run):
         self.run, self.trainer, self.step = run, run.trainer, 0
 
-    def collect(self) -> list[Rollout]:
+    def collect(self) -> Rollouts:
         self.step += 1
         self.batch = self.trainer.collect(self.step)
         return self.batch.rollouts
@@ -213,7 +213,7 @@ class Duel(trl_peer.Host):
     def __init__(self, ours: Ours, num_warm: int = 1):
         self.ours, self.rounds, self.num_warm = ours, [], num_warm
 
-    def before_training(self, peer: Peer) -> Sequence[Rollout]:
+    def before_training(self, peer: Peer) -> Rollouts:
         self.current = Round(has_memory=len(self.rounds) == self.num_warm)
         peer.copy_weights(self.ours.run.model)
         prompts = peer.next_prompts(self.ours.trainer)
@@ -231,7 +231,7 @@ class Duel(trl_peer.Host):
 
     def _collect_ours(self) -> None:
         self.rollouts, _, peak = phase(self.ours.collect, self.current.has_memory)
-        times = self.ours.trainer.times
+        times = self.ours.trainer.watch.times
         self.current.add("ours", "generate", times["freshness"] + times["generate"], peak)
         self.current.add("ours", "verify", times["verify"])
         self.current.add("ours", "score", times["score"])
@@ -241,7 +241,7 @@ class Duel(trl_peer.Host):
         self.current.add("ours", "train", seconds, peak)
 
 
-def find_settings(case: Case, config: TrainConfig, rollouts: list[Rollout], folder: Path) -> tuple[Settings, dict]:
+def find_settings(case: Case, config: TrainConfig, rollouts: Rollouts, folder: Path) -> tuple[Settings, dict]:
     """The fastest of TRL's settings on these completions, and each one's median after a round of warm-up."""
     found = {}
     for settings in SETTINGS:
@@ -283,8 +283,8 @@ def run_case(case: Case, folder: Path) -> dict:
         result |= {"trl_settings": settings.name, "trl_settings_s": scanned}
         duel = Duel(ours)
         Peer(case, config, settings, folder).duel(duel, rounds=case.rounds + 2)
-        result["kept_share"] = sum(r.has_gradient for r in duel.rollouts) / len(duel.rollouts)
-        result["mean_tokens"] = sum(len(r.completion_ids) for r in duel.rollouts) / len(duel.rollouts)
+        result["kept_share"] = float(duel.rollouts.has_gradient_R.mean())
+        result["mean_tokens"] = float(duel.rollouts.completion_lengths_R.mean())
     result |= summarise(duel.rounds)
     result["bars"] = verdicts(case, result)
     return result

@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import torch
 from gpu_train import LOW_MEMORY, SHAPES
 from machine import machine
@@ -33,11 +34,11 @@ from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.scoring import score
 from fastrl.policy.soundness import pack
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import measure
-from fastrl.sampling.protocol import Sampler, SamplingSettings
+from fastrl.sampling.protocol import Sampler, SamplingSettings, sample
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.update import Updater, token_loss
@@ -136,23 +137,22 @@ def prompts_of(work: Work) -> list[list[int]]:
     return torch.randint(5, SHAPES[work.shape].vocab_size, size, generator=generator).tolist()
 
 
-def iterate(work: Work, parts: Parts, number: int) -> tuple[dict, list[Rollout]]:
+def iterate(work: Work, parts: Parts, number: int) -> tuple[dict, Rollouts]:
     """Seconds of each phase, and what else an iteration says."""
     seconds: dict[str, float] = {}
     settings = SamplingSettings(num_samples=NUM_SAMPLES, max_new_tokens=work.completion)
     seeds = [1000 * number + i for i in range(work.prompts)]
     prompts, budget = prompts_of(work), work.micro_batch * work.length
-    rollouts = timed(work, seconds, "generate", lambda: parts.sampler.generate(prompts, settings, seeds))
-    for index, rollout in enumerate(rollouts):
-        rollout.reward, rollout.advantage = float(index % 2), -float(index % 2 == 0)
-    sample = rollouts[:: max(1, len(rollouts) // NUM_SCORED)]
-    scores = timed(work, seconds, "score", lambda: score(parts.policy, sample, budget))
-    for rollout, (logprobs, entropy) in zip(sample, scores, strict=True):
-        rollout.trainer_logprobs, rollout.entropy = logprobs, entropy
+    rollouts = timed(work, seconds, "generate", lambda: sample(parts.sampler, prompts, settings, seeds))
+    credits_R = -(np.arange(len(rollouts), dtype=np.float32) % 2 == 0).astype(np.float32)
+    rollouts = replace(rollouts, credits_N=rollouts.by_token(credits_R))
+    scored = rollouts.take(np.arange(0, len(rollouts), max(1, len(rollouts) // NUM_SCORED)))
+    logprobs_N, _ = timed(work, seconds, "score", lambda: score(parts.policy, scored, budget))
+    scored = replace(scored, policy_logprobs_N=logprobs_N)
     if work.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     metrics = timed(work, seconds, "update", lambda: parts.updater.run(rollouts))
-    found = {"seconds": seconds, "noise": vars(measure(sample)), "num_scored": len(sample)}
+    found = {"seconds": seconds, "noise": vars(measure(scored)), "num_scored": len(scored)}
     if work.device == "cuda":
         found["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
     found["num_kept"] = metrics["update/num_kept"]
@@ -161,11 +161,11 @@ def iterate(work: Work, parts: Parts, number: int) -> tuple[dict, list[Rollout]]
     return found, rollouts
 
 
-def profile_micro_batch(work: Work, parts: Parts, rollouts: list[Rollout]) -> str:
+def profile_micro_batch(work: Work, parts: Parts, rollouts: Rollouts) -> str:
     """Where the time of one micro-batch goes; a whole update takes the profiler half a minute to print."""
-    kept = [r for r in rollouts if r.has_gradient]
+    kept = rollouts.take(rollouts.has_gradient_R)
     indices = parts.policy.cut(kept, work.micro_batch * work.length)[0]
-    batch = parts.policy.micro_batch([kept[i] for i in indices], [1e-4] * len(indices))
+    batch = parts.policy.micro_batch(kept.take(indices), np.full(len(indices), 1e-4))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if work.device == "cuda" else [])]
     with profile(activities=activities) as found:
         parts.policy(batch).loss.backward()

@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
@@ -27,10 +29,10 @@ from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import LogprobProbe, measure
-from fastrl.sampling.protocol import SamplingSettings
+from fastrl.sampling.protocol import SamplingSettings, sample
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 
@@ -59,20 +61,19 @@ def prompts_of(num_prompts: int, vocab_size: int) -> list[list[int]]:
     return torch.randint(5, vocab_size, (num_prompts, 64), generator=generator).tolist()
 
 
-def scored(model: PreTrainedModel, rollouts: list[Rollout]) -> list[Rollout]:
+def scored(model: PreTrainedModel, rollouts: Rollouts) -> Rollouts:
     """The rollouts with the trainer's log-probs attached."""
-    for rollout, (logprobs, _) in zip(rollouts, score(Policy(model), rollouts, TOKEN_BUDGET), strict=True):
-        rollout.trainer_logprobs = logprobs
-    return rollouts
+    logprobs_N, _ = score(Policy(model), rollouts, TOKEN_BUDGET)
+    return replace(rollouts, policy_logprobs_N=logprobs_N)
 
 
-def update(policy: Policy, optimizer: MasterOptimizer, rollouts: list[Rollout]) -> None:
+def update(policy: Policy, optimizer: MasterOptimizer, rollouts: Rollouts) -> None:
     """One optimizer step: even completions up, odd ones down."""
-    weight = 1 / sum(len(r.completion_ids) for r in rollouts)
-    for index, rollout in enumerate(rollouts):
-        rollout.advantage = 1.0 if index % 2 else -1.0
+    signs_R = np.where(np.arange(len(rollouts)) % 2, 1.0, -1.0)
+    rollouts = replace(rollouts, credits_N=rollouts.by_token(signs_R))
+    weights_R = np.full(len(rollouts), 1 / rollouts.num_tokens)
     for indices in policy.cut(rollouts, TOKEN_BUDGET):
-        policy(policy.micro_batch([rollouts[i] for i in indices], [weight] * len(indices))).loss.backward()
+        policy(policy.micro_batch(rollouts.take(indices), weights_R[indices])).loss.backward()
     optimizer.step()
 
 
@@ -95,10 +96,10 @@ def tokens_per_s(sampler: VllmSampler, num_sequences: int, num_tokens: int) -> f
     """Throughput of sequences of forced length (there are no stop tokens), after a warm-up."""
     settings = SamplingSettings(num_samples=8, max_new_tokens=num_tokens)
     prompts = prompts_of(num_sequences // 8, 500)
-    sampler.generate(prompts, settings, list(range(len(prompts))))
+    sample(sampler, prompts, settings, range(len(prompts)))
     start = time.perf_counter()
-    rollouts = sampler.generate(prompts, settings, list(range(len(prompts))))
-    return sum(len(r.completion_ids) for r in rollouts) / (time.perf_counter() - start)
+    rollouts = sample(sampler, prompts, settings, range(len(prompts)))
+    return rollouts.num_tokens / (time.perf_counter() - start)
 
 
 def run(shape: str, mode: str, device: str, folder: str) -> dict:
@@ -120,14 +121,14 @@ def run(shape: str, mode: str, device: str, folder: str) -> dict:
     probe = LogprobProbe(torch.bfloat16)
     prompts = prompts_of(8, model.config.vocab_size)
     rollout_settings = SamplingSettings(num_samples=4, max_new_tokens=16 if is_small else 128)
-    first = sampler.generate(prompts, rollout_settings, list(range(8)))
+    first = sample(sampler, prompts, rollout_settings, range(8))
     probe.check(scored(model, first))
     publish_ms, prove_ms = [], []
     for version in range(1, NUM_UPDATES + 1):
         update(policy, optimizer, first)
         publish_ms.append(timed_ms(lambda v=version: sampler.publish(v), device))
         prove_ms.append(timed_ms(lambda v=version: sampler.prove_fresh(v), device))
-    last = scored(model, sampler.generate(prompts, rollout_settings, list(range(8))))
+    last = scored(model, sample(sampler, prompts, rollout_settings, range(8)))
     probe.check(last)
     result |= {"probe_before": vars(probe.calibration), "probe_after": vars(measure(last))}
     result["stale_mean"] = measure(scored(model, first)).mean

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
@@ -34,7 +35,7 @@ from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.policy.soundness import pack
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.update import Updater, token_loss
 
 QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 28, "num_key_value_heads": 8, "head_dim": 128}
@@ -116,18 +117,17 @@ DRY_WORKS = [
 ]
 
 
-def make_rollouts(work: Work) -> list[Rollout]:
+def make_rollouts(work: Work) -> Rollouts:
     """Random tokens; groups of 8 with rewards and advantages that alternate in sign."""
     generator = torch.Generator().manual_seed(0)
     size = (work.sequences, work.prompt + work.completion)
     rows = torch.randint(5, SHAPES[work.shape].vocab_size, size, generator=generator).tolist()
-    rollouts = []
-    for i, ids in enumerate(rows):
-        prompt, completion = ids[: work.prompt], ids[work.prompt :]
-        rollout = Rollout(prompt, completion, [0.0] * len(completion), "length", i // 8)
-        rollout.reward, rollout.advantage = float(i % 2), i % 2 - 0.5  # what TRL makes of these rewards
-        rollouts.append(rollout)
-    return rollouts
+    prompts, completions = [ids[: work.prompt] for ids in rows], [ids[work.prompt :] for ids in rows]
+    indices_R = np.arange(len(rows))
+    rewards_R = (indices_R % 2).astype(np.float64)
+    columns = {"is_truncated": [True] * len(rows), "groups": indices_R // 8, "rewards_R": rewards_R}
+    rollouts = Rollouts.of(prompts, completions, **columns)
+    return replace(rollouts, credits_N=rollouts.by_token(rewards_R - 0.5))  # what TRL makes of these rewards
 
 
 def make_config(work: Work) -> TrainConfig:

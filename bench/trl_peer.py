@@ -7,7 +7,7 @@ phase are the end of the reward function and its callback after the last update.
 import importlib.metadata
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from transformers import (
 from fastrl.config.schema import TrainConfig
 from fastrl.prompts.stream import PromptStream
 from fastrl.prompts.tokens import prompt_ids
-from fastrl.rollouts import Rollout
+from fastrl.rollouts import Rollouts
 from fastrl.tasks import load_task
 from fastrl.trainer import Trainer
 
@@ -71,10 +71,10 @@ class Round:
 class Host:
     """What runs at the borders of TRL's training phase. The base class injects the same completions every round."""
 
-    rollouts: Sequence[Rollout]
+    rollouts: Rollouts
     rounds: list[Round] = field(default_factory=list)
 
-    def before_training(self, peer: "Peer") -> Sequence[Rollout]:
+    def before_training(self, peer: "Peer") -> Rollouts:
         self.current = Round(has_memory=False)
         return self.rollouts
 
@@ -141,15 +141,20 @@ class Peer:
         )
 
         def rewards(completions: list[str], **_: object) -> list[float]:
-            values = [rollout.reward for rollout in self._injected]
+            values = self._injected.rewards_R.tolist()
             self._start(host.current.has_memory)
             return values
 
         def rollout(prompts: list[str], trainer: object) -> dict[str, list]:
             self.trainer = trainer
             self._injected = host.before_training(self)
-            ids = [r.prompt_ids for r in self._injected], [r.completion_ids for r in self._injected]
-            return {"prompt_ids": ids[0], "completion_ids": ids[1], "logprobs": None}
+            indices, batch = range(len(self._injected)), self._injected
+            completions = [batch.completion(i).tolist() for i in indices]
+            return {
+                "prompt_ids": [batch.prompt(i).tolist() for i in indices],
+                "completion_ids": completions,
+                "logprobs": None,
+            }
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rollout_func is called experimental
@@ -190,13 +195,13 @@ class Peer:
 
         self._trainer(host, rounds, EndOfRound()).train()
 
-    def train_seconds(self, rollouts: Sequence[Rollout], rounds: int) -> list[float]:
+    def train_seconds(self, rollouts: Rollouts, rounds: int) -> list[float]:
         """Seconds of the training phase, round by round, always on the same completions."""
         host = Host(rollouts)
         self.duel(host, rounds)
         return [r.seconds["trl", "train"] for r in host.rounds]
 
-    def gradient_of(self, rollouts: Sequence[Rollout]) -> LossAndGradient:
+    def gradient_of(self, rollouts: Rollouts) -> LossAndGradient:
         """Loss and gradient, before clipping, of the one update that a round makes."""
         found: dict = {"loss": 0.0}
         model = self.model
@@ -228,7 +233,7 @@ class Peer:
         stream = PromptStream(ours.prompts.problems, ours.prompts.seed, ours.prompts.position)
         problems = stream.take(self.case.prompts)
         self._problems = [p for p in problems for _ in range(self.case.rollouts)]
-        return [prompt_ids(ours.task, p, self.tokenizer) for p in self._problems]
+        return [prompt_ids(ours.arena.task, p, self.tokenizer) for p in self._problems]
 
     def generate(self, prompts: list[list[int]], current: Round, phase: Phase) -> None:
         """TRL's own sampling of these prompts, then decoding and the same reward, called in this process."""
