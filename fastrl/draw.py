@@ -5,9 +5,9 @@ over in parts.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,10 @@ BLOCK_TOKENS = 2_000_000  # new tokens that are held at once, at most, where not
 
 @dataclass(frozen=True)
 class Arena:
-    """What it takes to draw: a task with its tokenizer, a sampler of the policy, and a verifier with its rule."""
+    """What it takes to draw: a task with its tokenizer, a sampler of the policy, and a verifier with its rule.
+
+    models: by their role, what else can score completions.
+    """
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +39,7 @@ class Arena:
     verifier: VerifierPool
     policy: Policy
     correctness: Correctness
+    models: Mapping[str, Policy] = field(default_factory=dict)
 
     def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of each problem's prompt."""

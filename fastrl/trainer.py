@@ -10,11 +10,12 @@ from fastrl.config.schema import TrainConfig
 from fastrl.draw import Arena
 from fastrl.learning.objectives import OBJECTIVES, WReinforce, has_contrast
 from fastrl.learning.overlong import Overlong
-from fastrl.learning.signals import objective_credits
+from fastrl.learning.signals import Signal, objective_credits
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.process.stopwatch import Stopwatch
 from fastrl.prompts.stream import PromptStream
+from fastrl.prompts.tokens import completion_texts
 from fastrl.records.step_metrics import rollout_metrics, verifier_warning
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.probe import LogprobProbe
@@ -37,6 +38,40 @@ class Batch:
     warning: str = ""
 
 
+@dataclass(frozen=True)
+class StepTools:
+    """The tools of signals (see `learning.signals.Tools`). settings: of training."""
+
+    arena: Arena
+    settings: SamplingSettings
+    token_budget: int
+    max_sequence_tokens: int | None
+
+    def score(
+        self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
+    ) -> np.ndarray:
+        policy = self.arena.policy if model == "policy" else self.arena.models[model]
+        rollouts = rollouts if prompts is None else rollouts.behind(prompts)
+        longest = int((rollouts.prompt_lengths_R + rollouts.completion_lengths_R).max(initial=0))
+        return score(policy, rollouts, max(self.token_budget, longest))[0]
+
+    def draw(self, problems: Sequence[Problem], num_samples: int, seed: int) -> Rollouts:
+        seeds = [seed_of(seed, i) for i in range(len(problems))]
+        return self.arena.draw(problems, replace(self.settings, num_samples=num_samples), seeds)
+
+    def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
+        return self.arena.judge(problems, rollouts)
+
+    def is_correct(self, rollouts: Rollouts) -> np.ndarray:
+        return rollouts.rewards_R >= self.arena.correctness.threshold
+
+    def texts(self, rollouts: Rollouts) -> list[str]:
+        return completion_texts(self.arena.tokenizer, rollouts)
+
+    def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
+        return self.arena.prompts(problems)
+
+
 class Trainer:
     """Holds the parts of a step, which is `batch = collect(n)`, `learn(batch)`, `publish(batch)`.
 
@@ -53,6 +88,8 @@ class Trainer:
             max_new_tokens=config.sampler.max_new_tokens,
             temperature=config.sampler.temperature,
         )
+        self.signals: list[Signal] = []
+        self.tools = StepTools(arena, self.settings, config.batch.micro_batch_tokens, None)
         self.watch = Stopwatch(arena.policy.device)
 
     def collect(self, step: int) -> Batch:
@@ -61,7 +98,8 @@ class Trainer:
         with self.watch("freshness"):
             self.arena.sampler.prove_fresh(step - 1)
         problems, rollouts = self.draw(step)
-        rollouts = self.credited(rollouts)
+        with self.watch("signal"):
+            rollouts = self.credited(problems, rollouts)
         scored = self.scored(step, rollouts)
         return Batch(step, problems, rollouts, scored, self.probe.check(scored))
 
@@ -112,10 +150,12 @@ class Trainer:
             weight_versions_R=np.full(len(rollouts), weight_version, dtype=np.int32),
         )
 
-    def credited(self, rollouts: Rollouts) -> Rollouts:
-        """With the credit of each token; a missing reward and a masked token get 0."""
+    def credited(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
+        """With the credit of each token: the objective's and every signal's; tokens that the loss may not use get 0."""
         credits_N = objective_credits(self.objective, rollouts, self.arena.correctness.threshold)
-        return replace(rollouts, credits_N=(credits_N * rollouts.loss_mask_N).astype(np.float32))
+        for signal in self.signals:
+            credits_N = credits_N + signal(rollouts, problems, self.tools)
+        return replace(rollouts, credits_N=np.where(rollouts.loss_mask_N, credits_N, 0.0).astype(np.float32))
 
     def scored(self, step: int, rollouts: Rollouts) -> Rollouts:
         """A fixed random sample of all rollouts with the trainer's log-probs and entropies, before the update."""
