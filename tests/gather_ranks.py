@@ -7,7 +7,6 @@ import sys
 
 import torch
 import torch.distributed as dist
-from rollout_cases import rows_of
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
@@ -33,16 +32,21 @@ def logprobs(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> to
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
 
 
+def all_logprobs(model: torch.nn.Module, rollouts: Rollouts) -> list[torch.Tensor]:
+    indices = range(len(rollouts))
+    return [logprobs(model, rollouts.prompt(i).tolist(), rollouts.completion(i).tolist()) for i in indices]
+
+
 def mean_gap(model: torch.nn.Module, rollouts: Rollouts) -> float:
     with torch.no_grad():
-        ours = [logprobs(model, r.prompt_ids, r.completion_ids) for r in rows_of(rollouts)]
+        ours = all_logprobs(model, rollouts)
     return (torch.cat(ours) - torch.from_numpy(rollouts.sampler_logprobs_N)).abs().mean().item()
 
 
 def update(model: torch.nn.Module, rollouts: Rollouts) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(3):
-        sum(-logprobs(model, r.prompt_ids, r.completion_ids).mean() for r in rows_of(rollouts)).backward()
+        sum(-row.mean() for row in all_logprobs(model, rollouts)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -90,7 +94,7 @@ def main(folder: str) -> None:
         sampler.prove_fresh(1)
     dist.barrier()
     sampler.close()
-    print(f"rank {rank}: all good, tokens {[r.completion_ids for r in rollouts][:1]}\n", end="", flush=True)
+    print(f"rank {rank}: all good, tokens {rollouts.completion(0).tolist()}\n", end="", flush=True)
 
 
 if __name__ == "__main__":
