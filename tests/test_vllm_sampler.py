@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from fastrl.config.schema import SamplerConfig
 from fastrl.policy.model import Policy
+from fastrl.sampling import vllm
 from fastrl.sampling.choose import build_sampler, choose_sampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
@@ -51,16 +52,33 @@ def test_samples_come_in_prompt_order_and_all_differ(sampler):
 
 
 @pytest.mark.vllm
+def test_finished_prompts_come_while_others_are_sampled(sampler, monkeypatch):
+    """In parts the same completions as in one; a part that nobody waits for leaves the engine empty."""
+    settings, seeds = SamplingSettings(num_samples=4, max_new_tokens=12), list(range(8))
+    prompts = [[5 + i, 6] for i in range(8)]
+    whole = drawn(sampler, prompts, settings, seeds)
+    monkeypatch.setattr(vllm, "PART", 4)
+    parts = list(sampler.generate(prompts, settings, seeds))
+    assert len(parts) > 1 and sum(map(len, parts)) == 32
+    assert all(part.groups_R.tolist() == [g for g in part.groups_R[::4] for _ in range(4)] for part in parts)
+    assert drawn(sampler, prompts, settings, seeds) == whole
+    abandoned = sampler.generate(prompts, settings, seeds)
+    next(abandoned)
+    abandoned.close()
+    assert drawn(sampler, prompts, settings, seeds) == whole
+
+
+@pytest.mark.vllm
 def test_samples_share_a_prompt_within_a_call_and_nothing_between_calls(sampler):
     prompt, settings = long_prompt(11, 300), SamplingSettings(num_samples=3, max_new_tokens=4)
     seen = []
-    generate = sampler.engine.generate
+    stream = sampler.engine.stream
     for _ in range(2):
-        sampler.engine.generate = lambda *a: seen.append(generate(*a)) or seen[-1]
+        sampler.engine.stream = lambda *a: iter(seen.append(list(stream(*a))) or seen[-1])
         drawn(sampler, [prompt], settings, [1])
-    sampler.engine.generate = generate
+    sampler.engine.stream = stream
     for completions in seen:
-        cached = sorted(c.num_cached_tokens for c in completions)
+        cached = sorted(c.num_cached_tokens for _, c in completions)
         assert cached[0] == 0 and cached[-1] == 2 * sampler.engine.block_size
 
 

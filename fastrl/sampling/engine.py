@@ -7,7 +7,6 @@ tests/test_vllm_contract.py says, assumption by assumption, what a vLLM version 
 """
 
 import importlib.util
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,7 +15,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastrl.process.watchdog import alive
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
@@ -84,30 +82,34 @@ class Engine:
         self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
     ) -> list[Completion]:
         """One completion per request, in order, with the loaded adapter. SamplerError with the cause of a failure."""
-        from vllm import SamplingParams
+        completions = dict(self.stream(requests, settings, stop_token_ids))
+        return [completions[i] for i in range(len(requests))]
+
+    def stream(
+        self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `generate`, each with the index of its request, as soon as it is finished."""
         from vllm.lora.request import LoRARequest
 
-        prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
-        parameters = [
-            SamplingParams(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                top_k=settings.top_k,
-                repetition_penalty=settings.repetition_penalty,
-                max_tokens=settings.max_new_tokens,
-                seed=request.seed,
-                stop_token_ids=stop_token_ids,
-                ignore_eos=True,  # the stop tokens are ours, not the generation config's
-                logprobs=0,  # the sampled token's alone
-                detokenize=False,
-            )
-            for request in requests
-        ]
-        # the CPU sampler draws from the global generator before it honours a request's own seed
         adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
-        with self._working("generate"), torch.random.fork_rng(devices=[]):
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=_SilentBar, lora_request=adapter)
-        return [_completion(output) for output in outputs]
+        engine, waiting = self._llm.llm_engine, set()
+        try:
+            with self._working("generate"):
+                for index, parameters in enumerate(_parameters(requests, settings, stop_token_ids)):
+                    prompt = {"prompt_token_ids": requests[index].prompt_ids}
+                    engine.add_request(str(index), prompt, parameters, lora_request=adapter)
+                    waiting.add(str(index))
+            while waiting:
+                alive()
+                # the CPU sampler draws from the global generator before it honours a request's own seed
+                with self._working("generate"), torch.random.fork_rng(devices=[]):
+                    finished = [output for output in engine.step() if output.finished]
+                for output in finished:
+                    waiting.remove(output.request_id)
+                    yield int(output.request_id), _completion(output)
+        finally:
+            if waiting:  # an error, or nobody listens any more
+                engine.abort_request(list(waiting))
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached keys and values; whether the engine says it did."""
@@ -178,15 +180,24 @@ class Engine:
             self._llm = None
 
 
-class _SilentBar(tqdm):
-    """The progress bar that vLLM asks for: shows nothing, and tells the watchdog of every finished request."""
+def _parameters(requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]) -> list[Any]:
+    from vllm import SamplingParams
 
-    def __init__(self, *iterable: Any, **settings: Any):
-        super().__init__(*iterable, file=io.StringIO(), **settings)
-
-    def update(self, n: float | None = 1) -> bool | None:
-        alive()
-        return super().update(n)
+    return [
+        SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            repetition_penalty=settings.repetition_penalty,
+            max_tokens=settings.max_new_tokens,
+            seed=request.seed,
+            stop_token_ids=stop_token_ids,
+            ignore_eos=True,  # the stop tokens are ours, not the generation config's
+            logprobs=0,  # the sampled token's alone
+            detokenize=False,
+        )
+        for request in requests
+    ]
 
 
 def _build(settings: EngineSettings) -> Any:

@@ -10,10 +10,12 @@ import numpy as np
 
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.engine import Engine, Request
+from fastrl.sampling.engine import Completion, Engine, Request
 from fastrl.sampling.prefix_cache import check_cache_reads
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 from fastrl.sampling.weights.shared import SharedWeights
+
+PART = 256  # completions of whole prompts that are handed over while others are still sampled
 
 
 class VllmSampler:
@@ -42,20 +44,32 @@ class VllmSampler:
         if not self.engine.reset_prefix_cache():
             raise SamplerError("vLLM did not reset its prefix cache: it still holds keys and values of older weights")
         n = settings.num_samples
-        requests = [
-            Request(list(prompt), seed_of(seed, j))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-            for j in range(n)
-        ]
-        completions = self.engine.generate(requests, settings, self.stop_token_ids)
-        cached = [c.num_cached_tokens for c in completions]
-        check_cache_reads(prompts, [cached[i : i + n] for i in range(0, len(cached), n)])
-        yield Rollouts.of(
-            [request.prompt_ids for request in requests],
+        seeds_of = [seed_of(seed, j) for seed in seeds for j in range(n)]
+        requests = [Request(list(prompts[i // n]), seed) for i, seed in enumerate(seeds_of)]
+        done: dict[int, Completion] = {}
+        num_left, ready = [n] * len(prompts), []
+        for number, completion in self.engine.stream(requests, settings, self.stop_token_ids):
+            done[number] = completion
+            num_left[number // n] -= 1
+            ready += [number // n] * (not num_left[number // n])
+            if n * len(ready) >= PART and any(num_left):
+                yield self._rollouts(prompts, ready, done, n)
+                ready = []
+        check_cache_reads(prompts, [[done[i * n + j].num_cached_tokens for j in range(n)] for i in range(len(prompts))])
+        yield self._rollouts(prompts, ready, done, n)
+
+    def _rollouts(
+        self, prompts: Sequence[Sequence[int]], groups: list[int], done: dict[int, Completion], num_samples: int
+    ) -> Rollouts:
+        """All samples of some prompts."""
+        completions = [done[group * num_samples + j] for group in groups for j in range(num_samples)]
+        groups_R = np.repeat(groups, num_samples)
+        return Rollouts.of(
+            [prompts[group] for group in groups_R],
             [c.token_ids for c in completions],
             sampler_logprobs=[c.logprobs for c in completions],
             is_truncated=[c.finish_reason == "length" for c in completions],
-            groups=np.repeat(np.arange(len(prompts)), n),
+            groups=groups_R,
             weight_version=self.weights.version,
         )
 
