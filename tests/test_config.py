@@ -202,9 +202,10 @@ def test_old_keys_are_all_named_with_what_they_are_called_now(tmp_path):
 
 def test_the_reference_in_the_docs_is_current():
     path = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-    assert path.read_text(encoding="utf-8") == reference(), "make it again: fastrl settings > docs/settings.md"
+    text = reference()
+    assert path.read_text(encoding="utf-8") == text, "make it again: fastrl settings > docs/settings.md"
     names = [name.rpartition(".") for name, _, _ in settings_of(TrainConfig())]
-    assert all(f"### `[{section}]`" in reference() and f"- `{key} = " in reference() for section, _, key in names)
+    assert all(f"### `[{section}]`" in text and f"- `{key} = " in text for section, _, key in names)
 
 
 def test_an_evaluation_takes_a_training_config(tmp_path):

@@ -15,7 +15,7 @@ from fastrl.config.settings import annotations_of, settings_of
 HEAD = """# Settings
 
 Made by `fastrl settings`. A setting stands in the TOML file of a command, under its section, and may be overridden on
-the command line: `--section.key value`, with - for _ if you like. A line: the default, the type, the range, the meaning.
+the command line: `--section.key value`, with - for _ if you like. A line: default, type, range, meaning.
 
 ## `fastrl train`, and `fastrl plan`
 """
