@@ -1,4 +1,4 @@
-"""The command line: `fastrl train | warmup | eval | compare | verify | plan | doctor`.
+"""The command line: `fastrl train | warmup | eval | compare | verify | plan | settings | doctor`.
 
 Heavy imports happen in the commands.
 """
@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastrl.config.files import beside, load_config
+from fastrl.config.old_keys import refuse_old_flags
+from fastrl.config.reference import reference
 from fastrl.config.schema import EvalConfig, TaskConfig, TrainConfig, WarmupConfig, WithPaths
 from fastrl.process.interrupts import Interrupts
 from fastrl.run.divergence import DivergedError
@@ -99,6 +101,7 @@ class VerifyCommand(WithPaths):
 
 def _parse(command: type, config_class: type, arguments: list[str], name: str) -> Any:
     """CONFIG.toml first, then overrides. Without a file the defaults are the base."""
+    refuse_old_flags(arguments)
     has_file = bool(arguments) and not arguments[0].startswith("-")
     base = load_config(config_class, arguments[0]) if has_file else config_class()
     prog = f"fastrl {name} CONFIG.toml"
@@ -193,9 +196,18 @@ def _verify(arguments: list[str]) -> None:
         print(f"{key}: {value}")
 
 
-def _doctor(arguments: list[str]) -> None:
+def _settings(arguments: list[str]) -> None:
+    _take_none("settings", arguments)
+    print(reference(), end="")
+
+
+def _take_none(name: str, arguments: list[str]) -> None:
     if arguments:
-        raise ValueError(f"fastrl doctor takes no arguments, got {arguments}")
+        raise ValueError(f"fastrl {name} takes no arguments, got {arguments}")
+
+
+def _doctor(arguments: list[str]) -> None:
+    _take_none("doctor", arguments)
     from fastrl.doctor import report
 
     print(report())
@@ -208,6 +220,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "verify": _verify,
     "plan": _plan,
+    "settings": _settings,
     "doctor": _doctor,
 }
 
@@ -221,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not arguments or arguments[0] not in COMMANDS:
         asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(f"usage: fastrl {{{' | '.join(COMMANDS)}}} …    fastrl train --help lists every setting")
+        print(f"usage: fastrl {{{' | '.join(COMMANDS)}}} …    fastrl settings explains every setting")
         return 0 if asks_help else 2
     _without_torchao_noise()
     try:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
 from fastrl.draw import Arena
-from fastrl.learning.objectives import OBJECTIVES, WReinforce, has_contrast
-from fastrl.learning.overlong import Overlong
-from fastrl.learning.signals import Signal, objective_credits
+from fastrl.learning.objectives import OBJECTIVES, has_contrast
+from fastrl.learning.signals import SIGNALS, objective_credits
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.process.stopwatch import Stopwatch
@@ -80,15 +80,14 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, arena: Arena, prompts: PromptStream, updater: Updater, probe: LogprobProbe):
         self.config, self.arena, self.prompts, self.updater, self.probe = config, arena, prompts, updater, probe
-        objective = OBJECTIVES[config.algorithm.objective]
-        self.objective = objective(config.algorithm.positive_weight) if objective is WReinforce else objective()
-        self.overlong = Overlong(config.algorithm.overlong_buffer, config.algorithm.overlong_penalty)
+        self.objective = chosen(config.algorithm, OBJECTIVES, config.algorithm.objective)
+        self.overlong = config.algorithm.overlong
         self.settings = SamplingSettings(
             num_samples=config.batch.rollouts_per_prompt,
             max_new_tokens=config.sampler.max_new_tokens,
             temperature=config.sampler.temperature,
         )
-        self.signals: list[Signal] = []
+        self.signals = [chosen(config.algorithm, SIGNALS, name) for name in config.algorithm.signals]
         self.tools = StepTools(arena, self.settings, config.batch.micro_batch_tokens, None)
         self.watch = Stopwatch(arena.policy.device)
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrl.config.schema import AlgorithmConfig, TrainConfig
+from fastrl.config.algorithm import AlgorithmConfig, chosen
+from fastrl.config.schema import TrainConfig
 from fastrl.kernels import SURROGATES, TokenLoss
 from fastrl.learning.importance import ImportanceMode, importance_weights
 from fastrl.learning.reductions import REDUCTIONS, UpdateShape
@@ -27,12 +28,7 @@ from fastrl.rollouts import FILLER, Rollouts
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:
     """The token-level loss that the config names."""
-    parameters = {
-        "reinforce": {},
-        "ppo_clip": {"low": config.clip_low, "high": config.clip_high, "dual": config.dual_clip},
-        "cispo": {"cap": config.cispo_cap},
-    }[config.surrogate]
-    surrogate = SURROGATES[config.surrogate](**parameters)
+    surrogate = chosen(config, SURROGATES, config.surrogate)
     return TokenLoss(surrogate, kl_coef=config.kl_coef, entropy_coef=config.entropy_coef)
 
 
@@ -110,7 +106,7 @@ class Updater:
 
     def _weighed(self, first: list[Rollouts], later: list[Rollouts]) -> list[Rollouts]:
         """With two-phase importance weights. The first mini-batch's token weights are left to the kernel."""
-        mode, cap = self.importance, self.algorithm.importance_cap
+        mode, cap = self.importance, self.algorithm.importance.cap
         self.policy.importance_cap = cap if mode == "token" else None
         if mode == "off":
             return first + later

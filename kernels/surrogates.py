@@ -14,7 +14,9 @@ logits a second time to form their gradient (`policy_rows`). A twin (csrc/token_
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
+
+from annotated_types import Ge, Gt, Lt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +59,12 @@ class PpoClip:
     """PPO: the ratio to the old policy, without gradient where it has moved far enough already."""
 
     name: ClassVar[str] = "ppo_clip"
-    low: float = 0.2
-    """A ratio below 1 − low stops the gradient of a negative advantage; 0 ≤ low < 1."""
-    high: float = 0.2
-    """A ratio above 1 + high stops the gradient of a positive advantage; ≥ 0."""
-    dual: float = 0.0
-    """The loss of a negative advantage A is at most −A·dual (dual clip); > 1, or 0: no bound."""
+    low: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """A ratio below 1 − low stops the gradient of a negative advantage."""
+    high: Annotated[float, Ge(0)] = 0.2
+    """A ratio above 1 + high stops the gradient of a positive advantage."""
+    dual: Annotated[float, Ge(0)] = 0.0
+    """The loss of a negative advantage A is at most −A·dual (dual clip), dual above 1; 0: no bound."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.low < 1 and self.high >= 0):
@@ -86,8 +88,8 @@ class Cispo:
     """−A·logp times a capped ratio that carries no gradient itself: no token ever loses its gradient."""
 
     name: ClassVar[str] = "cispo"
-    cap: float = 5.0
-    """The largest weight that a ratio gives a token; > 0."""
+    cap: Annotated[float, Gt(0)] = 5.0
+    """The largest weight that a ratio gives a token."""
 
     def __post_init__(self) -> None:
         if self.cap <= 0:

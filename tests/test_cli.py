@@ -78,10 +78,43 @@ def test_warmup_from_a_file(tmp_path, countdown_folder, capsys):
 
 def test_usage(capsys):
     assert main([]) == 2 and main(["--help"]) == 0 and main(["trian"]) == 2
-    assert "train | warmup | eval | compare | verify | plan | doctor" in capsys.readouterr().out
+    assert "train | warmup | eval | compare | verify | plan | settings | doctor" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
-    assert stop.value.code == 0 and "--algorithm.objective" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stop.value.code == 0 and "--algorithm.objective" in shown and "--algorithm.ppo-clip.low" in shown
+    assert "w-reinforce: REINFORCE with a weight on its positive half." in shown
+
+
+def test_old_flags_are_all_named_with_what_they_are_called_now(capsys):
+    assert main(["train", "--algorithm.clip-low", "0.1", "--run.seed", "3", "--algorithm.importance=token"]) == 2
+    error = capsys.readouterr().err
+    assert "algorithm.clip_low is now algorithm.ppo_clip.low" in error
+    assert "algorithm.importance is now algorithm.importance.kind" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--algorithm.objective", "nrs"], "algorithm.objective = 'nrs' is unknown, did you mean 'nsr'?"),
+        (["--algorithm.overlong.penalty", "-1"], "algorithm.overlong.penalty must be at least 0, got -1"),
+    ],
+)
+def test_flags_are_checked_like_files(flags, message, capsys):
+    assert main(["plan", "--model.path", "none", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_flag_that_its_section_refuses_ends_with_what_would_be_right(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--model.path", "none", "--algorithm.ppo-clip.dual", "0.5"])
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert stop.value.code == 2 and "dual must be above 1, or 0 for none, got 0.5" in error
+
+
+def test_settings_prints_the_reference(capsys):
+    assert main(["settings"]) == 0 and "### `[algorithm.ppo_clip]`" in capsys.readouterr().out
+    assert main(["settings", "x"]) == 2
 
 
 def test_chat_prompts_go_through_the_models_own_template(countdown_folder, tmp_path):

@@ -2,13 +2,21 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
-from fastrl.config.checks import RANGES, check_eval, check_ranks, check_train, check_warmup, numbers_of
+from fastrl.config.algorithm import AlgorithmConfig, chosen, make_sections
+from fastrl.config.checks import check_eval, check_ranks, check_train, check_warmup
 from fastrl.config.files import from_dict, load_config, to_toml
+from fastrl.config.old_keys import RENAMED
+from fastrl.config.ranges import check_ranges, is_number_type, rules_of
+from fastrl.config.reference import reference
 from fastrl.config.schema import BatchConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, WarmupConfig
+from fastrl.config.settings import settings_of, with_settings
+from fastrl.kernels import SURROGATES, PpoClip
+from fastrl.learning.objectives import OBJECTIVES, Grpo, WReinforce
 
 MODEL = {"model": {"path": "some/model"}}
 
@@ -23,7 +31,15 @@ def checked(data: dict) -> TrainConfig:
         ({"algoritm": {}}, "unknown key 'algoritm', did you mean 'algorithm'"),
         ({"optimizer": {"learning_rat": 1e-3}}, "unknown key 'optimizer.learning_rat'"),
         ({"optimizer": {"lrr": 1e-3}}, "did you mean 'lr'"),
-        ({"algorithm": {"objective": "nrs"}}, "algorithm.objective = 'nrs'.*'psr', 'nsr'"),
+        ({"algorithm": {"objective": "nrs"}}, "algorithm.objective = 'nrs' is unknown, did you mean 'nsr'"),
+        ({"algorithm": {"surrogate": 3}}, "algorithm.surrogate = 3 is unknown; known: reinforce, ppo_clip, cispo"),
+        ({"algorithm": {"reduction": "token-mean"}}, "reduction = 'token-mean' is unknown, did you mean 'token-mean-"),
+        ({"algorithm": {"signals": ["distilation"]}}, "'distilation' is unknown, did you mean 'distillation'"),
+        ({"algorithm": {"ppo_clip": {"lo": 0.1}}}, "unknown key 'algorithm.ppo_clip.lo', did you mean 'low'"),
+        (
+            {"algorithm": {"w_reinforce": {"compares_group": True}}},
+            "unknown key 'algorithm.w_reinforce.compares_group'",
+        ),
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr = 'fast': a number is needed"),
         ({"batch": 3}, "'batch' is a section, got 3"),
         ({"batch": {"rollouts_per_prompt": 0}}, "batch.rollouts_per_prompt must be at least 1, got 0"),
@@ -40,10 +56,17 @@ def checked(data: dict) -> TrainConfig:
         ({"optimizer": {"lr": True}}, r"optimizer\.lr = True: a number is needed"),
         ({"run": {"num_steps": "3"}}, r"run\.num_steps = '3': a number is needed"),
         ({"evaluation": {"every": -1}}, r"evaluation\.every must be at least 0, got -1"),
-        ({"algorithm": {"clip_low": 1.5}}, r"algorithm\.clip_low must be below 1, got 1\.5"),
-        ({"algorithm": {"dual_clip": 0.5}}, r"algorithm\.dual_clip must be above 1, or 0 for none, got 0\.5"),
-        ({"algorithm": {"overlong_buffer": 5}}, "objective nsr only asks whether"),
-        ({"algorithm": {"preset": "paper-code", "clip_low": 0.5}}, r"clip_low = 0\.2, but algorithm\.clip_low = 0\.5"),
+        ({"algorithm": {"ppo_clip": {"low": 1.5}}}, r"algorithm\.ppo_clip\.low must be below 1, got 1\.5"),
+        (
+            {"algorithm": {"ppo_clip": {"dual": 0.5}}},
+            r"^algorithm\.ppo_clip = {'dual': 0\.5}: ppo_clip dual must be above 1, or 0 for none, got 0\.5",
+        ),
+        ({"algorithm": {"importance": {"cap": 1.0}}}, r"algorithm\.importance\.cap must be above 1, got 1\.0"),
+        ({"algorithm": {"overlong": {"buffer": 5}}}, "objective nsr only asks whether"),
+        (
+            {"algorithm": {"preset": "paper-code", "ppo_clip": {"low": 0.5}}},
+            r"means ppo_clip\.low = 0\.2, but algorithm\.ppo_clip\.low = 0\.5 was asked for",
+        ),
         ({"task": {"num_workers": 0}}, r"task\.num_workers must be at least 1, got 0"),
         (
             {"run": {"best_metric": "pass_at_k/3"}, "evaluation": {"every": 5}},
@@ -51,11 +74,14 @@ def checked(data: dict) -> TrainConfig:
         ),
         ({"algorithm": {"updates_per_batch": 65}}, "updates_per_batch=65 exceeds"),
         ({"algorithm": {"entropy_coef": -1.0}}, r"algorithm\.entropy_coef must be at least 0, got -1"),
-        ({"algorithm": {"positive_weight": -1.0}}, r"algorithm\.positive_weight must be at least 0, got -1"),
+        (
+            {"algorithm": {"w_reinforce": {"positive_weight": -1.0}}},
+            r"w_reinforce\.positive_weight must be at least 0, got -1",
+        ),
         ({"algorithm": {"correct_threshold": float("nan")}}, r"algorithm\.correct_threshold must be finite, got nan"),
         (
-            {"algorithm": {"objective": "grpo", "overlong_buffer": 65}, "sampler": {"max_new_tokens": 64}},
-            "overlong_buffer=65 exceeds sampler.max_new_tokens=64",
+            {"algorithm": {"objective": "grpo", "overlong": {"buffer": 65}}, "sampler": {"max_new_tokens": 64}},
+            r"algorithm\.overlong\.buffer=65 exceeds sampler.max_new_tokens=64",
         ),
     ],
 )
@@ -66,8 +92,17 @@ def test_bad_settings_are_named(data, message):
 
 @pytest.mark.parametrize("cls", [TrainConfig, WarmupConfig, EvalConfig])
 def test_every_number_has_a_range(cls):
-    """A setting that nobody thought about would be checked by nobody."""
-    assert not [(section, key) for section, key, _ in numbers_of(cls()) if key not in RANGES.get(section, {})]
+    """A setting that nobody thought about would be checked by nobody: one without bounds says so, as a seed does."""
+    assert not [name for name, kind, _ in settings_of(cls()) if is_number_type(kind) and not rules_of(kind)]
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, WarmupConfig, EvalConfig])
+def test_defaults_are_within_their_ranges_and_every_bound_is_checked_in_python_too(cls):
+    check_ranges(cls())
+    if cls is TrainConfig:
+        for name in ("algorithm.overlong.penalty", "algorithm.distillation.weight", "optimizer.lr"):
+            with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
+                check_ranges(with_settings(cls(), {name: -1.0}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -125,8 +160,52 @@ def test_saved_config_reads_back_equal(cls, tmp_path):
 
 def test_preset_fixes_the_authors_semantics():
     algorithm = checked({"algorithm": {"preset": "paper-code"}}).algorithm
-    assert (algorithm.surrogate, algorithm.clip_low, algorithm.clip_high) == ("ppo_clip", 0.2, 0.2)
+    assert chosen(algorithm, SURROGATES, algorithm.surrogate) == PpoClip(low=0.2, high=0.2, dual=0.0)
     assert algorithm.reduction == "micro-batch-mean" and algorithm.minibatch_cut == "after-dropping"
+
+
+def test_each_choice_has_its_own_settings():
+    algorithm = checked({"algorithm": {"w_reinforce": {"positive_weight": 0.3}}}).algorithm
+    assert chosen(algorithm, OBJECTIVES, "w-reinforce") == WReinforce(positive_weight=0.3)
+    assert chosen(algorithm, OBJECTIVES, "grpo") == Grpo()
+
+
+@dataclass(frozen=True)
+class PpoClipOfAnObjective:
+    margin: float = 0.0
+
+
+def test_a_registered_class_with_settings_gets_a_section_and_no_two_share_one():
+    sections = make_sections({"margin-of-2": PpoClipOfAnObjective, "plain": Grpo})
+    assert sections().margin_of_2 == PpoClipOfAnObjective() and not hasattr(sections(), "plain")
+    with pytest.raises(
+        ValueError, match=r"\[algorithm\.ppo_clip\] would hold .* PpoClipOfAnObjective and PpoClip: rename"
+    ):
+        make_sections({"ppo-clip": PpoClipOfAnObjective}, SURROGATES)
+    own = set(AlgorithmConfig.__annotations__)
+    assert not own & set(AlgorithmConfig.__base__.__annotations__), "a setting would hide a section"
+
+
+def test_old_keys_are_all_named_with_what_they_are_called_now(tmp_path):
+    path = tmp_path / "config.toml"
+    values = "".join(f"{name.partition('.')[2]} = 1\n" for name in RENAMED)
+    path.write_text(f"[algorithm]\nobjective = 'nsr'\n{values}")
+    for cls in (TrainConfig, EvalConfig):
+        with pytest.raises(ValueError, match=r"config\.toml: settings have other names now") as error:
+            load_config(cls, path)
+        assert all(f"{old} is now {new}" in str(error.value) for old, new in RENAMED.items())
+    known = {name for name, _, _ in settings_of(TrainConfig())}
+    assert set(RENAMED.values()) <= known and not set(RENAMED) & known
+    path.write_text("[algorithm.importance]\ncap = 3.0\n")
+    assert load_config(TrainConfig, path).algorithm.importance.cap == 3.0
+
+
+def test_the_reference_in_the_docs_is_current():
+    path = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+    text = reference()
+    assert path.read_text(encoding="utf-8") == text, "make it again: fastrl settings > docs/settings.md"
+    names = [name.rpartition(".") for name, _, _ in settings_of(TrainConfig())]
+    assert all(f"### `[{section}]`" in text and f"- `{key} = " in text for section, _, key in names)
 
 
 def test_an_evaluation_takes_a_training_config(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from rollout_cases import Rollout, batch_of, scores_of
 
-from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.config.algorithm import AlgorithmConfig, ImportanceConfig
+from fastrl.config.schema import BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.learning.importance import choose_importance, importance_weights
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
@@ -56,7 +57,7 @@ def gradient_after(model, mode: str, updates: int, surrogate: str = "reinforce",
     """Weights after one batch; scale: advantages multiplied by hand instead of importance weights."""
     start = {k: v.clone() for k, v in model.state_dict().items()}
     algorithm = AlgorithmConfig(
-        surrogate=surrogate, updates_per_batch=updates, importance_cap=1.2, old_logprobs="recompute"
+        surrogate=surrogate, updates_per_batch=updates, importance=ImportanceConfig(cap=1.2), old_logprobs="recompute"
     )
     config = TrainConfig(algorithm=algorithm, batch=BatchConfig(2, 2, 100), sampler=SamplerConfig(max_new_tokens=8))
     policy = Policy(model, token_loss(algorithm))

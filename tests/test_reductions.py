@@ -1,12 +1,10 @@
 """Token weights against numbers worked out by hand: lengths 2, 6, 4, of which the second is dropped."""
 
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from fastrl.config.schema import ReductionName
 from fastrl.learning.reductions import REDUCTIONS, UpdateShape
 
 SHAPE = UpdateShape(
@@ -26,8 +24,8 @@ EXPECTED = {
 }
 
 
-def test_config_and_registry_name_the_same_reductions():
-    assert set(get_args(ReductionName)) == set(REDUCTIONS) == set(EXPECTED)
+def test_every_reduction_is_tested():
+    assert set(REDUCTIONS) == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

@@ -18,6 +18,7 @@ from fastrl.config.schema import (
     TaskConfig,
     TrainConfig,
 )
+from fastrl.learning.overlong import Overlong
 from fastrl.prompts.stream import PromptStream
 from fastrl.records import checkpoints, rollout_files
 from fastrl.records.jsonl import read_jsonl
@@ -126,7 +127,7 @@ def test_a_missing_reward_makes_no_contrast_and_enters_no_share():
 
 
 def test_overlong_completions_lose_reward(run):
-    _, rollouts, _ = run("length", overlong_buffer=4, overlong_penalty=1.0, truncated="mask", objective="dr-grpo")
+    _, rollouts, _ = run("length", overlong=Overlong(4, 1.0), truncated="mask", objective="dr-grpo")
     for rollout in rollouts:
         assert rollout["penalty"] == pytest.approx(min(0, (6 - 4 - len(rollout["completion_ids"])) / 4))
         assert rollout["reward"] == len(rollout["completion"]) / 4  # the verdict stays what it was

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fastrl.cli import main
+from fastrl.config.algorithm import ImportanceConfig
 from fastrl.config.files import to_toml
 from fastrl.config.schema import (
     AlgorithmConfig,
@@ -253,7 +254,9 @@ def test_what_vllm_cannot_serve_is_one_message_before_training(model_folder, tmp
 
 def test_an_embedded_run_with_importance_weights_says_so(model_folder, tmp_path, capsys):
     config = config_of(tmp_path / "run", model_folder)
-    config = dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, importance="token"))
+    config = dataclasses.replace(
+        config, algorithm=dataclasses.replace(config.algorithm, importance=ImportanceConfig("token"))
+    )
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, num_steps=1))
     train(config)
     assert "importance weights: token (asked for by algorithm.importance)" in capsys.readouterr().out

@@ -5,7 +5,6 @@ are the demo's. A cell names only what it changes. The learning rate of tiers 1 
 it for every family of objectives (`selection`), on other draws of problems and with a seed of its own.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from fastrl.config.files import load_config
 from fastrl.config.schema import TrainConfig
+from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -22,15 +22,15 @@ NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluate
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
 LEARNING_RATES = (1.5e-5, 3e-5, 6e-5, 1.2e-4)
 SELECTION_SEED, SELECTION_DATA_SEED = 100, 1  # another order, and other draws of training and validation problems
-NO_CLIP = {"algorithm.clip_low": 0.999, "algorithm.clip_high": 1e6}  # the ratio stays, its bounds never act
+NO_CLIP = {"algorithm.ppo_clip.low": 0.999, "algorithm.ppo_clip.high": 1e6}  # the ratio stays, its bounds never act
 
 OBJECTIVES = {
     "psr": {"algorithm.objective": "psr"},
     "nsr": {"algorithm.objective": "nsr"},
-    "w-reinforce-0.05": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 0.05},
-    "w-reinforce-0.1": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 0.1},
-    "w-reinforce-0.2": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 0.2},
-    "w-reinforce-1": {"algorithm.objective": "w-reinforce", "algorithm.positive_weight": 1.0},
+    "w-reinforce-0.05": {"algorithm.objective": "w-reinforce", "algorithm.w_reinforce.positive_weight": 0.05},
+    "w-reinforce-0.1": {"algorithm.objective": "w-reinforce", "algorithm.w_reinforce.positive_weight": 0.1},
+    "w-reinforce-0.2": {"algorithm.objective": "w-reinforce", "algorithm.w_reinforce.positive_weight": 0.2},
+    "w-reinforce-1": {"algorithm.objective": "w-reinforce", "algorithm.w_reinforce.positive_weight": 1.0},
     "grpo": {"algorithm.objective": "grpo"},
     "dr-grpo": {"algorithm.objective": "dr-grpo", "algorithm.reduction": "constant"},
     "rloo": {"algorithm.objective": "rloo"},
@@ -64,15 +64,6 @@ class Cell:
     def is_followed(self) -> bool:
         """Evaluated along the way: not with a foreign reward, which the run's own evaluation would use as well."""
         return not self.rewards
-
-
-def with_settings(config: TrainConfig, settings: dict[str, object]) -> TrainConfig:
-    """The config with `section.key` values replaced."""
-    for name, value in settings.items():
-        section, key = name.split(".")
-        changed = dataclasses.replace(getattr(config, section), **{key: value})
-        config = dataclasses.replace(config, **{section: changed})
-    return config
 
 
 def train_config(cell: Cell, folder: Path, *, lr: float | None = None, model: Path | None = None) -> TrainConfig:

@@ -1,148 +1,19 @@
-"""What a config may say: ranges of single values, and values that cannot work together. Nothing is loaded for it."""
+"""Values that cannot work together. Nothing is loaded to find them."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
-from typing import Any
+from operator import attrgetter
 
-from fastrl.config.files import nearest
-from fastrl.config.schema import (
-    AlgorithmConfig,
-    EvalConfig,
-    EvaluationConfig,
-    OptimizerConfig,
-    TrainConfig,
-    WarmupConfig,
-)
+from fastrl.config.algorithm import AlgorithmConfig
+from fastrl.config.ranges import check_ranges, nearest
+from fastrl.config.schema import EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
+from fastrl.config.settings import with_settings
+from fastrl.learning.objectives import OBJECTIVES
 from fastrl.statistics import ks_up_to
-
-INF = math.inf
-
-# (least, most) allowed values of every number, by section and key ("": of no section), all of which must be finite; a
-# bound in OPEN is itself excluded.
-RANGES: dict[str, dict[str, tuple[float, float]]] = {
-    "": {"micro_batch_tokens": (2, INF), "correct_threshold": (-INF, INF), "seed": (-INF, INF)},
-    "model": {"lora_rank": (0, INF), "lora_alpha": (0, INF)},
-    "task": {
-        "seed": (-INF, INF),
-        "max_prompt_tokens": (0, INF),
-        "num_train": (0, INF),
-        "num_validation": (0, INF),
-        "num_test": (0, INF),
-        "timeout_s": (0.01, INF),
-        "memory_mb": (64, INF),
-        "num_workers": (1, INF),
-    },
-    "sampler": {
-        "temperature": (0, INF),
-        "max_new_tokens": (1, INF),
-        "batch_size": (1, INF),
-        "top_p": (0, 1),
-        "top_k": (0, INF),
-        "kv_cache_bytes": (0, INF),
-    },
-    "algorithm": {
-        "clip_low": (0, 1),
-        "clip_high": (0, INF),
-        "cispo_cap": (0, INF),
-        "updates_per_batch": (1, INF),
-        "kl_coef": (0, INF),
-        "entropy_coef": (0, INF),
-        "positive_weight": (0, INF),
-        "correct_threshold": (-INF, INF),
-        "dual_clip": (0, INF),
-        "importance_cap": (1, INF),
-        "overlong_buffer": (0, INF),
-        "overlong_penalty": (0, INF),
-        "dynamic_sampling_rounds": (0, INF),
-    },
-    "batch": {"prompts_per_step": (1, INF), "rollouts_per_prompt": (1, INF), "micro_batch_tokens": (2, INF)},
-    "optimizer": {
-        "lr": (0, INF),
-        "warmup_steps": (0, INF),
-        "beta1": (0, 1),
-        "beta2": (0, 1),
-        "eps": (0, INF),
-        "weight_decay": (0, INF),
-        "max_grad_norm": (0, INF),
-    },
-    "evaluation": {
-        "seed": (-INF, INF),
-        "every": (0, INF),
-        "num_samples": (1, INF),
-        "temperature": (0, INF),
-        "top_p": (0, 1),
-        "top_k": (0, INF),
-        "repetition_penalty": (0, INF),
-        "max_new_tokens": (0, INF),
-    },
-    "run": {
-        "seed": (-INF, INF),
-        "num_steps": (1, INF),
-        "checkpoint_every": (1, INF),
-        "keep_last": (1, INF),
-        "scored_rollouts": (0, INF),
-        "rollouts_mib": (0, INF),
-        "max_nonfinite_steps": (0, INF),
-        "watchdog_s": (0, INF),
-    },
-    "ledger": {
-        "every": (0, INF),
-        "num_prompts": (1, INF),
-        "num_samples": (1, INF),
-        "num_positions": (1, INF),
-        "top_k": (1, INF),
-    },
-    "data": {"num_steps": (1, INF), "batch_size": (1, INF)},
-    "scratch": {
-        "hidden_size": (1, INF),
-        "num_layers": (1, INF),
-        "num_heads": (1, INF),
-        "intermediate_size": (1, INF),
-    },
-}
-OPEN = {
-    ("model", "lora_alpha", 0),
-    ("sampler", "temperature", 0),
-    ("sampler", "top_p", 0),
-    ("algorithm", "clip_low", 1),
-    ("algorithm", "cispo_cap", 0),
-    ("algorithm", "importance_cap", 1),
-    ("optimizer", "beta1", 1),
-    ("optimizer", "beta2", 1),
-    ("optimizer", "eps", 0),
-    ("evaluation", "top_p", 0),
-    ("evaluation", "repetition_penalty", 0),
-}
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def numbers_of(config: Any, section: str = "") -> Iterator[tuple[str, str, float]]:
-    """(section, key, value) of every number; section is empty for those of the config itself."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from numbers_of(value, field.name)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield section, field.name, value
-
-
-def check_ranges(config: Any) -> None:
-    """ValueError for a number that is not finite or outside RANGES: section.key, the value, what would be right."""
-    for section, key, value in numbers_of(config):
-        name = f"{section}.{key}" if section else key
-        _require(math.isfinite(value), f"{name} must be finite, got {value}")
-        least, most = RANGES[section][key]
-        above = "above" if (section, key, least) in OPEN else "at least"
-        below = "below" if (section, key, most) in OPEN else "at most"
-        is_high_enough = value > least if above == "above" else value >= least
-        is_low_enough = value < most if below == "below" else value <= most
-        _require(is_high_enough, f"{name} must be {above} {least}, got {value}")
-        _require(is_low_enough, f"{name} must be {below} {most}, got {value}")
 
 
 def check_train(config: TrainConfig) -> TrainConfig:
@@ -166,12 +37,8 @@ def check_train(config: TrainConfig) -> TrainConfig:
         f"{batch.prompts_per_step}: a mini-batch holds whole groups",
     )
     _require(
-        algorithm.dual_clip == 0 or algorithm.dual_clip > 1,
-        f"algorithm.dual_clip must be above 1, or 0 for none, got {algorithm.dual_clip}",
-    )
-    _require(
-        algorithm.overlong_buffer <= sampler.max_new_tokens,
-        f"algorithm.overlong_buffer={algorithm.overlong_buffer} exceeds sampler.max_new_tokens="
+        algorithm.overlong.buffer <= sampler.max_new_tokens,
+        f"algorithm.overlong.buffer={algorithm.overlong.buffer} exceeds sampler.max_new_tokens="
         f"{sampler.max_new_tokens}: every completion would be penalised for its length",
     )
     _check_objective(algorithm, batch.rollouts_per_prompt)
@@ -181,16 +48,17 @@ def check_train(config: TrainConfig) -> TrainConfig:
 
 
 def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> None:
-    has_baseline = algorithm.objective in ("rloo", "grpo", "dr-grpo")
+    compares_group = OBJECTIVES[algorithm.objective].compares_group
     _require(
-        rollouts_per_prompt > 1 or not has_baseline,
+        rollouts_per_prompt > 1 or not compares_group,
         f"objective {algorithm.objective} compares the rollouts of a prompt: batch.rollouts_per_prompt must be at "
         f"least 2, got {rollouts_per_prompt}",
     )
+    comparing = ", ".join(name for name, objective in OBJECTIVES.items() if objective.compares_group)
     _require(
-        algorithm.overlong_buffer == 0 or has_baseline,
-        f"algorithm.overlong_buffer={algorithm.overlong_buffer} shapes rewards that are compared within a group (rloo, "
-        f"grpo, dr-grpo); objective {algorithm.objective} only asks whether a completion is correct",
+        algorithm.overlong.buffer == 0 or compares_group,
+        f"algorithm.overlong.buffer={algorithm.overlong.buffer} shapes rewards that are compared within a group "
+        f"({comparing}); objective {algorithm.objective} only asks whether a completion is correct",
     )
 
 
@@ -245,9 +113,9 @@ def best_metric_names(num_samples: int) -> list[str]:
 
 PAPER_CODE = {
     "surrogate": "ppo_clip",
-    "clip_low": 0.2,
-    "clip_high": 0.2,
-    "dual_clip": 0.0,
+    "ppo_clip.low": 0.2,
+    "ppo_clip.high": 0.2,
+    "ppo_clip.dual": 0.0,
     "reduction": "micro-batch-mean",
     "minibatch_cut": "after-dropping",
 }
@@ -258,12 +126,12 @@ def _apply_preset(algorithm: AlgorithmConfig) -> AlgorithmConfig:
     if algorithm.preset == "none":
         return algorithm
     for key, value in PAPER_CODE.items():
-        asked = getattr(algorithm, key)
+        asked, default = (attrgetter(key)(config) for config in (algorithm, AlgorithmConfig()))
         _require(
-            asked in (value, getattr(AlgorithmConfig(), key)),
+            asked in (value, default),
             f"algorithm.preset = 'paper-code' means {key} = {value!r}, but algorithm.{key} = {asked!r} was asked for",
         )
-    return dataclasses.replace(algorithm, **PAPER_CODE)
+    return with_settings(algorithm, PAPER_CODE)
 
 
 def check_eval(config: EvalConfig) -> None:

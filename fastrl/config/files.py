@@ -1,51 +1,57 @@
 """Config files: TOML to settings and back.
 
-A key that no section knows is an error that names the nearest known one; a value of the wrong type is an error that
-names the value. Ranges are in `config_checks`. Nothing here imports torch: a bad config fails before anything loads.
+An unknown key is an error that names the nearest known one. A value of the wrong type or outside its range is an error
+that names the value. Nothing here imports torch: a bad config fails before anything loads.
 """
 
 import dataclasses
-import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from fastrl.config.old_keys import refuse_old_keys
+from fastrl.config.ranges import check_value, is_number_type, nearest
 from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
+from fastrl.config.settings import annotations_of
 
 Config = TypeVar("Config", TrainConfig, WarmupConfig, EvalConfig)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`, did you mean 'x'?` for the known name closest to `name`, else the list of known names."""
-    match = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
-
-
-def _reject_unknown(cls: type, data: dict[str, Any], path: str = "") -> None:
-    hints = get_type_hints(cls)
+def _check_data(cls: type, data: dict[str, Any], path: str = "") -> None:
+    annotations = annotations_of(cls)
     for key, value in data.items():
-        if key not in hints:
-            raise ValueError(f"unknown key '{path}{key}'{nearest(key, list(hints))}")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if hints[key] in (int, float) and not is_number:
-            raise ValueError(f"{path}{key} = {value!r}: a number is needed")
-        if dataclasses.is_dataclass(hints[key]):
+        name = f"{path}{key}"
+        if key not in annotations:
+            raise ValueError(f"unknown key '{name}'{nearest(key, annotations)}")
+        if dataclasses.is_dataclass(annotations[key]):
             if not isinstance(value, dict):
-                raise ValueError(f"'{path}{key}' is a section, got {value!r}")
-            _reject_unknown(hints[key], value, f"{path}{key}.")
+                raise ValueError(f"'{name}' is a section, got {value!r}")
+            _check_data(annotations[key], value, f"{name}.")
+        else:
+            _check_type(name, value, annotations[key])
+            check_value(name, value, annotations[key])
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number_type(annotation) and not is_number:
+        raise ValueError(f"{name} = {value!r}: a number is needed")
 
 
 def from_dict(cls: type[Config], data: dict[str, Any]) -> Config:
-    """Build a config from nested dicts. ValueError for unknown keys (with the nearest known) and for wrong values."""
-    _reject_unknown(cls, data)
+    """A config from nested dicts. ValueError for old and unknown keys, with the name that is meant, and for values."""
+    refuse_old_keys(data)
+    _check_data(cls, data)
     try:
         return TypeAdapter(cls).validate_python(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise ValueError("; ".join(lines)) from None
+        found = (
+            (".".join(map(str, e["loc"])), e["input"], e["msg"].removeprefix("Value error, ")) for e in error.errors()
+        )
+        raise ValueError("; ".join(f"{name} = {value!r}: {message}" for name, value, message in found)) from None
 
 
 def load_config(cls: type[Config], path: str | Path) -> Config:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-ObjectiveName = Literal["psr", "nsr", "w-reinforce", "reinforce", "rloo", "grpo", "dr-grpo"]
-SurrogateName = Literal["reinforce", "ppo_clip", "cispo"]
-ReductionName = Literal["token-mean-kept", "token-mean-all", "sequence-mean", "constant", "micro-batch-mean"]
+from annotated_types import Ge
 
+from fastrl.config.algorithm import AlgorithmConfig
+from fastrl.config.ranges import BelowOne, Count, Natural, NonNegative, Positive, Seed, Threshold, TopP
 
 PathText = Annotated[str, "a path, or a name that is no path"]
 
@@ -42,9 +42,9 @@ class ModelConfig(WithPaths):
     first of these that runs here. Any other of transformers' implementations runs padded."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block and compute the block again in the backward: less memory, more time."""
-    lora_rank: int = 0
+    lora_rank: Natural = 0
     """Train low-rank adapters of this rank on a frozen model (peft); 0: all parameters."""
-    lora_alpha: float = 32.0
+    lora_alpha: Positive = 32.0
     """α: adapters are scaled by α/rank."""
     lora_targets: tuple[str, ...] = ()
     """Names of the linear layers that get an adapter, such as q_proj; empty: all but the head."""
@@ -70,21 +70,21 @@ class TaskConfig(WithPaths):
     """Same, for the numbers that are reported; empty: the generator's own split, or none."""
     template: str = "auto"
     """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
-    max_prompt_tokens: int = 0
+    max_prompt_tokens: Natural = 0
     """Problems with longer prompts are dropped, and counted; 0: one that does not fit is an error that names it."""
-    num_train: int = 0
+    num_train: Natural = 0
     """Use the first n training problems; 0: all."""
-    num_validation: int = 200
+    num_validation: Natural = 200
     """Use the first n validation problems; 0: all."""
-    num_test: int = 300
+    num_test: Natural = 300
     """Use the first n test problems; 0: all."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of generated problems."""
-    timeout_s: float = 5.0
+    timeout_s: Annotated[float, Ge(0.01)] = 5.0
     """Seconds a verifier may spend on one completion."""
-    memory_mb: int = 2048
+    memory_mb: Annotated[int, Ge(64)] = 2048
     """Address space of a verifier worker, in MiB."""
-    num_workers: int = 2
+    num_workers: Count = 2
     """Verifier processes."""
 
 
@@ -99,84 +99,31 @@ class SamplerConfig:
     """vllm: alias: the trainer's parameters are vLLM's tensors, nothing is copied. gather: shards of several processes
     go straight into vLLM's tensors. copy: a second set of weights. auto: gather for sharded parameters, else alias
     where every tensor maps, else copy, with the reason said."""
-    kv_cache_bytes: int = 0
+    kv_cache_bytes: Natural = 0
     """vllm: size of the KV cache; 0: what batch_size sequences can use, within the memory that training leaves."""
     release_kv_cache: bool = False
     """vllm on CUDA: give the KV cache's memory back while training (costs its re-allocation each step)."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature τ > 0; the loss uses the same τ."""
-    max_new_tokens: int = 256
+    max_new_tokens: Count = 256
     """Longest completion, end-of-sequence token included."""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Sequences generated at once."""
-    top_p: float = 1.0
+    top_p: TopP = 1.0
     """Must be 1 in training (evaluation has its own)."""
-    top_k: int = 0
+    top_k: Natural = 0
     """Must be 0 in training (evaluation has its own)."""
-
-
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """Objective (rewards → advantages), surrogate (log-probs → loss), reduction (token weights): three free choices."""
-
-    preset: Literal["none", "paper-code"] = "none"
-    """paper-code: the semantics of the NSR authors' code (ppo_clip 0.2/0.2, mini-batches cut after dropping, mean over
-    the tokens of each micro-batch). The one setting whose result depends on the micro-batch size."""
-    objective: ObjectiveName = "nsr"
-    """How rewards become signed advantages."""
-    positive_weight: float = 0.1
-    """λ of w-reinforce: the advantage of a correct completion (a wrong one has −1)."""
-    correct_threshold: float = 1.0
-    """Sign objectives (psr, nsr, w-reinforce, reinforce): correct means reward ≥ this."""
-    surrogate: SurrogateName = "ppo_clip"
-    """How the loss of a token depends on its log-prob."""
-    clip_low: float = 0.2
-    """ppo_clip: lower ε."""
-    clip_high: float = 0.2
-    """ppo_clip: upper ε."""
-    dual_clip: float = 0.0
-    """ppo_clip: bound on the loss of negative advantages (> 1; 0: none)."""
-    cispo_cap: float = 5.0
-    """cispo: cap of the importance ratio."""
-    reduction: ReductionName = "token-mean-kept"
-    """Token weights: mean over tokens that carry gradient or over all, mean of sequence means, a constant, or the
-    authors' micro-batch mean."""
-    updates_per_batch: int = 1
-    """Optimizer steps on each batch of rollouts (mini-batches)."""
-    minibatch_cut: Literal["before-dropping", "after-dropping"] = "before-dropping"
-    """before: always `updates_per_batch` updates. after: ceil(kept / mini-batch size), the last scaled by its fill."""
-    old_logprobs: Literal["auto", "sampler", "recompute"] = "auto"
-    """π_old of mini-batches after the first: the sampler's log-probs, or a no-gradient pass before the first update.
-    auto: the sampler's where it shares the trainer's weights."""
-    importance: Literal["auto", "off", "token", "sequence", "masked"] = "auto"
-    """Correction for a sampler whose log-probs differ from the trainer's: truncated weights per token or per sequence,
-    or sequences outside [1/cap, cap] masked. auto: token where the difference before the first update is noticeable."""
-    importance_cap: float = 2.0
-    """Largest importance weight (above 1)."""
-    kl_coef: float = 0.0
-    """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    truncated: Literal["wrong", "mask", "judged"] = "wrong"
-    """Completions cut at max_new_tokens: wrong, with reward 0 or their verdict where that is less; no gradient at all;
-    or judged like any other. Evaluations of the run count them in the same way (mask: as judged)."""
-    overlong_buffer: int = 0
-    """Tokens before max_new_tokens over which the length penalty grows to `overlong_penalty` (DAPO); 0: none."""
-    overlong_penalty: float = 1.0
-    """Reward taken from a completion of full length when overlong_buffer > 0."""
-    dynamic_sampling_rounds: int = 0
-    """Further rounds of prompts drawn to replace groups whose rewards are all equal (DAPO); 0: keep such groups."""
 
 
 @dataclass(frozen=True)
 class BatchConfig:
     """Sizes of a training step."""
 
-    prompts_per_step: int = 64
+    prompts_per_step: Count = 64
     """Prompts (groups) a step."""
-    rollouts_per_prompt: int = 8
+    rollouts_per_prompt: Count = 8
     """Completions per prompt (group size)."""
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: Annotated[int, Ge(2)] = 16384
     """Tokens (prompt + completion) of one forward-backward; the result does not depend on it."""
 
 
@@ -191,17 +138,17 @@ class OptimizerConfig:
     grad_dtype: Literal["float32", "bfloat16"] = "float32"
     """What gradients accumulate in. bfloat16 (for the kinds without masters) halves them and rounds the sum at every
     micro-batch: a relative error of about 0.1 % × √micro-batches."""
-    lr: float = 1e-6
+    lr: NonNegative = 1e-6
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Shape after warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Steps of linear warm-up from 0."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
     """Global gradient-norm clip; 0: none."""
     offload: bool = False
     """Keep weights, gradients and optimizer states in CPU memory (FSDP2 moves each block to the GPU for its turn)."""
@@ -211,23 +158,23 @@ class OptimizerConfig:
 class EvaluationConfig:
     """Evaluation inside a run and by `fastrl eval`: its own sampling settings."""
 
-    every: int = 0
+    every: Natural = 0
     """Evaluate the validation split every n steps; 0: never during training."""
     split: Literal["train", "validation", "test"] = "test"
     """Split of the evaluation after training and of `fastrl eval`."""
     at_end: bool = True
     """Evaluate `split` when training ends."""
-    num_samples: int = 16
+    num_samples: Count = 16
     """Completions per problem: pass@k is reported for k = 1, 2, 4, … up to this."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """0: greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
+    top_p: TopP = 1.0
+    top_k: Natural = 0
     """0: off."""
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 0
+    repetition_penalty: Positive = 1.0
+    max_new_tokens: Natural = 0
     """0: the training sampler's."""
-    seed: int = 1234
+    seed: Seed = 1234
 
 
 @dataclass(frozen=True)
@@ -236,22 +183,22 @@ class RunConfig(WithPaths):
 
     folder: PathText = "runs/train"
     """config.toml, metrics.jsonl, tensorboard/, rollouts/, checkpoints/, eval/."""
-    seed: int = 0
-    num_steps: int = 100
-    checkpoint_every: int = 50
+    seed: Seed = 0
+    num_steps: Count = 100
+    checkpoint_every: Count = 50
     """Steps between checkpoints (one is always written at the end and on Ctrl-C or SIGTERM)."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """Checkpoints kept besides the best."""
     best_metric: str = "pass_at_k/1"
     """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better)."""
-    scored_rollouts: int = 64
+    scored_rollouts: Natural = 64
     """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
-    rollouts_mib: int = 4096
+    rollouts_mib: Natural = 4096
     """Room for rollouts/, in MiB: beyond it the oldest steps are deleted, which is said; 0: no limit."""
-    max_nonfinite_steps: int = 3
+    max_nonfinite_steps: Natural = 3
     """Steps in a row without one finite gradient after which the run stops, with a checkpoint of the last good weights;
     0: it never does. Such updates are skipped and counted (update/num_nonfinite)."""
-    watchdog_s: float = 1800.0
+    watchdog_s: NonNegative = 1800.0
     """Seconds without progress after which the run prints the stacks of all threads and exits with status 1; 0: off.
     Longer than the longest single operation: loading a model is not watched, writing one checkpoint is."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
@@ -262,15 +209,15 @@ class RunConfig(WithPaths):
 class LedgerConfig:
     """Where probability goes during training: exact log-probs of a fixed set of completions, in ledger.jsonl."""
 
-    every: int = 0
+    every: Natural = 0
     """Measure every n steps; 0: never."""
-    num_prompts: int = 16
+    num_prompts: Count = 16
     """Validation prompts (training prompts where there are none) that are followed."""
-    num_samples: int = 64
+    num_samples: Count = 64
     """Completions of the initial policy per prompt; the first `batch.rollouts_per_prompt` are the ones penalised."""
-    num_positions: int = 256
+    num_positions: Count = 256
     """Tokens of correct and of penalised completions, of each so many, whose whole distributions are followed."""
-    top_k: int = 5
+    top_k: Count = 5
     """Alternatives named for each of the tokens that lost most."""
     gradients: bool = False
     """Norm and angle of the gradients of either sign: a backward pass and a set of gradients more for each."""
@@ -297,10 +244,10 @@ class ScratchConfig:
 
     characters: str = "0123456789+-*()=: "
     """The vocabulary besides <pad> and <eos>."""
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    intermediate_size: int = 384
+    hidden_size: Count = 128
+    num_layers: Count = 4
+    num_heads: Count = 4
+    intermediate_size: Count = 384
 
 
 @dataclass(frozen=True)
@@ -309,8 +256,8 @@ class DemonstrationConfig(WithPaths):
 
     file: PathText = ""
     """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown)."""
-    num_steps: int = 1600
-    batch_size: int = 256
+    num_steps: Count = 1600
+    batch_size: Count = 256
     """Demonstrations a step."""
 
 
@@ -323,9 +270,9 @@ class WarmupConfig(WithPaths):
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-3, schedule="cosine"))
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: Annotated[int, Ge(2)] = 16384
     """Tokens of one forward-backward."""
-    seed: int = 0
+    seed: Seed = 0
     output: PathText = "runs/warmup"
     """Folder that receives the model and its tokenizer."""
 
@@ -340,7 +287,7 @@ class EvalConfig(WithPaths):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: PathText = "eval.json"
     """Where the evaluation goes; a plot with the same stem lies beside it."""
-    correct_threshold: float = 1.0
+    correct_threshold: Threshold = 1.0
     """Correct means reward ≥ this."""
     truncated: Literal["wrong", "judged"] = "wrong"
     """Completions cut at max_new_tokens are wrong, or judged like any other."""

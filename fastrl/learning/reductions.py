@@ -39,22 +39,27 @@ class UpdateShape:
 
 
 def token_mean_kept(shape: UpdateShape) -> np.ndarray:
+    """Mean over the tokens of rollouts that the term acts on."""
     return _everywhere(shape, shape.num_tokens_B[shape.has_gradient_B].sum())
 
 
 def token_mean_all(shape: UpdateShape) -> np.ndarray:
+    """Mean over the tokens of all rollouts of the mini-batch."""
     return _everywhere(shape, shape.num_tokens_B.sum())
 
 
 def sequence_mean(shape: UpdateShape) -> np.ndarray:
+    """Mean over rollouts of the mean over their tokens."""
     return 1.0 / (shape.num_sequences * np.maximum(shape.num_tokens_B, 1))
 
 
 def constant(shape: UpdateShape) -> np.ndarray:
+    """The same for every token, whatever the lengths: 1 / (rollouts · token limit)."""
     return _everywhere(shape, shape.num_sequences * shape.max_new_tokens)
 
 
 def micro_batch_mean(shape: UpdateShape) -> np.ndarray:
+    """Mean over the tokens of each micro-batch: depends on the micro-batch size."""
     weights_B = np.zeros(len(shape.num_tokens_B))
     for index in np.unique(shape.micro_batch_B[shape.micro_batch_B >= 0]):
         rows = (shape.micro_batch_B == index) & shape.has_gradient_B

@@ -1,11 +1,11 @@
 """Which settings make a run fit that does not: tried in turn, each on top of the ones before, by planning the run."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fastrl.config.schema import TrainConfig
+from fastrl.config.settings import with_settings
 from fastrl.plan.plan import make_plan, planned_device
 
 CHECKPOINTING = {"model.gradient_checkpointing": True}
@@ -23,10 +23,10 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
     is_sharded = machine.get("num_ranks", 1) > 1 or config.optimizer.offload  # float32 shards: no kind without masters
     for more in ({}, CHECKPOINTING, *(() if is_sharded else (rounded | NO_MASTERS, EIGHT_BITS))):
         settings |= more
-        plan = make_plan(changed(config, settings), device_type=device_type, **machine)
+        plan = make_plan(with_settings(config, settings), device_type=device_type, **machine)
         if not plan.fits and plan.fitting_tokens:
             budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.update_tokens)}
-            plan = make_plan(changed(config, settings | budget), device_type=device_type, **machine)
+            plan = make_plan(with_settings(config, settings | budget), device_type=device_type, **machine)
             if plan.fits:
                 return _differing(config, settings | budget)
         elif plan.fits:
@@ -42,13 +42,5 @@ def savings_text(settings: dict[str, object]) -> str:
     return f"would fit with: {', '.join(f'{name} = {value}' for name, value in values.items())}"
 
 
-def changed(config: TrainConfig, settings: dict[str, object]) -> TrainConfig:
-    """The config with `section.key` → value set."""
-    for name, value in settings.items():
-        section, key = name.split(".")
-        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
-    return config
-
-
 def _differing(config: TrainConfig, settings: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if changed(config, {name: value}) != config}
+    return {name: value for name, value in settings.items() if with_settings(config, {name: value}) != config}

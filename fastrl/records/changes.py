@@ -1,8 +1,7 @@
 """What may change between a run and its resumption: whatever leaves the numbers of a step alone, but for rounding."""
 
-import dataclasses
-
 from fastrl.config.schema import TrainConfig
+from fastrl.config.settings import settings_of
 
 # num_steps: but for a decaying schedule, which is said. micro_batch_tokens: see `_is_free`.
 FREE_ON_RESUME = {
@@ -29,16 +28,16 @@ FREE_ON_RESUME = {
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """`section.key is … there, … here` for every setting that may not change between a run and its resumption."""
-    found = []
-    for section in dataclasses.fields(TrainConfig):
-        before, after = (dataclasses.asdict(getattr(c, section.name)) for c in (old, new))
-        for key, value in before.items():
-            if value != after[key] and not _is_free(section.name, key, new):
-                found.append(f"{section.name}.{key} is {value!r} there, {after[key]!r} here")
-    return found
+    pairs = zip(settings_of(old), settings_of(new), strict=True)
+    return [
+        f"{name} is {before!r} there, {after!r} here"
+        for (name, _, before), (_, _, after) in pairs
+        if before != after and not _is_free(name, new)
+    ]
 
 
-def _is_free(section: str, key: str, config: TrainConfig) -> bool:
+def _is_free(name: str, config: TrainConfig) -> bool:
+    section, _, key = name.partition(".")
     if key == "micro_batch_tokens" and config.algorithm.reduction == "micro-batch-mean":
         return False  # the one reduction that depends on how a batch is cut
     return key in FREE_ON_RESUME.get(section, ())

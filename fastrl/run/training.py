@@ -268,7 +268,7 @@ class Run:
             return
         self.has_importance_choice = True
         noise = self.trainer.probe.calibration
-        self.updater.importance, reason = choose_importance(self.config.algorithm.importance, noise.mean)
+        self.updater.importance, reason = choose_importance(self.config.algorithm.importance.kind, noise.mean)
         if self.updater.importance != "off":
             self.progress.message(f"importance weights: {self.updater.importance} ({reason})")
 

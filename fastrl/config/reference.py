@@ -1,0 +1,83 @@
+"""The reference of all settings as Markdown, from their annotations and docstrings. docs/settings.md holds it."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from docstring_parser.attrdoc import AttributeDocstrings
+
+from fastrl.config.ranges import OneOf, bounds_of, rules_of
+from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
+from fastrl.config.settings import annotations_of, settings_of
+
+HEAD = """# Settings
+
+Made by `fastrl settings`. A setting stands in the TOML file of a command, under its section, and may be overridden on
+the command line: `--section.key value`, with - for _ if you like. A line: default, type, range, meaning.
+
+## `fastrl train`, and `fastrl plan`
+"""
+
+
+def reference() -> str:
+    """All settings of `fastrl train`, then what `fastrl warmup` and `fastrl eval` have besides or set otherwise."""
+    lines = [HEAD, *_sections("", TrainConfig())]
+    for name, config in (("warmup", WarmupConfig()), ("eval", EvalConfig())):
+        lines += [f"## `fastrl {name}`", "", *_shared(config), *_sections("", config, set(annotations_of(TrainConfig)))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _shared(config: Any) -> Iterator[str]:
+    """What a command takes from the sections above, and which of their defaults are others there."""
+    known = {name: value for name, _, value in settings_of(TrainConfig())}
+    sections = dict.fromkeys(name.partition(".")[0] for name, _, _ in settings_of(config) if name in known)
+    yield f"Of the sections above: {', '.join(sections)}. Besides:"
+    changed = [(n, value) for n, _, value in settings_of(config) if n in known and known[n] != value]
+    if changed:
+        yield f"(other defaults: {', '.join(f'`{name} = {_toml(value)}`' for name, value in changed)})"
+    yield ""
+
+
+def _sections(path: str, config: Any, left_out: set[str] = frozenset()) -> Iterator[str]:
+    """The settings of a config, then those of the sections in it."""
+    annotations, docs = annotations_of(type(config)), AttributeDocstrings().get_attr_docs(type(config))
+    sections = [key for key in annotations if dataclasses.is_dataclass(annotations[key])]
+    if path:
+        yield from (f"### `[{path}]`", "", _prose(inspect.getdoc(type(config))), "")
+    settings = [key for key in annotations if key not in sections]
+    for key in settings:
+        yield from _setting(key, annotations[key], getattr(config, key), docs[key][0] if key in docs else "")
+    yield from ([""] if settings else [])
+    for key in (key for key in sections if key not in left_out):
+        yield from _sections(f"{path}.{key}".lstrip("."), getattr(config, key))
+
+
+def _setting(key: str, annotation: Any, default: Any, doc: str) -> Iterator[str]:
+    registered = [rule for rule in rules_of(annotation) if isinstance(rule, OneOf)]
+    kind = ", ".join([_type(annotation), *(f"{words} {bound}" for words, bound in bounds_of(annotation))])
+    meaning = registered[0].meaning if registered else doc
+    yield f"- `{key} = {_toml(default)}` ({kind})" + (f": {_prose(meaning)}" if meaning else "")
+    for name, line in (registered[0].choices() if registered else {}).items():
+        yield f"  - `{name}`" + (f": {line}" if line else "")
+
+
+def _type(annotation: Any) -> str:
+    """`int`, `"a" or "b"`, `list of text`."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{_toml(choice)}`" for choice in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"list of {_type(get_args(annotation)[0])}"
+    if rules_of(annotation):
+        return _type(annotation.__origin__)
+    return {str: "text", bool: "true or false", int: "whole number", float: "number"}[annotation]
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _prose(text: str) -> str:
+    """One line; < begins no HTML."""
+    return " ".join(text.split()).replace("<", "\\<")
