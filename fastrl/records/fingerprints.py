@@ -17,9 +17,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
-from fastrl.policy.loading import load_architecture
-from fastrl.policy.lora import base_path
+from fastrl.config.schema import TaskConfig, TrainConfig
+from fastrl.policy.pretrained import Pretrained
 from fastrl.records.checkpoints import checksums
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.custom import home_of
@@ -28,13 +27,13 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
 INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
-def fingerprints(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def fingerprints(config: TrainConfig, task: Task, base: Pretrained) -> dict[str, str]:
     """The inputs of a run by name."""
     found = {f"the {split} problems": _problems(getattr(task, split)) for split in _splits(config)}
     found["the reward"] = _reward(config.task)
-    found["the tokenizer"] = _tokenizer(tokenizer)
+    found["the tokenizer"] = _tokenizer(base.tokenizer)
     if config.model.lora_rank or config.algorithm.kl_coef:
-        found["the base weights"] = _weights(config.model)
+        found["the base weights"] = _weights(base)
     return found
 
 
@@ -75,11 +74,11 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return _digest([json.dumps(rules, sort_keys=True), json.dumps([tokenizer.chat_template, tokenizer.eos_token_id])])
 
 
-def _weights(model: ModelConfig) -> str:
+def _weights(base: Pretrained) -> str:
     """Of a folder the files themselves; of a hub id the commit, whose files cannot change."""
-    folder = Path(base_path(model.path))
+    folder = Path(base.path)
     if not folder.is_dir():
-        return f"{folder} at {load_architecture(model)._commit_hash}"
+        return f"{folder} at {base.architecture._commit_hash}"
     sums = checksums(folder, {path for pattern in WEIGHTS for path in folder.glob(pattern)})
     return _digest(f"{name} {value}" for name, value in sorted(sums.items()))
 

@@ -64,8 +64,8 @@ class Run:
 
     def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool, accept_changes: bool = False):
         self.ranks, self.inputs = ranks, ready.inputs
-        self.config, self.folder, self.task, self.tokenizer = ready.config, ready.folder, ready.task, ready.tokenizer
-        self.max_sequence_tokens = ready.max_sequence_tokens
+        self.config, self.folder, self.task, self.base = ready.config, ready.folder, ready.task, ready.base
+        self.tokenizer, self.max_sequence_tokens = ready.base.tokenizer, ready.max_sequence_tokens
         with ExitStack() as self.stack:
             self.stack.callback(self.folder.close)
             self._open(ready, resume, accept_changes)
@@ -129,7 +129,7 @@ class Run:
         """
         config = self.config
         loss, say = token_loss(config.algorithm), self.progress.message
-        self.policy = trained_policy(config, checkpoint, loss, self.ranks, say)
+        self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
         self.sampler = build_sampler(
             config.sampler,
@@ -148,7 +148,7 @@ class Run:
             self.policy,
             self.optimizer,
             config,
-            reference=reference_policy(config, self.policy, say) if loss.kl_coef else None,
+            reference=reference_policy(config, self.base, self.policy, say) if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
