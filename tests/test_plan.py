@@ -110,6 +110,18 @@ def test_savings_are_the_first_that_fit(larger):
     assert fitting_settings(larger, memory_gib=(needed + 1e5) / GIB, **on_cpu) == last
 
 
+def test_flex_attention_is_padded_and_has_no_backward_on_cpu(larger):
+    flex = replace(larger, model=replace(larger.model, attention="flex_attention"))
+    plan = make_plan(flex, device_type="cuda", memory_gib=1.0, prompt_tokens=64)
+    assert plan.paths["attention"].startswith("flex_attention, padded (asked for by model.attention")
+    assert (
+        plan.training.activations
+        >= make_plan(larger, device_type="cuda", memory_gib=1.0, prompt_tokens=64).training.activations
+    )
+    with pytest.raises(ValueError, match=r"'flex_attention' has no backward on CPU"):
+        make_plan(flex, device_type="cpu", memory_gib=1.0, prompt_tokens=64)
+
+
 def test_savings_are_said_as_in_a_config_file():
     assert savings_text(CHECKPOINTING | {"optimizer.kind": "adamw-8bit"}) == (
         "would fit with: model.gradient_checkpointing = true, optimizer.kind = 'adamw-8bit'"

@@ -1,7 +1,8 @@
 """What a run reads besides its config, known by its content: a resumed run names what is not what it was.
 
-Problems of the splits in use, the reward, the tokenizer, model.path's weights where they are needed to the end (the base
-of adapters, the reference of a KL penalty), and those of the models that signals need. A fingerprint is a short text: equal content, equal text.
+Problems of the splits in use, the reward, the tokenizer, model.path's weights where they are needed to the end (the
+base of adapters, the reference of a KL penalty), and those of the models that signals need. A fingerprint is a short
+text: equal content, equal text.
 """
 
 import ast
