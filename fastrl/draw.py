@@ -116,17 +116,17 @@ class Arena:
         size = max(1, int(min(longest, num_tokens / (settings.num_samples * settings.max_new_tokens))))
         for start in range(0, longest, size):
             block = parts[ranks.rank][start : start + size]
-            sampled = self.sampler.generate([prompts[i] for i in block], settings, [seeds[i] for i in block])
-            sampled = whole_groups(sampled, settings.num_samples)
-            judged = Rollouts.concat(self._judged([problems[i] for i in block], sampled, watch))
+            request = [prompts[i] for i in block], settings, [seeds[i] for i in block]
+            judged = Rollouts.concat(self._judged([problems[i] for i in block], request, watch))
             judged = judged.take(np.argsort(judged.groups_R, kind="stable"))
             yield replace(judged, groups_R=np.array(block, dtype=np.int32)[judged.groups_R])
 
-    def _judged(self, problems: Sequence[Problem], parts: Iterator[Rollouts], watch: Stopwatch) -> list[Rollouts]:
-        """Each part is judged in another thread while the sampler makes the next."""
+    def _judged(self, problems: Sequence[Problem], request: tuple, watch: Stopwatch) -> list[Rollouts]:
+        """Each part of what the sampler makes of a request is judged in another thread while it makes the next."""
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
         try:
             with watch("generate"):
+                parts = whole_groups(self.sampler.generate(*request), request[1].num_samples)
                 futures = [thread.submit(self.judge, problems, part) for part in parts]
             with watch("verify"):
                 return [future.result() for future in futures] or [self.judge([], Rollouts.of([], []))]

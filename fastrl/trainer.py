@@ -63,7 +63,7 @@ class StepTools:
         return self.arena.judge(problems, rollouts)
 
     def is_correct(self, rollouts: Rollouts) -> np.ndarray:
-        return rollouts.rewards_R >= self.arena.correctness.threshold
+        return self.arena.correctness.are_correct(rollouts.rewards_R)
 
     def texts(self, rollouts: Rollouts) -> list[str]:
         return completion_texts(self.arena.tokenizer, rollouts)
@@ -161,7 +161,7 @@ class Trainer:
 
     def credited(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """With the credit of each token: the objective's and every signal's; tokens that the loss may not use get 0."""
-        credits_N = objective_credits(self.objective, rollouts, self.arena.correctness.threshold)
+        credits_N = objective_credits(self.objective, rollouts, self.tools.is_correct(rollouts))
         for signal in self.signals:
             credits_N = credits_N + signal(rollouts, problems, self.tools)
         return replace(rollouts, credits_N=np.where(rollouts.loss_mask_N, credits_N, 0.0).astype(np.float32))

@@ -25,6 +25,7 @@ LAYERS = [
     {"policy"},
     {"prompts"},
     {"sampling", "records"},
+    {"draw"},
     {"update", "evaluation", "warmup", "doctor", "plan", "ledger"},
     {"trainer"},
     {"run"},

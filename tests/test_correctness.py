@@ -53,7 +53,7 @@ def test_verify_counts_as_training_does(tmp_path):
 
 
 def test_nobody_else_compares_rewards():
-    """`reward >= …` stands in correctness.py, and in `signed`, which gets whole tensors of counted rewards."""
+    """`reward >= …` stands in correctness.py, and in `has_contrast`, which compares a group's with one another."""
     found = set()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

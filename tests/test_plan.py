@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fastrl.cli import main
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.config.settings import with_settings
 from fastrl.plan.plan import GIB, make_plan, plan_text
-from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
+from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.bytes import training_bytes
 from fastrl.policy.pretrained import Pretrained
@@ -92,7 +93,7 @@ def test_savings_are_the_first_that_fit(larger):
     machine = {"device_type": "cuda", "prompt_tokens": 64}
 
     def peak(settings: dict[str, object]) -> int:
-        return make_plan(changed(larger, settings), memory_gib=1.0, **machine).peak
+        return make_plan(with_settings(larger, settings), memory_gib=1.0, **machine).peak
 
     steps = [{}, CHECKPOINTING, CHECKPOINTING | NO_MASTERS, CHECKPOINTING | EIGHT_BITS]
     peaks = [peak(settings) for settings in steps]
@@ -101,12 +102,12 @@ def test_savings_are_the_first_that_fit(larger):
         assert fitting_settings(larger, memory_gib=(needed + 1e5) / GIB, **machine) == settings
     assert fitting_settings(larger, memory_gib=(peaks[-1] - 1e5) / GIB, **machine) == {}
     batch = {"batch.micro_batch_tokens": 1024}
-    found = fitting_settings(changed(larger, batch), memory_gib=(peaks[-1] + 3e6) / GIB, **machine)
+    found = fitting_settings(with_settings(larger, batch), memory_gib=(peaks[-1] + 3e6) / GIB, **machine)
     tokens = found.pop("batch.micro_batch_tokens")
     assert found == steps[-1] and 256 <= tokens < 1024
     on_cpu = {"device_type": "cpu", "prompt_tokens": 64}
     last = steps[-1] | {"model.dtype": "bfloat16"}
-    needed = make_plan(changed(larger, last), memory_gib=1.0, **on_cpu).peak
+    needed = make_plan(with_settings(larger, last), memory_gib=1.0, **on_cpu).peak
     assert fitting_settings(larger, memory_gib=(needed + 1e5) / GIB, **on_cpu) == last
 
 

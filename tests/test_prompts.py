@@ -16,6 +16,7 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import extent_of, without_overlong
 from fastrl.prompts.tokens import completion_texts, prompt_ids
+from fastrl.rollouts import Rollouts
 from fastrl.tasks import load_task
 
 
@@ -64,7 +65,7 @@ def test_an_end_of_sequence_behind_a_prompt_is_taken_off_and_said(folder):
     with pytest.warns(UserWarning, match="prompts end in '<eos>'"):
         ids = prompt_ids(task, task.train[0], tokenizer)
     assert ids == prompt_ids(task, task.train[0], plain)
-    assert completion_texts(tokenizer, []) == []
+    assert completion_texts(tokenizer, Rollouts.of([], [])) == []
 
 
 @pytest.mark.parametrize("end", ["<eos>", "<eos> "])

@@ -54,9 +54,11 @@ def judged(rows: list[Rollout], rewards: list[float]) -> Rollouts:
 
 def test_an_objectives_credit_is_the_advantage_for_every_token():
     batch = judged([Rollout([1], [2] * n, group=g) for n, g in ((3, 0), (1, 0), (2, 1), (2, 1))], [1.0, 0.0, 0.0, 0.0])
-    assert objective_credits(Nsr(), batch, 1.0).tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
+    assert objective_credits(Nsr(), batch, batch.rewards_R >= 1).tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
     half = 0.5**0.5
-    assert objective_credits(Grpo(), batch, 1.0) == pytest.approx([half] * 3 + [-half] + [0] * 4, abs=1e-5)
+    assert objective_credits(Grpo(), batch, batch.rewards_R >= 1) == pytest.approx(
+        [half] * 3 + [-half] + [0] * 4, abs=1e-5
+    )
 
 
 def test_distillation_credits_what_the_teacher_thinks_more_of(tools, model):

@@ -69,7 +69,7 @@ def test_a_run_that_hangs_says_where_and_can_be_resumed(countdown_folder, tmp_pa
     result, _ = run_python(HANGING_RUN, "train", str(tmp_path / "config.toml"))
     assert result.returncode == 1, result.stderr
     assert "in phase 'generate' (run.watchdog_s = 5)" in result.stderr
-    assert "in blocked_in_a_driver" in result.stderr and "in sample_and_verify" in result.stderr
+    assert "in blocked_in_a_driver" in result.stderr and "in draw" in result.stderr
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000002"]
     train(config_of(tmp_path / "run", countdown_folder, watchdog_s=100.0), resume=True)
     assert (tmp_path / "run" / "checkpoints" / "step-000004").is_dir()

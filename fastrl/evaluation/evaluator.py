@@ -90,7 +90,7 @@ class Evaluator:
         )
 
     def _is_correct_R(self, outcomes: Outcomes) -> np.ndarray:
-        return outcomes.rewards_R >= self.arena.correctness.threshold
+        return self.arena.correctness.are_correct(outcomes.rewards_R)
 
     def _summary(self, problems: Sequence[Problem], outcomes: Outcomes, config: EvaluationConfig) -> dict:
         n = config.num_samples

@@ -72,11 +72,11 @@ class Signal(Protocol):
         """(N,) credits. groups_R of the batch is the index of a rollout's problem."""
 
 
-def objective_credits(objective: Objective, batch: Rollouts, threshold: float) -> np.ndarray:
+def objective_credits(objective: Objective, batch: Rollouts, is_correct_R: np.ndarray) -> np.ndarray:
     """(N,): each rollout's advantage for all of its tokens. Groups lie one behind the other, of one size."""
     shape = (int(batch.groups_R.max()) + 1, -1)
     rewards_PG = (batch.rewards_R + batch.penalties_R).reshape(shape)
-    advantages_PG = objective(rewards_PG, (batch.rewards_R >= threshold).reshape(shape))
+    advantages_PG = objective(rewards_PG, is_correct_R.reshape(shape))
     return batch.by_token(advantages_PG.ravel())
 
 

@@ -79,7 +79,7 @@ def build_probe_set(config: TrainConfig, arena: Arena) -> ProbeSet:
         known = _known_solutions(arena, problem, config.sampler.max_new_tokens)
         mine = rollouts.take(rollouts.groups_R == index)
         drawn = _drawn(
-            index, mine, completion_texts(arena.tokenizer, mine), mine.rewards_R >= arena.correctness.threshold
+            index, mine, completion_texts(arena.tokenizer, mine), arena.correctness.are_correct(mine.rewards_R)
         )
         probes += _sorted_out(index, known, drawn, config.batch.rollouts_per_prompt)
     return ProbeSet([p.id for p in problems], arena.prompts(problems), probes)

@@ -22,7 +22,7 @@ def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctne
     signs_R = np.sign(rollouts.credit_sums_R)
     metrics = {
         "reward/mean": _mean(rewards),
-        "reward/correct_share": _mean(rewards >= correctness.threshold),
+        "reward/correct_share": _mean(correctness.are_correct(rewards)),
         "rollouts/num": len(rollouts),
         "rollouts/num_positive": int((signs_R > 0).sum()),
         "rollouts/num_negative": int((signs_R < 0).sum()),
@@ -40,7 +40,7 @@ def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctne
 
 def _score_metrics(scored: Rollouts, correctness: Correctness) -> dict[str, float]:
     metrics, is_judged_R = {}, ~np.isnan(scored.rewards_R)
-    is_correct_R = scored.rewards_R >= correctness.threshold
+    is_correct_R = correctness.are_correct(scored.rewards_R)
     parts = {"mean": scored, "correct": scored.take(is_correct_R), "wrong": scored.take(is_judged_R & ~is_correct_R)}
     for name, part in parts.items():
         metrics[f"entropy/{name}"] = _mean(part.entropy_N)

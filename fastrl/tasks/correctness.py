@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 TruncationRule = Literal["wrong", "mask", "judged"]
 
@@ -26,6 +26,10 @@ class Correctness:
         if verdict is None or not is_truncated or self.truncated != "wrong":
             return verdict
         return min(verdict, 0.0, math.nextafter(self.threshold, -math.inf))
+
+    def are_correct(self, rewards: Any) -> Any:
+        """Of an array of rewards as they count, one by one; NaN, a missing one, is not correct."""
+        return rewards >= self.threshold
 
     def is_correct(self, reward: float | None) -> bool:
         """Whether a reward, as it counts, is correct. A missing one is not; leave it out before you form a share."""
