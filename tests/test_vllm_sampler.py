@@ -11,7 +11,7 @@ from fastrl.sampling import vllm
 from fastrl.sampling.choose import build_sampler, choose_sampler
 from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
-from fastrl.sampling.protocol import SamplerError, SamplingSettings, StaleWeightsError
+from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings, StaleWeightsError
 from fastrl.sampling.vllm import VllmSampler
 from fastrl.sampling.weights.shared import AliasedWeights
 
@@ -159,9 +159,12 @@ def test_a_kv_cache_on_the_cpu_stays():
 def test_a_sequence_that_fits_no_memory_is_an_error_before_the_engine(family_folder):
     model = AutoModelForCausalLM.from_pretrained(family_folder("qwen3"))
     with pytest.raises(ValueError, match=r"one sequence of 1000000000 tokens needs \d+ bytes of KV cache"):
-        build_sampler(
-            SamplerConfig(kind="vllm"), Policy(model), Stops(), max_sequence_tokens=10**9, say=lambda text: None
-        )
+        build_sampler(SamplerParts(SamplerConfig(kind="vllm"), Policy(model), Stops(), 10**9, say=lambda text: None))
+
+
+def test_an_unknown_sampler_is_refused_with_the_nearest_known():
+    with pytest.raises(ValueError, match=r"sampler.kind = 'vlm' is unknown, did you mean 'vllm'\?"):
+        choose_sampler(SamplerConfig(kind="vlm"), torch.device("cpu"))
 
 
 def test_shared_prefixes_bound_what_the_cache_may_give():

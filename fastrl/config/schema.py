@@ -92,7 +92,7 @@ class TaskConfig(WithPaths):
 class SamplerConfig:
     """How training rollouts are drawn. Training samples by temperature only: the loss knows no top-p or top-k."""
 
-    kind: Literal["auto", "embedded", "vllm"] = "auto"
+    kind: str = "auto"
     """embedded: `model.generate` of the very module that is trained. vllm: an engine in this process that shares its
     weights. auto: vllm on CUDA where it is installed, else embedded."""
     weights: Literal["auto", "alias", "gather", "copy"] = "auto"

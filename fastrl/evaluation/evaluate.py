@@ -17,6 +17,7 @@ from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
 from fastrl.sampling.choose import build_sampler
+from fastrl.sampling.protocol import SamplerParts
 from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import Task, load_task
 from fastrl.tasks.correctness import Correctness
@@ -71,13 +72,14 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     if base:
         same_problems(base, [p.id for p in getattr(task, split)])
     policy = Policy(load_model(source), temperature=config.sampler.temperature)
-    sampler = build_sampler(
+    parts = SamplerParts(
         config.sampler,
         policy,
         tokenizer,
-        max_sequence_tokens=max_sequence_tokens,
+        max_sequence_tokens,
         trust_remote_code=config.model.trust_remote_code,
     )
+    sampler = build_sampler(parts)
     with closing(sampler), make_pool(task.reward, config.task) as verifier:
         correctness = Correctness(config.correct_threshold, config.truncated)
         arena = Arena(task, tokenizer, sampler, verifier, policy, correctness)

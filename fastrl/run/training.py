@@ -37,6 +37,7 @@ from fastrl.run.preflight import Preflight, check_everything
 from fastrl.run.resumption import Beginning, resumption
 from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.sampling.probe import LogprobProbe
+from fastrl.sampling.protocol import SamplerParts
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
@@ -125,15 +126,16 @@ class Run:
         loss, say = token_loss(config.algorithm), self.progress.message
         self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
-        self.sampler = build_sampler(
+        parts = SamplerParts(
             config.sampler,
             self.policy,
             self.tokenizer,
-            max_sequence_tokens=self.max_sequence_tokens,
+            self.max_sequence_tokens,
             training_bytes=training_bytes(self.model, config.optimizer, self.ranks.world_size),
             trust_remote_code=config.model.trust_remote_code,
             say=say,
         )
+        self.sampler = build_sampler(parts)
         self.stack.callback(self.sampler.close)
         if ignored := ignored_settings(self.model):
             say(f"the model's own generation settings are not used: {ignored}")

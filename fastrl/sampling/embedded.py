@@ -10,6 +10,7 @@ The model's own generation_config (pretrained ones carry temperature, top-p, pen
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,11 +29,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from fastrl.policy.loading import stop_token_ids
+from fastrl.policy.sharding import whole
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import alive
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.growing_cache import growing_cache
-from fastrl.sampling.protocol import SamplingSettings
+from fastrl.sampling.protocol import SamplerParts, SamplingSettings
 
 FINISHED_SHARE, MIN_FINISHED = 1 / 3, 16  # of the rows, that are worth taking out of a batch
 
@@ -250,3 +253,15 @@ class EmbeddedSampler:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def make_embedded(parts: SamplerParts) -> EmbeddedSampler:
+    """The sampler `embedded`: the policy's own module."""
+    model, tokenizer = parts.policy.model, parts.tokenizer
+    return EmbeddedSampler(
+        model,
+        stop_token_ids=stop_token_ids(model, tokenizer),
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        batch_size=parts.config.batch_size,
+        whole=partial(whole, parts.policy),
+    )

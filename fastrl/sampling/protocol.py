@@ -1,11 +1,14 @@
 """What every sampler promises."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from fastrl.config.schema import SamplerConfig
+from fastrl.policy.model import Policy
 from fastrl.rollouts import Rollouts
 
 
@@ -30,6 +33,21 @@ class SamplingSettings:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class SamplerParts:
+    """What a sampler is made from. policy: the one that is trained. training_bytes: what training will keep on the
+    device besides the weights. max_sequence_tokens: prompt and completion of the longest sequence to come.
+    """
+
+    config: SamplerConfig
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    max_sequence_tokens: int
+    training_bytes: int = 0
+    trust_remote_code: bool = False
+    say: Callable[[str], None] = print
 
 
 class Sampler(Protocol):

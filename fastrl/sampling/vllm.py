@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fastrl.policy.loading import stop_token_ids
+from fastrl.policy.lora import adapters
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.engine import Completion, Engine, Request
+from fastrl.sampling.engine import Completion, Engine, EngineSettings, Request
+from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.sampling.prefix_cache import check_cache_reads
-from fastrl.sampling.protocol import SamplerError, SamplingSettings
+from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings
+from fastrl.sampling.weights.choose import share_weights
 from fastrl.sampling.weights.shared import SharedWeights
 
 PART = 256  # completions of whole prompts that are handed over while others are still sampled
@@ -99,3 +103,27 @@ class VllmSampler:
     def close(self) -> None:
         """Stop the engine; aliased weights stay alive with the trainer's model."""
         self.engine.close()
+
+
+def make_vllm(parts: SamplerParts) -> VllmSampler:
+    """The sampler `vllm`: an engine that shares the policy's weights. ValueError when vLLM cannot serve them so."""
+    policy, config, model = parts.policy, parts.config, parts.policy.model
+    added = adapters(model)
+    settings = EngineSettings(
+        path=model.name_or_path,
+        dtype=policy.dtype,
+        max_sequence_tokens=parts.max_sequence_tokens,
+        max_num_sequences=config.batch_size,
+        kv_cache_bytes=kv_cache_bytes(policy, config, parts.max_sequence_tokens, parts.training_bytes),
+        trust_remote_code=parts.trust_remote_code,
+        lora_rank=max((len(a.A) for a in added.values()), default=0),
+        lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),
+        can_release_kv_cache=config.release_kv_cache,
+    )
+    engine = Engine(settings)
+    try:
+        weights = share_weights(config.weights, engine, model, parts.say, root=policy)
+    except ValueError:
+        engine.close()
+        raise
+    return VllmSampler(engine, weights, stop_token_ids=stop_token_ids(model, parts.tokenizer))
