@@ -12,8 +12,9 @@ from pathlib import Path
 from transformers import Qwen2Config
 
 from fastrl.config.schema import BatchConfig, ModelConfig, SamplerConfig, TrainConfig
+from fastrl.config.settings import with_settings
 from fastrl.plan.plan import GIB, Plan, make_plan
-from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed
+from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS
 
 MEMORY_GIB = 79.2
 PROMPT_TOKENS, NEW_TOKENS, TOKEN_BUDGET = 1024, 3072, 16384
@@ -52,7 +53,7 @@ def qwen_7b(folder: str) -> TrainConfig:
 
 def plan_of(config: TrainConfig, settings: dict[str, object], num_gpus: int) -> Plan:
     return make_plan(
-        changed(config, settings),
+        with_settings(config, settings),
         device_type="cuda",
         memory_gib=MEMORY_GIB,
         prompt_tokens=PROMPT_TOKENS,

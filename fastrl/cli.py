@@ -167,12 +167,14 @@ def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
     from fastrl.plan.plan import make_plan, plan_text
     from fastrl.plan.savings import fitting_settings, savings_text
+    from fastrl.policy.pretrained import Pretrained
 
     machine = {
         "device_type": "" if command.device == "here" else command.device,
         "memory_gib": command.memory_gib,
         "prompt_tokens": command.prompt_tokens,
         "num_ranks": command.ranks,
+        "base": Pretrained(command.config.model),
     }
     plan = make_plan(command.config, **machine)
     print(plan_text(plan))

@@ -75,10 +75,20 @@ class StepTools:
 class Trainer:
     """Holds the parts of a step, which is `batch = collect(n)`, `learn(batch)`, `publish(batch)`.
 
-    A step depends on its number, the seed, the data position and the weights, on nothing else.
+    A step depends on its number, the seed, the data position and the weights, on nothing else. max_sequence_tokens: the
+    model's context; None: it names none.
     """
 
-    def __init__(self, config: TrainConfig, arena: Arena, prompts: PromptStream, updater: Updater, probe: LogprobProbe):
+    def __init__(
+        self,
+        config: TrainConfig,
+        arena: Arena,
+        prompts: PromptStream,
+        updater: Updater,
+        probe: LogprobProbe,
+        *,
+        max_sequence_tokens: int | None = None,
+    ):
         self.config, self.arena, self.prompts, self.updater, self.probe = config, arena, prompts, updater, probe
         self.objective = chosen(config.algorithm, OBJECTIVES, config.algorithm.objective)
         self.overlong = config.algorithm.overlong
@@ -88,7 +98,7 @@ class Trainer:
             temperature=config.sampler.temperature,
         )
         self.signals = [chosen(config.algorithm, SIGNALS, name) for name in config.algorithm.signals]
-        self.tools = StepTools(arena, self.settings, config.batch.micro_batch_tokens, None)
+        self.tools = StepTools(arena, self.settings, config.batch.micro_batch_tokens, max_sequence_tokens)
         self.watch = Stopwatch(arena.policy.device)
 
     def collect(self, step: int) -> Batch:

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastrl.config.checks import check_warmup
 from fastrl.config.files import to_toml
 from fastrl.config.schema import WarmupConfig
-from fastrl.policy.loading import check_weight_files, load_model, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.policy.loading import load_model, resolve_device, resolve_dtype
 from fastrl.policy.micro_batch import num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
 from fastrl.policy.optimizer.choose import build_optimizer, check_optimizer
+from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.process.seeds import seed_of
 from fastrl.prompts.lengths import MAX_CHARACTERS_PER_TOKEN
@@ -65,12 +66,12 @@ def _check_demonstration(
         raise ValueError(f"{where}: a demonstration of {num_inputs} tokens; {too_long}")
 
 
-def _model(config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _model(config: WarmupConfig, source: Pretrained, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The one that is trained on, or a new one with random weights. ValueError for tokens that it cannot embed."""
     if not config.model.path:
         return scratch_model(config.scratch, tokenizer, seed_of(config.seed, "weights"))
-    check_weight_files(config.model)
-    model = load_model(config.model)
+    source.check_weight_files()
+    model = load_model(source)
     num_embedded = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > num_embedded:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model has embeddings for {num_embedded}")
@@ -99,9 +100,10 @@ def _warmup(config: WarmupConfig, output: Path) -> Path:
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device) if config.model.path else torch.float32
     check_optimizer(config.optimizer.kind, dtype, device)
-    tokenizer = load_tokenizer(config.model) if config.model.path else scratch_tokenizer(config.scratch)
+    source = Pretrained(config.model)
+    tokenizer = source.tokenizer if config.model.path else scratch_tokenizer(config.scratch)
     draw = _demonstrations(config, tokenizer)
-    model = _model(config, tokenizer)
+    model = _model(config, source, tokenizer)
     policy = Policy(model)
     optimizer = build_optimizer(policy, config.optimizer, config.data.num_steps)
     generator = random.Random(seed_of(config.seed, "demonstrations"))

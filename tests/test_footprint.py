@@ -1,5 +1,6 @@
 """What is predicted from a config alone against what training takes, in a process of its own."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -7,11 +8,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from fastrl.config.schema import ModelConfig, OptimizerConfig
-from fastrl.plan.footprint import Footprint, LiveBytes, footprint, storageless_model
-from fastrl.policy.attention import choose_attention
+from fastrl.kernels import Head, TokenLoss, chunks, native
+from fastrl.kernels.rows import TokenRows
+from fastrl.plan.footprint import (
+    LOSS_ROW_BYTES,
+    Footprint,
+    LiveBytes,
+    _full_batch,
+    footprint,
+    loss_gradients,
+    num_bytes,
+    storageless_model,
+)
+from fastrl.policy.attention import choose_attention, use_packed_attention
+from fastrl.policy.model import Policy
 
 SHAPE = {
     "hidden_size": 384,
@@ -111,6 +134,71 @@ def test_shards_by_hand():
     assert three.logits == one.logits + 2 * 1000 * 384  # autograd hands a shard's gradient of the head over
     assert three.logits + three.working == one.logits + one.working  # the fullest moment comes later
     assert three.peak == three.static + three.activations + three.logits + three.working + three.gathered
+
+
+def measured_loss(hidden_NH: Tensor, weight_VH: Tensor, into: Tensor | None) -> int:
+    """Most bytes that the chunk driver holds at once, with the native row kernel."""
+    targets, ones = torch.arange(len(hidden_NH)) % len(weight_VH), torch.ones(len(hidden_NH))
+    rows = TokenRows(targets, torch.tensor(1.0), ones, ones)
+    existing = [hidden_NH, weight_VH, *vars(rows).values(), into]
+    with LiveBytes(tensor for tensor in existing if tensor is not None) as live:
+        chunks.linear_policy_loss(
+            native, hidden_NH, Head(weight_VH), rows, TokenLoss(), chunks.Wanted(True, True), grad_weight=into
+        )
+    return live.peak
+
+
+@pytest.mark.parametrize("has_buffer", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [7, 100, 507])
+def test_the_loss_takes_what_its_driver_takes(num_rows, dtype, has_buffer, monkeypatch):
+    """One chunk and several, down to the columns of the rows; bfloat16 sums on CPU need a product besides."""
+    for name in ("CPU_LOGIT_BYTES", "CPU_GIVEN_LOGIT_BYTES"):
+        monkeypatch.setattr(chunks, name, 1 << 18)
+    monkeypatch.setattr(chunks, "CPU_CACHE_BYTES", 0)
+    monkeypatch.setattr(chunks, "SLICE_BYTES", 1 << 14)
+    hidden_NH, weight_VH = torch.randn(num_rows, 64).to(dtype), torch.randn(1003, 64).to(dtype).requires_grad_()
+    into = torch.zeros(1003, 64) if has_buffer else None
+    with LiveBytes([hidden_NH, weight_VH]) as live:
+        loss_gradients(hidden_NH, weight_VH, "cpu", has_buffer=has_buffer)
+    spare = measured_loss(hidden_NH, weight_VH, into) - live.peak
+    print(f"{num_rows} rows, {dtype}, {has_buffer}: the driver takes {spare} bytes more than {live.peak}")
+    product = chunks.SLICE_BYTES if has_buffer and dtype == torch.bfloat16 else 0
+    assert -LOSS_ROW_BYTES * num_rows <= spare - product <= 0
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_chunks_are_the_driver_s_on_either_device(device_type, monkeypatch):
+    """2000 rows of 500 float32 logits under a budget of 1000: two chunks of 1000 on a GPU, one on CPU."""
+    monkeypatch.setattr(chunks, "CUDA_LOGIT_BYTES", 1500 * 500 * 4)
+    monkeypatch.setattr(chunks, "CUDA_MIN_ROWS", 1)
+    with FakeTensorMode():
+        hidden_NH, weight_VH = torch.empty(2000, 8), torch.empty(500, 8, requires_grad=True)
+        _, logits = loss_gradients(hidden_NH, weight_VH, device_type, has_buffer=True)
+    assert logits == {"cpu": 2000, "cuda": 1000}[device_type] * 500 * 4
+
+
+MOE = Qwen3MoeConfig(
+    **SHAPE | {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16},
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    vocab_size=500,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixtures_of_experts_are_counted_as_they_run(dtype):
+    """A forward with storage keeps what one without does. Torch has no rule for the shapes of float32 experts."""
+    prediction = predicted(MOE, dtype, 64, 32, False)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(MOE), dtype=dtype).eval()
+    assert use_packed_attention(model, "sdpa")
+    policy = Policy(model)
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        hidden_NH = policy.hidden_states(policy.micro_batch(_full_batch(64, 32, True)))
+        print(f"{dtype}: predicted {prediction.activations} bytes of activations, {live.live} there")
+        assert prediction.activations == pytest.approx(live.live, rel=0.02)
+    assert hidden_NH.requires_grad and prediction.weights == num_bytes(model.parameters())
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")

@@ -8,6 +8,7 @@ from torch import nn
 from fastrl.config.schema import ModelConfig
 from fastrl.policy.layer_norm import Float32SumLayerNorm, sum_layer_norms_in_float32
 from fastrl.policy.loading import load_model
+from fastrl.policy.pretrained import Pretrained
 
 
 def relative(ours: torch.Tensor, exact: torch.Tensor) -> float:
@@ -68,7 +69,8 @@ def test_float32_inputs_take_the_plain_layer():
 
 
 def test_a_loaded_gpt2_has_them_under_its_own_names(family_folder):
-    model = load_model(ModelConfig(path=str(family_folder("gpt2")), device="cpu", dtype="bfloat16"), lambda _: None)
+    source = ModelConfig(path=str(family_folder("gpt2")), device="cpu", dtype="bfloat16")
+    model = load_model(Pretrained(source), lambda _: None)
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     assert len(norms) == 5 and all(type(model.get_submodule(n)) is Float32SumLayerNorm for n in norms)
     assert {f"{name}.bias" for name in norms} <= model.state_dict().keys()

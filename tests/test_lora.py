@@ -33,6 +33,7 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
+from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.recompute import recompute_blocks
 from fastrl.records.jsonl import read_jsonl
 from fastrl.run.training import train
@@ -120,7 +121,7 @@ def test_the_base_is_bitwise_what_it_was(countdown_folder, tmp_path, monkeypatch
 def test_a_checkpoint_loads_in_peft_with_the_same_log_probs(finished, countdown_folder):
     checkpoint = finished / "checkpoints" / "step-000003"
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(countdown_folder), checkpoint).eval()
-    ours = load_model(ModelConfig(path=str(checkpoint)))
+    ours = load_model(Pretrained(ModelConfig(path=str(checkpoint))))
     ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
     with torch.no_grad():
         expected, base = theirs(ids).logits, AutoModelForCausalLM.from_pretrained(countdown_folder)(ids).logits
@@ -141,7 +142,7 @@ def test_resume_continues_bitwise(finished, countdown_folder, tmp_path):
 
 
 def test_new_adapters_depend_on_the_seed_alone_and_add_nothing(countdown_folder):
-    models = [load_model(ModelConfig(path=str(countdown_folder))) for _ in range(3)]
+    models = [load_model(Pretrained(ModelConfig(path=str(countdown_folder)))) for _ in range(3)]
     state = torch.get_rng_state()
     for model, seed in zip(models, (0, 0, 1), strict=True):
         attach(model, LORA, None, seed=seed)
@@ -151,7 +152,7 @@ def test_new_adapters_depend_on_the_seed_alone_and_add_nothing(countdown_folder)
     assert not any(a.B.any() for a in adapters(models[0]).values())
     rollouts = rollouts_of()
     assert scores_of(Policy(models[0]), rollouts, 100) == scores_of(
-        Policy(load_model(ModelConfig(path=str(countdown_folder)))), rollouts, 100
+        Policy(load_model(Pretrained(ModelConfig(path=str(countdown_folder))))), rollouts, 100
     )
 
 
@@ -196,7 +197,7 @@ def test_an_update_is_the_hand_made_one(tiny_model, countdown_folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_switched_off_the_policy_is_a_separately_loaded_base(countdown_folder, dtype):
     source = ModelConfig(path=str(countdown_folder), dtype=dtype)
-    policy, reference = Policy(adapted(load_model(source))), Policy(load_model(source))
+    policy, reference = Policy(adapted(load_model(Pretrained(source)))), Policy(load_model(Pretrained(source)))
     optimizer = MasterOptimizer(policy, OptimizerConfig(), 1)
     rollouts = rollouts_of()
     expected = scores_of(reference, rollouts, 100)
@@ -216,7 +217,11 @@ def test_switched_off_the_policy_is_a_separately_loaded_base(countdown_folder, d
 def test_other_architectures_train_save_and_load(family_folder, tmp_path, family):
     """Sliding windows, transposed linear layers, and experts that are one tensor with adapters of their own."""
     source = ModelConfig(path=str(family_folder(family)))
-    policy, reference, rollouts = Policy(adapted(load_model(source))), Policy(load_model(source)), rollouts_of()
+    policy, reference, rollouts = (
+        Policy(adapted(load_model(Pretrained(source)))),
+        Policy(load_model(Pretrained(source))),
+        rollouts_of(),
+    )
     optimizer = MasterOptimizer(policy, OptimizerConfig(lr=1e-2), 1)
     before = {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
     policy(policy.micro_batch(batch_of(rollouts), np.full(len(rollouts), 0.25))).loss.backward()
@@ -227,7 +232,7 @@ def test_other_architectures_train_save_and_load(family_folder, tmp_path, family
     with adapters_off(policy.model):
         assert scores_of(policy, rollouts, 100) == scores_of(reference, rollouts, 100)
     policy.model.save_pretrained(tmp_path)
-    loaded = Policy(load_model(ModelConfig(path=str(tmp_path))))
+    loaded = Policy(load_model(Pretrained(ModelConfig(path=str(tmp_path)))))
     assert scores_of(loaded, rollouts, 100) == scores_of(policy, rollouts, 100) != scores_of(reference, rollouts, 100)
 
 
@@ -286,7 +291,7 @@ def test_adapters_that_are_more_than_lora_are_refused(countdown_folder, tmp_path
         model.add_adapter(peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings))
         model.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match="more than LoRA's A and B on linear layers"):
-            load_model(ModelConfig(path=str(tmp_path / name)))
+            load_model(Pretrained(ModelConfig(path=str(tmp_path / name))))
 
 
 def error_of(capsys, *arguments: str) -> str:

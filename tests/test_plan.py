@@ -15,9 +15,9 @@ from fastrl.cli import main
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.plan.plan import GIB, make_plan, plan_text
 from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, changed, fitting_settings, savings_text
-from fastrl.policy.loading import load_architecture
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.bytes import training_bytes
+from fastrl.policy.pretrained import Pretrained
 from fastrl.sampling.kv_budget import kv_cache_bytes
 
 NUM_BLOCKS = 2
@@ -108,6 +108,18 @@ def test_savings_are_the_first_that_fit(larger):
     last = steps[-1] | {"model.dtype": "bfloat16"}
     needed = make_plan(changed(larger, last), memory_gib=1.0, **on_cpu).peak
     assert fitting_settings(larger, memory_gib=(needed + 1e5) / GIB, **on_cpu) == last
+
+
+def test_flex_attention_is_padded_and_has_no_backward_on_cpu(larger):
+    flex = replace(larger, model=replace(larger.model, attention="flex_attention"))
+    plan = make_plan(flex, device_type="cuda", memory_gib=1.0, prompt_tokens=64)
+    assert plan.paths["attention"].startswith("flex_attention, padded (asked for by model.attention")
+    assert (
+        plan.training.activations
+        >= make_plan(larger, device_type="cuda", memory_gib=1.0, prompt_tokens=64).training.activations
+    )
+    with pytest.raises(ValueError, match=r"'flex_attention' has no backward on CPU"):
+        make_plan(flex, device_type="cpu", memory_gib=1.0, prompt_tokens=64)
 
 
 def test_savings_are_said_as_in_a_config_file():
@@ -213,7 +225,7 @@ def test_the_kv_cache_is_cut_as_the_run_cuts_it(larger, weights, monkeypatch):
     whole = plan.training.weights
     assert plan.reserve == 3 * GIB  # CUDA and the engine
     assert plan.kv_cache == (GIB - plan.training.static - (whole if weights == "copy" else 0)) // 2
-    policy = Policy(AutoModelForCausalLM.from_config(load_architecture(config.model), dtype=torch.bfloat16))
+    policy = Policy(AutoModelForCausalLM.from_config(Pretrained(config.model).architecture, dtype=torch.bfloat16))
     policy.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * GIB - whole, 4 * GIB))
     assert plan.kv_cache == kv_cache_bytes(policy, sampler, 256, training_bytes(policy, config.optimizer))

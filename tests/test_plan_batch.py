@@ -17,9 +17,12 @@ from fastrl.config.schema import (
     SamplerConfig,
     TrainConfig,
 )
-from fastrl.plan.plan import GIB, _update_tokens, make_plan, plan_text
+from fastrl.plan.plan import GIB, make_plan, plan_text
+from fastrl.plan.workload import workload
+from fastrl.policy.attention import AttentionChoice
 from fastrl.policy.micro_batch import computed_tokens
 from fastrl.policy.packing import cut_micro_batches
+from fastrl.policy.pretrained import Pretrained
 
 CPU = {"device_type": "cpu", "memory_gib": 4.0, "prompt_tokens": 11}
 COPIES = 4  # of a step's prompts and rollouts
@@ -48,7 +51,9 @@ def test_a_micro_batch_is_no_larger_than_an_update(config):
     assert make_plan(of_algorithm(config, updates_per_batch=2), **CPU).update_tokens == 150
     assert make_plan(config, num_ranks=2, **CPU).update_tokens == 150
     assert make_plan(of_algorithm(config, updates_per_batch=3), **CPU).update_tokens == 150  # the first has two groups
-    assert _update_tokens(config, 27, 1, is_packed=False) == 16 * 27
+    work = workload(config, Pretrained(config.model), "cpu", 11, 1)
+    padded = replace(work, attention=AttentionChoice(None, False, "it is padded"))
+    assert (work.update_tokens, padded.update_tokens) == (300, 16 * 27)
     after = of_algorithm(config, updates_per_batch=2, minibatch_cut="after-dropping")
     assert make_plan(after, **CPU).update_tokens == 8 * 27  # rollouts of any group
 

@@ -17,9 +17,10 @@ from transformers import (
 
 from fastrl.config.schema import ModelConfig
 from fastrl.kernels import TokenLoss
-from fastrl.policy.loading import load_model, load_tokenizer
+from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import cut_micro_batches
+from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.soundness import check_head
 
 SMALL = {
@@ -113,21 +114,21 @@ def test_a_head_that_does_more_is_refused_by_name():
 
 def test_loading_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
-        load_model(ModelConfig(path=str(tmp_path)))
+        load_model(Pretrained(ModelConfig(path=str(tmp_path))))
     with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
-        load_tokenizer(ModelConfig(path="./nowhere"))
+        _ = Pretrained(ModelConfig(path="./nowhere")).tokenizer
 
 
 def test_cuda_without_a_device_is_refused(countdown_folder):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match="sees no CUDA device"):
-        load_model(ModelConfig(path=str(countdown_folder), device="cuda"))
+        load_model(Pretrained(ModelConfig(path=str(countdown_folder), device="cuda")))
 
 
 def test_saved_model_loads_with_its_tokenizer(countdown_folder):
-    tokenizer = load_tokenizer(ModelConfig(path=str(countdown_folder)))
+    tokenizer = Pretrained(ModelConfig(path=str(countdown_folder))).tokenizer
     ids = tokenizer("3 5 7 2=24:").input_ids
     assert tokenizer.decode(ids) == "3 5 7 2=24:" and len(ids) == 11
-    model = load_model(ModelConfig(path=str(countdown_folder)))
+    model = load_model(Pretrained(ModelConfig(path=str(countdown_folder))))
     assert model.dtype == torch.float32 and not model.training

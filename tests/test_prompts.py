@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastrl.cli import main
 from fastrl.config.schema import ModelConfig, TaskConfig
 from fastrl.policy.loading import load_model
+from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import extent_of, without_overlong
 from fastrl.prompts.tokens import completion_texts, prompt_ids
 from fastrl.tasks import load_task
@@ -133,7 +134,7 @@ def test_a_broken_model_folder_is_one_message(folder, capsys, command, fault):
 def test_tied_weights_are_not_missing(folder, family_folder):
     for path in (folder, family_folder("qwen2.5"), family_folder("gemma3"), family_folder("gpt2")):
         assert AutoModelForCausalLM.from_pretrained(path).config.tie_word_embeddings
-        load_model(ModelConfig(str(path)), lambda text: None)
+        load_model(Pretrained(ModelConfig(str(path))), lambda text: None)
 
 
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('only one turn') }}", "{% if", "{{ messages[9].x.y }}"])

@@ -13,8 +13,9 @@ from fastrl.draw import Arena
 from fastrl.kernels import TokenLoss
 from fastrl.learning.objectives import Grpo, Nsr
 from fastrl.learning.signals import Distillation, SelfDistillation, correct_siblings, objective_credits
-from fastrl.policy.loading import load_model, load_tokenizer
+from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
+from fastrl.policy.pretrained import Pretrained
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, load_task
@@ -24,7 +25,7 @@ from fastrl.trainer import StepTools
 
 @pytest.fixture
 def model(countdown_folder):
-    return load_model(ModelConfig(path=str(countdown_folder)))
+    return load_model(Pretrained(ModelConfig(path=str(countdown_folder))))
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def tools(countdown_folder, model):
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02)
-    tokenizer = load_tokenizer(ModelConfig(path=str(countdown_folder)))
+    tokenizer = Pretrained(ModelConfig(path=str(countdown_folder))).tokenizer
     task, models = load_task(TaskConfig(name="countdown"), splits=()), {"teacher": Policy(teacher)}
     arena = Arena(task, tokenizer, None, None, Policy(model), Correctness(), models)
     return StepTools(arena, SamplingSettings(2, 16), 512, None)

@@ -3,11 +3,12 @@
 import dataclasses
 from operator import attrgetter
 
-from fastrl.config.algorithm import AlgorithmConfig
+from fastrl.config.algorithm import AlgorithmConfig, chosen
 from fastrl.config.ranges import check_ranges, nearest
 from fastrl.config.schema import EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import with_settings
 from fastrl.learning.objectives import OBJECTIVES
+from fastrl.learning.signals import SIGNALS
 from fastrl.statistics import ks_up_to
 
 
@@ -42,6 +43,7 @@ def check_train(config: TrainConfig) -> TrainConfig:
         f"{sampler.max_new_tokens}: every completion would be penalised for its length",
     )
     _check_objective(algorithm, batch.rollouts_per_prompt)
+    signal_models(algorithm)
     _check_gradients(config.optimizer)
     _check_best_metric(config.run.best_metric, config.evaluation)
     return dataclasses.replace(config, algorithm=_apply_preset(algorithm))
@@ -49,17 +51,38 @@ def check_train(config: TrainConfig) -> TrainConfig:
 
 def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> None:
     compares_group = OBJECTIVES[algorithm.objective].compares_group
-    _require(
-        rollouts_per_prompt > 1 or not compares_group,
-        f"objective {algorithm.objective} compares the rollouts of a prompt: batch.rollouts_per_prompt must be at "
-        f"least 2, got {rollouts_per_prompt}",
-    )
+    asked = {f"objective {algorithm.objective}": OBJECTIVES[algorithm.objective]}
+    asked |= {f"signal {name}": SIGNALS[name] for name in algorithm.signals}
+    for what, cls in asked.items():
+        _require(
+            rollouts_per_prompt > 1 or not cls.compares_group,
+            f"{what} compares the rollouts of a prompt: batch.rollouts_per_prompt must be at least 2, got "
+            f"{rollouts_per_prompt}",
+        )
     comparing = ", ".join(name for name, objective in OBJECTIVES.items() if objective.compares_group)
     _require(
         algorithm.overlong.buffer == 0 or compares_group,
         f"algorithm.overlong.buffer={algorithm.overlong.buffer} shapes rewards that are compared within a group "
         f"({comparing}); objective {algorithm.objective} only asks whether a completion is correct",
     )
+
+
+def signal_models(algorithm: AlgorithmConfig) -> dict[str, str]:
+    """Role → folder or hub id of the models that signals need beside the policy.
+
+    ValueError where a signal cannot work, where two ask for one role, and where nothing gives any credit.
+    """
+    _require(
+        algorithm.objective != "none" or bool(algorithm.signals),
+        "algorithm.objective = 'none' needs a signal that gives credit instead: set algorithm.signals",
+    )
+    found: dict[str, str] = {}
+    for name in algorithm.signals:
+        models = chosen(algorithm, SIGNALS, name).models()
+        shared = found.keys() & models.keys()
+        _require(not shared, f"algorithm.signals = {list(algorithm.signals)}: two of them bring a {', '.join(shared)}")
+        found |= models
+    return found
 
 
 def check_ranks(config: TrainConfig, num_ranks: int) -> None:

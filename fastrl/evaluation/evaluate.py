@@ -4,16 +4,15 @@ import dataclasses
 from contextlib import closing
 from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
 from fastrl.draw import Arena
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import load_evaluation, save_evaluation
-from fastrl.policy.loading import check_weight_files, context_of, load_architecture, load_model, load_tokenizer
+from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
-from fastrl.prompts.lengths import longest_sequence, without_overlong
+from fastrl.policy.pretrained import Pretrained
+from fastrl.prompts.lengths import Completions, longest_sequence, without_overlong
 from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
@@ -44,18 +43,11 @@ def same_problems(base: dict, ids: list[str]) -> None:
         )
 
 
-def _longest_sequence(
-    config: EvalConfig, task: Task, tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig
-) -> int:
+def _longest_sequence(config: EvalConfig, task: Task, source: Pretrained) -> int:
     """Tokens of the longest prompt and completion to come. ValueError beyond the model's context or vocabulary."""
     new_tokens = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
-    context = context_of(architecture)
-    limits = {"the model's context": context} if context else {}
-    problems = getattr(task, config.evaluation.split)
-    setting = f"sampler.max_new_tokens={new_tokens}"
-    return longest_sequence(
-        task, problems, tokenizer, architecture, limits, use="evaluation", setting=setting, new=new_tokens
-    )
+    completions = Completions("evaluation", f"sampler.max_new_tokens={new_tokens}", new_tokens)
+    return longest_sequence(task, getattr(task, config.evaluation.split), source, source.limits, completions)
 
 
 def evaluate(config: EvalConfig) -> dict:
@@ -71,13 +63,14 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     if output.exists():
         raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
     task = load_task(config.task, splits=(split,))
-    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
-    check_weight_files(config.model)
+    source = Pretrained(config.model)
+    tokenizer = source.tokenizer
+    source.check_weight_files()
     task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
-    max_sequence_tokens = _longest_sequence(config, task, tokenizer, architecture)
+    max_sequence_tokens = _longest_sequence(config, task, source)
     if base:
         same_problems(base, [p.id for p in getattr(task, split)])
-    policy = Policy(load_model(config.model), temperature=config.sampler.temperature)
+    policy = Policy(load_model(source), temperature=config.sampler.temperature)
     sampler = build_sampler(
         config.sampler,
         policy,

@@ -39,6 +39,16 @@ def _signed(rewards_PG: np.ndarray, is_correct_PG: np.ndarray, positive: float, 
 
 
 @dataclass(frozen=True)
+class NoObjective:
+    """No credit from rewards: signals alone teach."""
+
+    compares_group: ClassVar[bool] = False
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return np.zeros(rewards_PG.shape)
+
+
+@dataclass(frozen=True)
 class Psr:
     """Positive sample reinforcement: reinforce what was right, leave the rest alone."""
 
@@ -145,4 +155,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rloo": Rloo,
     "grpo": Grpo,
     "dr-grpo": DrGrpo,
+    "none": NoObjective,
 }

@@ -13,7 +13,7 @@ that it may use. It asks for a second model by its role: `models()` says which o
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from annotated_types import Ge
@@ -61,7 +61,9 @@ class Tools(Protocol):
 
 
 class Signal(Protocol):
-    """Its fields are its settings, under [algorithm.<name>]."""
+    """Its fields are its settings, under [algorithm.<name>]. compares_group: needs several rollouts of a prompt."""
+
+    compares_group: ClassVar[bool]
 
     def models(self) -> dict[str, str]:
         """Role → folder or hub id of a model that must be there beside the policy. ValueError for a missing one."""
@@ -82,6 +84,7 @@ def objective_credits(objective: Objective, batch: Rollouts, threshold: float) -
 class Distillation:
     """On-policy distillation: what a teacher model thinks of each token that the policy drew."""
 
+    compares_group: ClassVar[bool] = False
     teacher: str = ""
     """Folder or hub id of the teacher. It must have the policy's tokenizer."""
     weight: Annotated[float, Ge(0)] = 1.0
@@ -100,6 +103,7 @@ class Distillation:
 class SelfDistillation:
     """Self-distillation from a hint: what the policy would think of each token, had it seen a correct sibling."""
 
+    compares_group: ClassVar[bool] = True
     hint: str = "\n\nA correct solution:\n{solution}\n\nNow solve the original problem."
     """What is put behind the prompt's text. {solution} becomes the first other correct completion of the prompt, from
     its last </think> on."""

@@ -6,6 +6,7 @@ ranks as FSDP2 shards them. What it leaves out: scratch space inside a matrix pr
 libraries, and what an allocator keeps of freed blocks.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,11 +36,12 @@ LOSS_ROW_BYTES = 64  # per scored token: log-probs, entropy, weights, targets an
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by part, on each rank; static and the larger of computing and update add up to the peak.
+    """Bytes by part on each rank. The peak is `static` plus the larger of `computing` and `update`.
 
-    activations: kept by the backbone's forward; logits: one chunk of them and the head's gradient; working: what the
-    loss and the backward need beyond that at their fullest moment; gathered: parameters and gradients that several
-    ranks hold unsharded meanwhile; update: what the end of a backward over several ranks or an optimizer step needs.
+    activations: what the backbone's forward keeps. logits: one chunk of them, and the head's gradient. working: what
+    the loss and the backward need beyond these at their fullest moment. gathered: parameters and gradients that a rank
+    of several holds unsharded meanwhile. update: what the end of a backward over several ranks, or an optimizer step,
+    needs.
     """
 
     weights: int
@@ -68,10 +70,10 @@ class Footprint:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages made inside the block that are still alive, and the most there ever were.
+    """live: bytes of the storages that were made inside the block and are alive. peak: the most that `live` ever was.
 
-    existing: tensors made before, whose storages do not count when an operation returns a view of them. uncounted:
-    operations whose results count for nothing.
+    existing: tensors from before the block; a view of them does not count. uncounted: operations whose results do not
+    count.
     """
 
     def __init__(self, existing: Iterable[Tensor] = (), uncounted: Container[Callable] = ()):
@@ -99,15 +101,34 @@ class LiveBytes(TorchDispatchMode):
         self.live -= num_bytes
 
 
+class GroupedProducts(TorchDispatchMode):
+    """Shapes of the products of experts on tensors without storage: torch has a rule for bfloat16 alone.
+
+    `_grouped_mm` takes (S,K) and (E,K,N) to (S,N) in the forward, and (K,S) and (S,N) to (E,K,N) for the weights'
+    gradient, with E ends of the experts' rows.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not torch.ops.aten._grouped_mm.default or args[0].dtype == torch.bfloat16:
+            return func(*args, **kwargs)
+        left, right, ends = (*args, kwargs.get("offs"))[:3]
+        experts = () if right.ndim == 3 else ends.shape
+        return left.new_empty(*experts, left.shape[0], right.shape[-1])
+
+
 @contextmanager
 def storageless_model(
     architecture: PreTrainedConfig, dtype: torch.dtype, attention: AttentionChoice, settings: ModelConfig
 ) -> Iterator[PreTrainedModel]:
-    """A model whose tensors have shapes and no storage, with the blocks recomputed and the adapters that `settings` ask
-    for; use it inside the block.
+    """A model whose tensors have shapes and no storage; use it inside the block.
+
+    Blocks are recomputed and adapters attached where `settings` ask for it. `architecture` stays as it is.
     """
-    with FakeTensorMode():
-        implementation = None if attention.is_packed else attention.path
+    architecture = copy.deepcopy(architecture)  # from_config writes into its argument
+    padded = "sdpa" if attention.path == "flex_attention" else attention.path  # which keeps the same tensors
+    with FakeTensorMode(), GroupedProducts():
+        implementation = None if attention.is_packed else padded
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation).eval()
         if attention.is_packed:
             path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
@@ -120,7 +141,7 @@ def storageless_model(
 
 
 def _attach_storageless(model: PreTrainedModel, settings: ModelConfig) -> None:
-    """peft moves new adapters to their layer, which tensors without storage refuse; those made on meta it leaves."""
+    """Attaches adapters that are made on meta: peft moves others to their layer, which storageless tensors refuse."""
     with torch.device("meta"):
         attach(model, settings, None, seed=0)
     for module in model.modules():
@@ -139,35 +160,50 @@ def footprint(
 ) -> Footprint:
     """Of training the `storageless_model` on micro-batches as full as sequences of `sequence_tokens` make them.
 
-    num_ranks > 1 or offload: every parameter sharded by FSDP2, in float32 where the optimizer keeps masters (they are
-    the shards); offload: weights, gradients, masters and optimizer are bytes of CPU memory.
+    With several ranks or `offload` every parameter is sharded by FSDP2, in float32 where the optimizer keeps masters:
+    the shards are these. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory.
     """
     parameters, is_sharded = list(model.parameters()), num_ranks > 1 or optimizer.offload
     for parameter in (p for p in parameters if p.requires_grad):
         parameter.grad_dtype = gradient_dtype(parameter, optimizer)
-    policy, rollouts = Policy(model), _full_batch(token_budget, sequence_tokens, Policy(model).is_packed)
-    sparse = () if is_sharded else (torch.ops.aten.embedding_dense_backward.default,)  # rows of it only: `vocabulary`
-    with LiveBytes([*parameters, *model.buffers()], sparse) as live:
-        for _ in range(2):  # the second finds the gradients of the first
-            activations, logits = _forward_backward(policy, rollouts, device_type, live, is_sharded=is_sharded)
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
-    working = live.peak - gradients - activations - logits
-    model.zero_grad()
     stored = _shards(parameters, optimizer, num_ranks) if is_sharded else parameters
     kept = optimizer_bytes(stored, optimizer)
+    activations, logits, working = _computing(model, token_budget, sequence_tokens, device_type, is_sharded)
     gathered, reduced = _unsharded_bytes(model, num_ranks, optimizer.offload) if is_sharded else (0, 0)
-    update = max(kept.step, reduced)
     return Footprint(
-        _num_bytes(stored), kept.gradients, kept.masters, kept.states, activations, logits, working, gathered, update
+        weights=num_bytes(stored),
+        gradients=kept.gradients,
+        masters=kept.masters,
+        optimizer=kept.states,
+        activations=activations,
+        logits=logits,
+        working=working,
+        gathered=gathered,
+        update=max(kept.step, reduced),
     )
 
 
-def _num_bytes(tensors: Iterable[Tensor]) -> int:
+def _computing(
+    model: PreTrainedModel, token_budget: int, sequence_tokens: int, device_type: str, is_sharded: bool
+) -> tuple[int, int, int]:
+    """(activations, logits, working) of two micro-batches, the second of which finds the gradients of the first."""
+    parameters, policy = list(model.parameters()), Policy(model)
+    rollouts = _full_batch(token_budget, sequence_tokens, policy.is_packed)
+    sparse = () if is_sharded else (torch.ops.aten.embedding_dense_backward.default,)  # rows of it only: `vocabulary`
+    with LiveBytes([*parameters, *model.buffers()], sparse) as live:
+        for _ in range(2):
+            activations, logits = _forward_backward(policy, rollouts, device_type, live, is_sharded=is_sharded)
+    gradients = num_bytes(p.grad for p in parameters if p.grad is not None)
+    model.zero_grad()
+    return activations, logits, live.peak - gradients - activations - logits
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _shards(parameters: list[Tensor], optimizer: OptimizerConfig, num_ranks: int) -> list[Tensor]:
-    """What the first rank stores: an equal part of the rows, rounded up."""
+    """What the first rank stores of each parameter: an equal part of its rows, rounded up."""
     return [
         torch.empty(
             (-(-len(p) // num_ranks), *p.shape[1:]),
@@ -180,21 +216,21 @@ def _shards(parameters: list[Tensor], optimizer: OptimizerConfig, num_ranks: int
 
 
 def _unsharded_bytes(model: PreTrainedModel, num_ranks: int, is_offloaded: bool) -> tuple[int, int]:
-    """(in the backward, at its end), in the model's dtype but for what is being reduced, which is float32.
+    """Bytes that a rank holds unsharded: (in the backward, at its end). What is being reduced is float32.
 
     In the backward: weights of the root (embedding, head) and of two blocks, one of them prefetched; gradients of the
-    root and a block; the block's to be reduced; a float32 shard on its way from CPU memory. At the end: the root's
-    weights, gradients, these to be reduced, and this rank's part of their sum.
+    root and of a block, and the latter once more to be reduced; with offload a float32 shard that comes from CPU
+    memory. At the end: the root's weights, its gradients, these to be reduced, and this rank's part of their sum.
     """
-    blocks = [_num_bytes(block.parameters()) for block in blocks_of(model)]
-    root, block = _num_bytes(model.parameters()) - sum(blocks), max(blocks, default=0)
+    blocks = [num_bytes(block.parameters()) for block in blocks_of(model)]
+    root, block = num_bytes(model.parameters()) - sum(blocks), max(blocks, default=0)
     widening = 4 // model.dtype.itemsize
     coming = widening * block // num_ranks if is_offloaded else 0
     return 2 * root + 3 * block + widening * block + coming, 2 * root + widening * root + widening * root // num_ranks
 
 
 def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> Rollouts:
-    """Sequences of one length, each with a prompt of its own; the last cut to fill the budget when packed."""
+    """Sequences of one length, each with its own prompt; packed, the last one is cut so that the budget is full."""
     sequence_tokens = min(sequence_tokens, token_budget)
     lengths = [sequence_tokens] * (token_budget // sequence_tokens)
     rest = token_budget - sum(lengths)
@@ -206,50 +242,55 @@ def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> Rol
     return rollouts
 
 
-def _chunk_rows(num_rows: int, weight_VH: Tensor, device_type: str, *, has_buffer: bool) -> int:
-    """`chunks.chunk_rows` for a head that will live on `device_type`; a storageless one lives on the CPU."""
-    has_spare = weight_VH.requires_grad and weight_VH.dtype != torch.float32 and not has_buffer
-    spare = 4 * weight_VH.numel() if has_spare else 0
-    weight_VH = weight_VH.detach()
-    if device_type == "cpu":
-        return chunks.chunk_rows(num_rows, weight_VH, spare, has_buffer=has_buffer)
-    row_bytes = weight_VH.shape[0] * weight_VH.element_size()
-    budget = max(chunks.CUDA_LOGIT_BYTES, chunks.CUDA_MIN_ROWS * row_bytes)
-    return num_rows if num_rows * row_bytes <= budget + spare else budget // row_bytes
-
-
 def _forward_backward(
     policy: Policy, rollouts: Rollouts, device_type: str, live: LiveBytes, *, is_sharded: bool
 ) -> tuple[int, int]:
-    """Makes the tensors of one micro-batch; returns bytes: its activations; its logits and the head's gradient.
+    """Makes the tensors of one micro-batch. Returns bytes: of its activations; of its logits and the head's gradient.
 
-    The latter is none where the head's float32 `.grad` takes it directly (`vocabulary`), as the embedding's does.
+    Unless sharded, embedding and head have a `.grad` that loss and backward add to directly (`vocabulary`).
     """
-    embedding = policy.model.get_input_embeddings().weight
-    if embedding.requires_grad and embedding.grad is None and not is_sharded:
-        embedding.grad = torch.empty_like(embedding, dtype=embedding.grad_dtype).detach()
+    weight_VH = policy.head().weight
+    has_buffer = weight_VH.requires_grad and weight_VH.grad_dtype == torch.float32 and not is_sharded
+    if not is_sharded:
+        _give_gradient(policy.model.get_input_embeddings().weight)
     before = live.live
     hidden_NH = policy.hidden_states(policy.micro_batch(rollouts))
     activations = live.live - before
-    weight_VH = policy.head().weight
-    num_rows, itemsize = hidden_NH.shape[0], weight_VH.element_size()
-    has_buffer = weight_VH.requires_grad and weight_VH.grad_dtype == torch.float32 and not is_sharded
-    if has_buffer and weight_VH.grad is None:
-        weight_VH.grad = torch.empty_like(weight_VH, dtype=torch.float32).detach()
-    size = _chunk_rows(num_rows, weight_VH, device_type, has_buffer=has_buffer)
-    grad_hidden, grad_weight = torch.empty_like(hidden_NH), None
-    columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)
-    logits = hidden_NH.new_empty(size, weight_VH.shape[0])
-    num_bytes = logits.numel() * itemsize
-    if weight_VH.requires_grad and not has_buffer:
-        dtype = weight_VH.dtype if size >= num_rows else torch.float32
-        grad_weight = torch.empty_like(weight_VH, dtype=dtype).detach()
-        num_bytes += grad_weight.numel() * grad_weight.element_size()
-    del logits
-    gradients = [grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype)]
-    del grad_weight, grad_hidden, columns
+    if has_buffer:
+        _give_gradient(weight_VH)
+    gradients, logits = loss_gradients(hidden_NH, weight_VH, device_type, has_buffer=has_buffer)
     _HandOut.apply(gradients, hidden_NH, weight_VH).backward()
-    return activations, num_bytes
+    return activations, logits
+
+
+def _give_gradient(weight: Tensor) -> None:
+    if weight.requires_grad and weight.grad is None:
+        weight.grad = torch.empty_like(weight, dtype=weight.grad_dtype).detach()
+
+
+def loss_gradients(
+    hidden_NH: Tensor, weight_VH: Tensor, device_type: str, *, has_buffer: bool
+) -> tuple[list[Tensor | None], int]:
+    """Makes the tensors of `linear_policy_loss` and multiplies nothing: ([dX, dW], bytes of a chunk's logits and dW).
+
+    has_buffer: dW is summed in a float32 buffer of the caller's, and None here. device_type: where the head will be.
+    """
+    num_rows, dtype = hidden_NH.shape[0], weight_VH.dtype
+    columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)
+    forms_weight = weight_VH.requires_grad and not has_buffer
+    spare_bytes = 4 * weight_VH.numel() if forms_weight and dtype != torch.float32 else 0
+    size = chunks.chunk_rows(num_rows, _placed(weight_VH, device_type), spare_bytes, has_buffer=has_buffer)
+    made = [columns, hidden_NH.new_empty(size, weight_VH.shape[0])]
+    if forms_weight:
+        made.append(torch.empty_like(weight_VH, dtype=dtype if size >= num_rows else torch.float32).detach())
+    grad_hidden = torch.empty_like(hidden_NH).detach()
+    grad_weight = made[-1].to(dtype) if forms_weight else None
+    return [grad_hidden, grad_weight], num_bytes(made[1:])
+
+
+def _placed(weight: Tensor, device_type: str) -> Tensor:
+    """A tensor of the weight's shape and dtype on a device that this machine may lack."""
+    return torch.empty((), dtype=weight.dtype, device=device_type).expand(weight.shape)
 
 
 class _HandOut(torch.autograd.Function):

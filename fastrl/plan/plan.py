@@ -11,23 +11,20 @@ Measured on an H100 (torch 2.11, Qwen3-0.6B, 16 sequences of 256 + 768 tokens a 
 tensors; predicted 42.0, or 43.8 with the keys and values that torch 2.11's varlen_attn needs repeated.
 """
 
-import math
 import os
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fastrl.config.checks import check_ranks, check_train
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import choose
-from fastrl.plan.footprint import Footprint, footprint, storageless_model
-from fastrl.policy.attention import AttentionChoice, choose_attention
-from fastrl.policy.loading import context_of, load_architecture, load_tokenizer, resolve_device, resolve_dtype
+from fastrl.plan.footprint import Footprint, footprint, num_bytes, storageless_model
+from fastrl.plan.workload import Workload, planned_device, workload
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer.choose import check_weights
-from fastrl.prompts.lengths import longest_sequence, without_overlong
-from fastrl.sampling.choose import choose_sampler
+from fastrl.policy.pretrained import Pretrained
 from fastrl.sampling.kv_budget import (
     BLOCK_TOKENS,
     SLACK_BLOCKS,
@@ -36,7 +33,6 @@ from fastrl.sampling.kv_budget import (
     reserved_bytes,
     served_bytes,
 )
-from fastrl.tasks import load_task
 
 GIB = 1 << 30
 LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sampler: fp32 logits, scores, CDF in fp64
@@ -46,10 +42,10 @@ LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sam
 class Plan:
     """Bytes by part on each rank, and the paths.
 
-    token_budget: batch.micro_batch_tokens; update_tokens: what one update can bring a rank; the largest micro-batch is
-    the smaller of both. fitting_tokens: the largest micro-batch for `memory`, 0: none. checkpoint: bytes of CPU memory
-    on the first rank, whatever the device. unsharded: the whole model, which the embedded sampler gathers from shards.
-    is_offloaded: training's static part and the reference are in CPU memory beside a GPU.
+    unsharded: the whole model, which the embedded sampler gathers from shards. checkpoint: CPU memory of the first
+    rank, whatever the device. is_offloaded: training's static part and the reference lie in CPU memory beside a GPU.
+    token_budget: batch.micro_batch_tokens. update_tokens: the most that one update brings a rank. fitting_tokens: the
+    largest micro-batch for `memory`; 0: none.
     """
 
     training: Footprint
@@ -64,12 +60,12 @@ class Plan:
     token_budget: int
     update_tokens: int
     sequence_tokens: int
-    fitting_tokens: int
     paths: dict[str, str]
     keeps_kv_cache: bool
     is_on_cpu: bool
     is_offloaded: bool
     num_ranks: int
+    fitting_tokens: int = 0
 
     @property
     def static(self) -> int:
@@ -92,8 +88,13 @@ class Plan:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Of the largest micro-batch."""
+        """Tokens of the largest micro-batch."""
         return min(self.token_budget, self.update_tokens)
+
+    @property
+    def spare(self) -> int:
+        """Bytes that are left for a micro-batch or an optimizer step."""
+        return self.memory - self.static - self.resident - self.reserve
 
     @property
     def fits(self) -> bool:
@@ -101,65 +102,29 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, *, device_type: str = "", memory_gib: float = 0.0, prompt_tokens: int = 0, num_ranks: int = 1
+    config: TrainConfig,
+    *,
+    device_type: str = "",
+    memory_gib: float = 0.0,
+    prompt_tokens: int = 0,
+    num_ranks: int = 1,
+    base: Pretrained | None = None,
 ) -> Plan:
-    """device_type: cpu or cuda, empty: as the run would choose here. memory_gib 0: what this machine's device has.
+    """device_type: cpu or cuda; empty: as the run would choose here. memory_gib 0: what this machine's device has.
 
     prompt_tokens 0: the longest prompt of the task, which loads the task and the tokenizer. num_ranks: processes, each
-    with a device of its own. ValueError for bad input.
+    with a device of its own. base: config.model where it was read before. ValueError for bad input.
     """
-    config = _checked(config, num_ranks)
+    config, base = _checked(config, num_ranks), base or Pretrained(config.model)
     device, dtype = planned_device(config, device_type)
     check_weights(config.optimizer.kind, dtype)
-    memory, budget = int(memory_gib * GIB) or detected_memory(device), config.batch.micro_batch_tokens
-    architecture = load_architecture(config.model)
+    memory = int(memory_gib * GIB) or detected_memory(device)
     if config.model.lora_rank:
-        check_targets(config.model, architecture)
-    attention = choose_attention(config.model.attention, device, dtype, architecture)
-    sequence_tokens = _longest_sequence(config, architecture, prompt_tokens)
-    sampler, sampler_reason = choose_sampler(config.sampler, device)
-    is_vllm = sampler == "vllm"
-    update_tokens = _update_tokens(config, sequence_tokens, num_ranks, is_packed=attention.is_packed)
-    largest = min(budget, update_tokens)
-    is_sharded = num_ranks > 1 or config.optimizer.offload
-    is_offloaded = config.optimizer.offload and device.type != "cpu"
-    with storageless_model(architecture, dtype, attention, config.model) as model:
-        training = footprint(model, largest, sequence_tokens, device.type, config.optimizer, num_ranks)
-        larger = footprint(model, 2 * largest, sequence_tokens, device.type, config.optimizer, num_ranks)
-        kv_cache = _kv_cache_bytes(config, model, sequence_tokens, num_ranks, is_vllm=is_vllm)
-        vocab = model.get_output_embeddings().weight.shape[0]
-        whole = sum(p.numel() * p.element_size() for p in model.parameters())
-        exported = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        served = served_bytes(config.sampler.weights, model, dtype, is_sharded=is_sharded) if is_vllm else 0
-    has_reference = config.algorithm.kl_coef and not config.model.lora_rank  # the base is the reference of its adapters
-    if is_vllm and not config.sampler.kv_cache_bytes:  # as the run will cut it
-        static = 0 if is_offloaded else training.static
-        kv_cache = min(kv_cache, available_bytes(device, memory, memory - static - served))
-    keeps_kv_cache = is_vllm and not config.sampler.release_kv_cache
-    masters = training.weights if is_sharded else training.masters
-    plan = Plan(
-        training,
-        training.weights if has_reference else 0,  # sharded as the policy is
-        served,
-        whole if is_sharded and not is_vllm else 0,
-        kv_cache,
-        0 if is_vllm else LOGITS_COPIES * vocab * _sampled_at_once(config, num_ranks),
-        exported + masters + training.optimizer,
-        memory,
-        reserved_bytes(device, has_engine=is_vllm),
-        budget,
-        update_tokens,
-        sequence_tokens,
-        0,
-        _paths(attention, f"{sampler} ({sampler_reason})", device, dtype),
-        keeps_kv_cache,
-        device.type == "cpu",
-        is_offloaded,
-        num_ranks,
-    )
-    spare = memory - plan.static - plan.resident - plan.reserve
-    fitting = int(largest + (spare - training.computing) * largest / (larger.computing - training.computing))
-    return replace(plan, fitting_tokens=fitting if fitting >= sequence_tokens and training.update <= spare else 0)
+        check_targets(config.model, base.architecture)
+    work = workload(config, base, device_type, prompt_tokens, num_ranks)
+    with storageless_model(base.architecture, work.dtype, work.attention, config.model) as model:
+        plan = _plan(work, model, memory)
+        return replace(plan, fitting_tokens=_fitting_tokens(plan, work, model))
 
 
 def _checked(config: TrainConfig, num_ranks: int) -> TrainConfig:
@@ -172,12 +137,6 @@ def _checked(config: TrainConfig, num_ranks: int) -> TrainConfig:
     return config
 
 
-def planned_device(config: TrainConfig, device_type: str) -> tuple[torch.device, torch.dtype]:
-    """(device, dtype of the weights); empty: the device that the run would choose here."""
-    device = torch.device(device_type) if device_type else resolve_device(config.model.device)
-    return device, resolve_dtype(config.model.dtype, device)
-
-
 def detected_memory(device: torch.device) -> int:
     """Bytes of the GPU, or of the machine. ValueError for cuda where there is none to ask."""
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -187,73 +146,86 @@ def detected_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _longest_sequence(config: TrainConfig, architecture: PreTrainedConfig, prompt_tokens: int) -> int:
-    """Prompt and full completion of the longest training sequence. ValueError when they exceed budget or context."""
-    new_tokens = config.sampler.max_new_tokens
-    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
-    if context := context_of(architecture):
-        limits["the model's context"] = context
-    if not prompt_tokens:
-        tokenizer = load_tokenizer(config.model)
-        task = without_overlong(load_task(config.task), tokenizer, config.task.max_prompt_tokens)
-        setting = f"sampler.max_new_tokens={new_tokens}"
-        return longest_sequence(
-            task, task.train, tokenizer, architecture, limits, use="training", setting=setting, new=new_tokens
-        )
-    for name, limit in limits.items():
-        if prompt_tokens + new_tokens > limit:
-            total = prompt_tokens + new_tokens
-            raise ValueError(f"the longest prompt and completion make {total} tokens, more than {name}={limit}")
-    return prompt_tokens + new_tokens
+def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
+    training = _training(work, model, work.micro_batch_tokens)
+    weights = work.config.sampler.weights
+    served = served_bytes(weights, model, work.dtype, is_sharded=work.is_sharded) if work.is_vllm else 0
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    masters = training.weights if work.is_sharded else training.masters
+    return Plan(
+        training=training,
+        reference=training.weights if work.has_reference else 0,  # sharded as the policy is
+        sampler_weights=served,
+        unsharded=num_bytes(model.parameters()) if work.is_sharded and not work.is_vllm else 0,
+        kv_cache=_kv_cache_bytes(work, model, memory, served + (0 if work.is_offloaded else training.static)),
+        sampler_logits=0 if work.is_vllm else LOGITS_COPIES * vocabulary * work.num_sampled,
+        checkpoint=num_bytes(p for p in model.parameters() if p.requires_grad) + masters + training.optimizer,
+        memory=memory,
+        reserve=reserved_bytes(work.device, has_engine=work.is_vllm),
+        token_budget=work.config.batch.micro_batch_tokens,
+        update_tokens=work.update_tokens,
+        sequence_tokens=work.sequence_tokens,
+        paths=_paths(work),
+        keeps_kv_cache=work.is_vllm and not work.config.sampler.release_kv_cache,
+        is_on_cpu=work.device.type == "cpu",
+        is_offloaded=work.is_offloaded,
+        num_ranks=work.num_ranks,
+    )
 
 
-def _update_tokens(config: TrainConfig, sequence_tokens: int, num_ranks: int, *, is_packed: bool) -> int:
-    """What one update can bring a rank: all its sequences at their longest, a group's prompt once where packed."""
-    batch, algorithm = config.batch, config.algorithm
-    groups = math.ceil(math.ceil(batch.prompts_per_step / algorithm.updates_per_batch) / num_ranks)
-    sequences = groups * batch.rollouts_per_prompt
-    if not is_packed or algorithm.minibatch_cut == "after-dropping":  # then an update may have one rollout of a group
-        return sequences * sequence_tokens
-    completion = config.sampler.max_new_tokens
-    return groups * (sequence_tokens - completion) + sequences * completion
+def _training(work: Workload, model: PreTrainedModel, num_tokens: int) -> Footprint:
+    """Of micro-batches of `num_tokens` tokens."""
+    return footprint(model, num_tokens, work.sequence_tokens, work.device.type, work.config.optimizer, work.num_ranks)
 
 
-def _sampled_at_once(config: TrainConfig, num_ranks: int) -> int:
-    """Sequences that the embedded sampler draws together: of a step, or of an evaluation, which draws more."""
-    batch, evaluation = config.batch, config.evaluation
-    drawn = math.ceil(batch.prompts_per_step / num_ranks) * batch.rollouts_per_prompt
-    is_evaluated = evaluation.at_end or evaluation.every
-    return config.sampler.batch_size if is_evaluated else min(config.sampler.batch_size, drawn)
+def _fitting_tokens(plan: Plan, work: Workload, model: PreTrainedModel) -> int:
+    """The largest micro-batch, on the line through this plan's and one of twice its tokens; 0 where none fits."""
+    num_tokens, computing = work.micro_batch_tokens, plan.training.computing
+    added = _training(work, model, 2 * num_tokens).computing - computing
+    fitting = int(num_tokens + (plan.spare - computing) * num_tokens / added)
+    return fitting if fitting >= plan.sequence_tokens and plan.training.update <= plan.spare else 0
 
 
-def _kv_cache_bytes(
-    config: TrainConfig, model: PreTrainedModel, sequence_tokens: int, num_ranks: int, *, is_vllm: bool
-) -> int:
-    """Of all sequences that are sampled at once, at their longest; vLLM takes whole blocks, or what it was told."""
-    if is_vllm and config.sampler.kv_cache_bytes:
-        return config.sampler.kv_cache_bytes
-    if not is_vllm:
-        return _sampled_at_once(config, num_ranks) * sequence_tokens * bytes_per_token(model)
-    blocks = -(-sequence_tokens // BLOCK_TOKENS) + SLACK_BLOCKS
-    return config.sampler.batch_size * blocks * BLOCK_TOKENS * bytes_per_token(model)
+def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: int) -> int:
+    """Of all sequences that are sampled at once, at their longest. vLLM: what it was told, or whole blocks.
+
+    kept: bytes of training and of vLLM's weights, beside which the run cuts vLLM's cache.
+    """
+    sampler, token_bytes = work.config.sampler, bytes_per_token(model)
+    if not work.is_vllm:
+        return work.num_sampled * work.sequence_tokens * token_bytes
+    if sampler.kv_cache_bytes:
+        return sampler.kv_cache_bytes
+    num_blocks = -(-work.sequence_tokens // BLOCK_TOKENS) + SLACK_BLOCKS
+    wanted = sampler.batch_size * num_blocks * BLOCK_TOKENS * token_bytes
+    return min(wanted, available_bytes(work.device, memory, memory - kept))
 
 
-def _paths(attention: AttentionChoice, sampler: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    kernel = choose("linear_policy_loss", device, dtype)
+def _paths(work: Workload) -> dict[str, str]:
+    kernel = choose("linear_policy_loss", work.device, work.dtype)
     return {
-        "device": f"{device.type}, weights in {str(dtype).removeprefix('torch.')}",
-        "sampler": sampler,
-        "attention": f"{attention}; an architecture that fails the comparison at load runs padded",
+        "device": f"{work.device.type}, weights in {str(work.dtype).removeprefix('torch.')}",
+        "sampler": f"{work.sampler} ({work.sampler_reason})",
+        "attention": f"{work.attention}; an architecture that fails the comparison at load runs padded",
         "kernel": f"{kernel.backend} ({kernel.reason})",
     }
 
 
 def plan_text(plan: Plan) -> str:
     """A table for people."""
+    lines = [f"on each of {plan.num_ranks} ranks:"] if plan.num_ranks > 1 else []
+    lines += [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in _parts(plan)]
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines.append(f"{'peak:':32}{plan.peak / GIB:10.3f} GiB  of {plan.memory / GIB:.3f} GiB: {verdict}")
+    lines.append(f"training on sequences of up to {plan.sequence_tokens} tokens: {_fit(plan)}")
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in plan.paths.items())])
+
+
+def _parts(plan: Plan) -> list[tuple[str, int, str]]:
+    """(name, bytes, remark) of each line of the table."""
     t = plan.training
     beside = "of CPU memory, not counted below"
     place = beside if plan.is_offloaded else ""
-    cache = "stays" if plan.keeps_kv_cache else "while sampling"
     parts = [
         ("weights", t.weights, place),
         ("fp32 masters", t.masters, "" if t.masters else "none: the weights are updated themselves"),
@@ -267,23 +239,18 @@ def plan_text(plan: Plan) -> str:
         ("optimizer step", t.update, "between micro-batches"),
         ("sampler's weights", plan.sampler_weights, "" if plan.sampler_weights else "none: shared"),
         ("unsharded weights to sample from", plan.unsharded, "while sampling"),
-        ("KV cache", plan.kv_cache, cache),
+        ("KV cache", plan.kv_cache, "stays" if plan.keeps_kv_cache else "while sampling"),
         ("sampler's logits", plan.sampler_logits, "while sampling"),
         ("reserve", plan.reserve, "for CUDA's context, graphs and workspaces"),
         ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else beside),
     ]
     unneeded = {"reserve", "unsharded blocks and root", "optimizer step", "unsharded weights to sample from"}
-    parts = [part for part in parts if part[1] or part[0] not in unneeded]
-    lines = [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in parts]
-    if plan.num_ranks > 1:
-        lines.insert(0, f"on each of {plan.num_ranks} ranks:")
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
-    lines.append(f"{'peak:':32}{plan.peak / GIB:10.3f} GiB  of {plan.memory / GIB:.3f} GiB: {verdict}")
+    return [part for part in parts if part[1] or part[0] not in unneeded]
+
+
+def _fit(plan: Plan) -> str:
     if plan.fitting_tokens >= plan.update_tokens:
-        fit = f"every batch.micro_batch_tokens fits, one update has at most {plan.update_tokens} tokens"
-    elif plan.fitting_tokens:
-        fit = f"batch.micro_batch_tokens up to {plan.fitting_tokens} fits"
-    else:
-        fit = f"no batch.micro_batch_tokens fits one sequence of {plan.sequence_tokens} tokens"
-    lines.append(f"training on sequences of up to {plan.sequence_tokens} tokens: {fit}")
-    return "\n".join([*lines, *(f"{name}: {value}" for name, value in plan.paths.items())])
+        return f"every batch.micro_batch_tokens fits, one update has at most {plan.update_tokens} tokens"
+    if plan.fitting_tokens:
+        return f"batch.micro_batch_tokens up to {plan.fitting_tokens} fits"
+    return f"no batch.micro_batch_tokens fits one sequence of {plan.sequence_tokens} tokens"

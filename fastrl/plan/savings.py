@@ -6,7 +6,9 @@ import torch
 
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import with_settings
-from fastrl.plan.plan import make_plan, planned_device
+from fastrl.plan.plan import make_plan
+from fastrl.plan.workload import planned_device
+from fastrl.policy.pretrained import Pretrained
 
 CHECKPOINTING = {"model.gradient_checkpointing": True}
 NO_MASTERS = {"optimizer.kind": "adamw-bf16", "optimizer.grad_dtype": "bfloat16"}
@@ -14,24 +16,31 @@ EIGHT_BITS = {"optimizer.kind": "adamw-8bit", "optimizer.grad_dtype": "bfloat16"
 
 
 def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any) -> dict[str, object]:
-    """`section.key` → value of the first savings that make the run fit, with a smaller token budget where that is
-    needed besides; empty when nothing does. The other arguments are `make_plan`'s.
+    """The first savings that make the run fit: `section.key` → value, with a smaller token budget where that helps.
+
+    Empty when nothing does. The other arguments are `make_plan`'s.
     """
     _, dtype = planned_device(config, device_type)
-    rounded = {} if dtype == torch.bfloat16 else {"model.dtype": "bfloat16"}
+    machine = {"base": Pretrained(config.model)} | machine
     settings: dict[str, object] = {}
-    is_sharded = machine.get("num_ranks", 1) > 1 or config.optimizer.offload  # float32 shards: no kind without masters
-    for more in ({}, CHECKPOINTING, *(() if is_sharded else (rounded | NO_MASTERS, EIGHT_BITS))):
+    for more in ({}, CHECKPOINTING, *_rounding(config, dtype, machine.get("num_ranks", 1))):
         settings |= more
         plan = make_plan(with_settings(config, settings), device_type=device_type, **machine)
-        if not plan.fits and plan.fitting_tokens:
-            budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.update_tokens)}
-            plan = make_plan(with_settings(config, settings | budget), device_type=device_type, **machine)
-            if plan.fits:
-                return _differing(config, settings | budget)
-        elif plan.fits:
+        if plan.fits:
             return _differing(config, settings)
+        if plan.fitting_tokens:
+            budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.update_tokens)}
+            if make_plan(with_settings(config, settings | budget), device_type=device_type, **machine).fits:
+                return _differing(config, settings | budget)
     return {}
+
+
+def _rounding(config: TrainConfig, dtype: torch.dtype, num_ranks: int) -> list[dict[str, object]]:
+    """Kinds without masters; none where parameters are sharded, since shards are float32."""
+    if num_ranks > 1 or config.optimizer.offload:
+        return []
+    rounded = {} if dtype == torch.bfloat16 else {"model.dtype": "bfloat16"}
+    return [rounded | NO_MASTERS, EIGHT_BITS]
 
 
 def savings_text(settings: dict[str, object]) -> str:

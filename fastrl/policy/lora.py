@@ -6,6 +6,7 @@ They have the model's dtype, with the optimizer's float32 masters like any other
 Left out: dropout, adapters on the head or on embeddings, trained biases.
 """
 
+import copy
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -75,7 +76,9 @@ def _require_peft(what: str) -> None:
 def check_targets(config: ModelConfig, architecture: PreTrainedConfig) -> None:
     """ValueError for model.lora_targets that name no linear layer, or the head. Builds the model without storage."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(architecture), trust_remote_code=config.trust_remote_code
+        )
     head = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     known = sorted({name.rpartition(".")[2] for name, module in linear.items() if module is not head})

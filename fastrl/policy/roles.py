@@ -1,43 +1,55 @@
-"""The policies of a run: the one that is trained, and the one that a KL penalty pulls back to."""
+"""The policies of a run: the one that is trained, the one that a KL penalty pulls back to, those of signals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fastrl.config.schema import ModelConfig, TrainConfig
+from fastrl.config.schema import TrainConfig
 from fastrl.kernels import TokenLoss
 from fastrl.policy.loading import load_model
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
+from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.sharding import shard
 from fastrl.process.ranks import Ranks
 from fastrl.process.seeds import seed_of
 
 
 def trained_policy(
-    config: TrainConfig, checkpoint: Path | None, loss: TokenLoss, ranks: Ranks, say: Callable[[str], None]
+    config: TrainConfig,
+    base: Pretrained,
+    checkpoint: Path | None,
+    loss: TokenLoss,
+    ranks: Ranks,
+    say: Callable[[str], None],
 ) -> Policy:
-    """The config's model or the checkpoint's; LoRA: the config's, with new adapters or the checkpoint's."""
-    model = config.model
-    if not model.lora_rank:
-        source = replace(model, path=str(checkpoint)) if checkpoint else model
+    """The base model or the checkpoint's. With LoRA: the base with new adapters or the checkpoint's."""
+    if not config.model.lora_rank:
+        source = Pretrained(replace(config.model, path=str(checkpoint))) if checkpoint else base
         return _policy(config, source, loss, ranks, say)
-    policy = _policy(config, model, loss, ranks, say)
-    say(attach(policy.model, model, checkpoint, seed=seed_of(config.run.seed, "lora")))
+    policy = _policy(config, base, loss, ranks, say)
+    say(attach(policy.model, config.model, checkpoint, seed=seed_of(config.run.seed, "lora")))
     return policy
 
 
-def reference_policy(config: TrainConfig, trained: Policy, say: Callable[[str], None]) -> Policy:
-    """A second model, sharded as the trained one is; LoRA: the very policy, to be scored with its adapters off."""
+def reference_policy(config: TrainConfig, base: Pretrained, trained: Policy, say: Callable[[str], None]) -> Policy:
+    """A second model, sharded as the trained one is. With LoRA: the same policy, to be scored with its adapters off."""
     if config.model.lora_rank:
         return trained
-    return _policy(config, config.model, trained.loss, trained.ranks, say)
+    return _policy(config, base, trained.loss, trained.ranks, say)
+
+
+def second_policies(
+    config: TrainConfig, sources: Mapping[str, Pretrained], trained: Policy, say: Callable[[str], None]
+) -> dict[str, Policy]:
+    """By their role, models that only score, sharded as the trained one is."""
+    return {role: _policy(config, source, trained.loss, trained.ranks, say) for role, source in sources.items()}
 
 
 def _policy(
-    config: TrainConfig, source: ModelConfig, loss: TokenLoss, ranks: Ranks, say: Callable[[str], None]
+    config: TrainConfig, source: Pretrained, loss: TokenLoss, ranks: Ranks, say: Callable[[str], None]
 ) -> Policy:
-    """Loaded, and sharded where there are several ranks or the shards are to live in CPU memory."""
+    """Loaded; sharded where there are several ranks or the shards are to live in CPU memory."""
     policy, offload = Policy(load_model(source, say), loss, config.sampler.temperature), config.optimizer.offload
     if ranks.world_size > 1 or offload:
         shard(policy, ranks, offload=offload)

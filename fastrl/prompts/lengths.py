@@ -4,8 +4,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from fastrl.config.schema import SamplerConfig
+from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.tokens import prompt_ids
 from fastrl.tasks import Problem, Task
 
@@ -14,7 +16,7 @@ MAX_CHARACTERS_PER_TOKEN = 32  # of a whole prompt, on average: longer text is n
 
 @dataclass(frozen=True)
 class Extent:
-    """Of some prompts: tokens of the longest and where it is, and the largest token id. Zeros without problems."""
+    """Tokens of the longest of some prompts, where that prompt is, and the largest token id in any of them."""
 
     num_tokens: int = 0
     where: str = ""
@@ -24,7 +26,7 @@ class Extent:
 def extent_of(
     task: Task, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, limit: int | None = None
 ) -> Extent:
-    """Looks at every prompt. limit: tokens that one may have, if there is a limit. ValueError for much longer text."""
+    """Tokenises every prompt. limit: the most tokens that one may have. ValueError for text that is much too long."""
     extent = Extent()
     for problem in problems:
         if is_hopeless(problem, limit):
@@ -45,58 +47,70 @@ def num_characters(problem: Problem) -> int:
 
 
 def is_hopeless(problem: Problem, limit: int | None) -> bool:
-    """So long that its tokens need not be counted."""
+    """Whether the prompt is so long that its tokens need not be counted."""
     return limit is not None and num_characters(problem) > MAX_CHARACTERS_PER_TOKEN * limit
 
 
 def without_overlong(task: Task, tokenizer: PreTrainedTokenizerBase, limit: int) -> Task:
-    """The task without problems whose prompts are longer than `limit` tokens, with a warning that counts them; 0: all.
+    """The task without the problems whose prompts are longer than `limit` tokens; 0 keeps all. Warns of those dropped.
 
-    ValueError where a split is left without any.
+    ValueError for a split that would be left empty.
     """
     if not limit:
         return task
-    kept = {}
-    for split in ("train", "validation", "test"):
-        problems = getattr(task, split)
-        short = [p for p in problems if not is_hopeless(p, limit) and len(prompt_ids(task, p, tokenizer)) <= limit]
-        if len(short) < len(problems):
-            said = f"{split}: {len(problems) - len(short)} of {len(problems)} problems have prompts of more than "
-            if not short:
-                raise ValueError(f"{said}task.max_prompt_tokens = {limit} tokens: none is left")
-            warnings.warn(f"{said}task.max_prompt_tokens = {limit} tokens and are dropped", stacklevel=2)
-        kept[split] = short
-    return replace(task, **kept)
+    return replace(task, **{name: _short(task, name, tokenizer, limit) for name in ("train", "validation", "test")})
+
+
+def _short(task: Task, split: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> Sequence[Problem]:
+    problems = getattr(task, split)
+    kept = [p for p in problems if not is_hopeless(p, limit) and len(prompt_ids(task, p, tokenizer)) <= limit]
+    if len(kept) == len(problems):
+        return kept
+    said = f"{split}: {len(problems) - len(kept)} of {len(problems)} problems have prompts of more than "
+    if not kept:
+        raise ValueError(f"{said}task.max_prompt_tokens = {limit} tokens: none is left")
+    warnings.warn(f"{said}task.max_prompt_tokens = {limit} tokens and are dropped", stacklevel=3)
+    return kept
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What will follow the prompts: what for, the setting that says how long, and that number of tokens."""
+
+    use: str
+    setting: str
+    num_tokens: int
+
+
+def of_training(sampler: SamplerConfig) -> Completions:
+    return Completions("training", f"sampler.max_new_tokens={sampler.max_new_tokens}", sampler.max_new_tokens)
 
 
 def longest_sequence(
-    task: Task,
-    problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    architecture: PreTrainedConfig,
-    limits: dict[str, int],
-    *,
-    use: str,
-    setting: str,
-    new: int,
+    task: Task, problems: Sequence[Problem], model: Pretrained, limits: dict[str, int], completions: Completions
 ) -> int:
-    """Tokens of the longest prompt of these problems and `new` ones.
+    """Tokens of the longest prompt of these problems with a full completion.
 
-    limits: by name, in tokens. use and setting: what the sequences are for, and what says how many new tokens they get.
-    ValueError naming the prompt that does not fit, or a token id that the model has no embedding for.
+    limits: tokens that this may be at most, by the limit's name. ValueError naming the prompt that does not fit, or a
+    token that the model does not embed.
     """
-    extent = extent_of(task, problems, tokenizer, min(limits.values(), default=None))
+    extent = extent_of(task, problems, model.tokenizer, min(limits.values(), default=None))
+    total = extent.num_tokens + completions.num_tokens
     for name, limit in limits.items():
-        if extent.num_tokens and extent.num_tokens + new > limit:
+        if extent.num_tokens and total > limit:
             raise ValueError(
-                f"the longest {use} prompt ({extent.num_tokens} tokens, {extent.where}) and {setting} make "
-                f"{extent.num_tokens + new} tokens, more than {name}={limit}; task.max_prompt_tokens drops longer ones"
+                f"the longest {completions.use} prompt ({extent.num_tokens} tokens, {extent.where}) and "
+                f"{completions.setting} make {total} tokens, more than {name}={limit}; task.max_prompt_tokens drops "
+                "longer ones"
             )
-    num_embedded = architecture.get_text_config().vocab_size
-    if extent.largest_id >= num_embedded:
+    _check_embedded(extent.largest_id, model, completions.use)
+    return total
+
+
+def _check_embedded(token_id: int, model: Pretrained, use: str) -> None:
+    num_embedded = model.architecture.get_text_config().vocab_size
+    if token_id >= num_embedded:
         raise ValueError(
-            f"the {use} prompts hold token {extent.largest_id}, "
-            f"{tokenizer.convert_ids_to_tokens(extent.largest_id)!r}, and the model embeds {num_embedded}: "
-            "tokens were added to the tokenizer and not to the model"
+            f"the {use} prompts hold token {token_id}, {model.tokenizer.convert_ids_to_tokens(token_id)!r}, and the "
+            f"model embeds {num_embedded}: tokens were added to the tokenizer and not to the model"
         )
-    return extent.num_tokens + new

@@ -1,7 +1,8 @@
 """What a run reads besides its config, known by its content: a resumed run names what is not what it was.
 
-Problems of the splits in use, the reward, the tokenizer, and model.path's weights where they are needed to the end (the
-base of adapters, the reference of a KL penalty). A fingerprint is a short text: equal content, equal text.
+Problems of the splits in use, the reward, the tokenizer, model.path's weights where they are needed to the end (the
+base of adapters, the reference of a KL penalty), and those of the models that signals need. A fingerprint is a short
+text: equal content, equal text.
 """
 
 import ast
@@ -10,16 +11,15 @@ import json
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
-from fastrl.policy.loading import load_architecture
-from fastrl.policy.lora import base_path
+from fastrl.config.schema import TaskConfig, TrainConfig
+from fastrl.policy.pretrained import Pretrained
 from fastrl.records.checkpoints import checksums
 from fastrl.tasks import TASKS, Problem, Task, find_kind
 from fastrl.tasks.custom import home_of
@@ -28,14 +28,14 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
 INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
-def fingerprints(config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The inputs of a run by name."""
+def fingerprints(config: TrainConfig, task: Task, base: Pretrained, others: Mapping[str, Pretrained]) -> dict[str, str]:
+    """The inputs of a run by name. others: by their role, models that signals need."""
     found = {f"the {split} problems": _problems(getattr(task, split)) for split in _splits(config)}
     found["the reward"] = _reward(config.task)
-    found["the tokenizer"] = _tokenizer(tokenizer)
+    found["the tokenizer"] = _tokenizer(base.tokenizer)
     if config.model.lora_rank or config.algorithm.kl_coef:
-        found["the base weights"] = _weights(config.model)
-    return found
+        found["the base weights"] = _weights(base)
+    return found | {f"the {role}": _weights(other) for role, other in others.items()}
 
 
 def changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -75,11 +75,11 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return _digest([json.dumps(rules, sort_keys=True), json.dumps([tokenizer.chat_template, tokenizer.eos_token_id])])
 
 
-def _weights(model: ModelConfig) -> str:
+def _weights(base: Pretrained) -> str:
     """Of a folder the files themselves; of a hub id the commit, whose files cannot change."""
-    folder = Path(base_path(model.path))
+    folder = Path(base.path)
     if not folder.is_dir():
-        return f"{folder} at {load_architecture(model)._commit_hash}"
+        return f"{folder} at {base.architecture._commit_hash}"
     sums = checksums(folder, {path for pattern in WEIGHTS for path in folder.glob(pattern)})
     return _digest(f"{name} {value}" for name, value in sorted(sums.items()))
 

@@ -1,28 +1,20 @@
 """Everything about a run that can be checked before its model is loaded, in the order of what it costs to check."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-from fastrl.config.checks import check_ranks, check_train
+from fastrl.config.checks import check_ranks, check_train, signal_models
 from fastrl.config.schema import TrainConfig
-from fastrl.policy.loading import (
-    check_weight_files,
-    context_of,
-    load_architecture,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-)
+from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer.choose import check_optimizer
-from fastrl.prompts.lengths import longest_sequence, without_overlong
+from fastrl.policy.pretrained import Pretrained
+from fastrl.prompts.lengths import Completions, longest_sequence, of_training, without_overlong
 from fastrl.records.fingerprints import fingerprints
 from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
-from fastrl.tasks import Task, load_task
+from fastrl.tasks import Problem, Task, load_task
 from fastrl.tasks.verify import check_reward
 
 
@@ -33,7 +25,8 @@ class Preflight:
     config: TrainConfig
     folder: RunFolder
     task: Task
-    tokenizer: PreTrainedTokenizerBase
+    base: Pretrained  # what model.path names
+    others: dict[str, Pretrained]  # by their role, models that signals need
     max_sequence_tokens: int
     inputs: dict[str, str]  # fingerprints of what the run reads, on the main rank
 
@@ -56,44 +49,67 @@ def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 
 
 
 def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Preflight:
-    """Sampler, optimizer, task, reward, tokenizer, lengths."""
+    """Sampler, optimizer, task, reward, model and lengths."""
+    _check_device(config)
+    task = load_task(config.task)
+    if config.evaluation.every and not task.validation:
+        raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
+    check_reward(task, config.task)
+    base = Pretrained(config.model)
+    tokenizer = base.tokenizer
+    base.check_weight_files()
+    if config.model.lora_rank:
+        check_targets(config.model, base.architecture)
+    task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
+    longest = check_prompts(config, task, base)
+    others = _second_models(config, base)
+    inputs = fingerprints(config, task, base, others) if is_main else {}
+    return Preflight(config, folder, task, base, others, longest, inputs)
+
+
+def _second_models(config: TrainConfig, base: Pretrained) -> dict[str, Pretrained]:
+    """ValueError for one that is damaged, or that has another tokenizer than the policy's."""
+    found = {}
+    for role, path in signal_models(config.algorithm).items():
+        found[role] = other = Pretrained(replace(config.model, path=path, lora_rank=0))
+        other.check_weight_files()
+        if other.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+            raise ValueError(
+                f"the {role} '{path}' has another tokenizer than model.path = '{config.model.path}': it cannot score "
+                "the policy's tokens"
+            )
+    return found
+
+
+def _check_device(config: TrainConfig) -> None:
+    """ValueError for a sampler or an optimizer that cannot run on the model's device."""
     device = resolve_device(config.model.device)
     kind, _ = choose_sampler(config.sampler, device)
     if kind == "vllm" and not config.run.scored_rollouts:
         raise ValueError("run.scored_rollouts = 0: the vllm sampler needs at least 1 for its freshness probe")
     check_optimizer(config.optimizer.kind, resolve_dtype(config.model.dtype, device), device)
-    task = load_task(config.task)
-    if config.evaluation.every and not task.validation:
-        raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
-    check_reward(task, config.task)
-    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
-    check_weight_files(config.model)
-    if config.model.lora_rank:
-        check_targets(config.model, architecture)
-    task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
-    longest = check_prompts(config, task, tokenizer, architecture)
-    return Preflight(config, folder, task, tokenizer, longest, fingerprints(config, task, tokenizer) if is_main else {})
 
 
-def check_prompts(
-    config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig
-) -> int:
+def check_prompts(config: TrainConfig, task: Task, base: Pretrained) -> int:
     """Tokens of the longest sequence to come: prompt and full completion, in training or in an evaluation.
 
-    ValueError when that exceeds the micro-batch budget or the model's context, or a token the model's vocabulary.
+    ValueError for a sequence beyond the micro-batch budget or the model's context, and for a token that the model does
+    not embed.
     """
-    evaluation, new_tokens = config.evaluation, config.sampler.max_new_tokens
-    evaluated_tokens = evaluation.max_new_tokens or new_tokens
+    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens} | base.limits
+    trained = of_training(config.sampler)
+    num_evaluated = config.evaluation.max_new_tokens or config.sampler.max_new_tokens
+    evaluated = Completions(
+        "evaluation", f"evaluation.max_new_tokens (0: the sampler's)={num_evaluated}", num_evaluated
+    )
+    return max(
+        longest_sequence(task, task.train, base, limits, trained),
+        longest_sequence(task, _evaluated_problems(config, task), base, limits, evaluated),
+    )
+
+
+def _evaluated_problems(config: TrainConfig, task: Task) -> list[Problem]:
+    evaluation = config.evaluation
     splits = {"validation"} if evaluation.every or config.ledger.every else set()
     splits |= {evaluation.split} if evaluation.at_end else set()
-    evaluated = [p for split in splits for p in getattr(task, split)]
-    limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens}
-    if context := context_of(architecture):
-        limits["the model's context"] = context
-    common = (tokenizer, architecture, limits)
-    setting = f"sampler.max_new_tokens={new_tokens}"
-    training = longest_sequence(task, task.train, *common, use="training", setting=setting, new=new_tokens)
-    setting = f"evaluation.max_new_tokens (0: the sampler's)={evaluated_tokens}"
-    return max(
-        training, longest_sequence(task, evaluated, *common, use="evaluation", setting=setting, new=evaluated_tokens)
-    )
+    return [problem for split in splits for problem in getattr(task, split)]

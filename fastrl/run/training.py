@@ -17,7 +17,7 @@ from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
 from fastrl.policy.optimizer.bytes import training_bytes
 from fastrl.policy.optimizer.choose import build_optimizer
-from fastrl.policy.roles import reference_policy, trained_policy
+from fastrl.policy.roles import reference_policy, second_policies, trained_policy
 from fastrl.process.interrupts import Interrupts
 from fastrl.process.ranks import ALONE, Ranks, joined
 from fastrl.process.seeds import seed_of
@@ -66,7 +66,8 @@ class Run:
 
     def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool, accept_changes: bool = False):
         self.ranks, self.inputs = ranks, ready.inputs
-        self.config, self.folder, self.task, self.tokenizer = ready.config, ready.folder, ready.task, ready.tokenizer
+        self.config, self.folder, self.task, self.base = ready.config, ready.folder, ready.task, ready.base
+        self.tokenizer, self.others = ready.base.tokenizer, ready.others
         self.max_sequence_tokens = ready.max_sequence_tokens
         with ExitStack() as self.stack:
             self.stack.callback(self.folder.close)
@@ -122,7 +123,7 @@ class Run:
         """
         config = self.config
         loss, say = token_loss(config.algorithm), self.progress.message
-        self.policy = trained_policy(config, checkpoint, loss, self.ranks, say)
+        self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
         self.sampler = build_sampler(
             config.sampler,
@@ -141,14 +142,17 @@ class Run:
             self.policy,
             self.optimizer,
             config,
-            reference=reference_policy(config, self.policy, say) if loss.kl_coef else None,
+            reference=reference_policy(config, self.base, self.policy, say) if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
         verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
         correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
-        self.arena = Arena(self.task, self.tokenizer, self.sampler, verifier, self.policy, correctness)
+        models = second_policies(config, self.others, self.policy, say)
+        self.arena = Arena(self.task, self.tokenizer, self.sampler, verifier, self.policy, correctness, models)
         stream = PromptStream(self.task.train, config.run.seed, self.position)
-        self.trainer = Trainer(config, self.arena, stream, self.updater, LogprobProbe(self.policy.dtype, probe))
+        probe = LogprobProbe(self.policy.dtype, probe)
+        context = min(self.base.limits.values(), default=None)
+        self.trainer = Trainer(config, self.arena, stream, self.updater, probe, max_sequence_tokens=context)
         self.evaluator = Evaluator(self.arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
 
     def __enter__(self) -> "Run":
