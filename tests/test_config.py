@@ -99,6 +99,8 @@ def test_every_number_has_a_range(cls):
 @pytest.mark.parametrize("cls", [TrainConfig, WarmupConfig, EvalConfig])
 def test_defaults_are_within_their_ranges_and_every_bound_is_checked_in_python_too(cls):
     check_ranges(cls())
+    with pytest.raises(ValueError, match="'model' is a section, got 'm'"):
+        check_ranges(cls(model="m"))
     if cls is TrainConfig:
         for name in ("algorithm.overlong.penalty", "algorithm.distillation.weight", "optimizer.lr"):
             with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):

@@ -79,14 +79,23 @@ def choice_of(annotation: Any) -> OneOf | None:
 
 
 def check_value(name: str, value: Any, annotation: Any) -> None:
-    """ValueError for a value that its annotation does not allow, or a number that is not finite."""
-    if isinstance(value, int | float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    """ValueError for a value that its annotation does not allow, and for a number that is none or not finite."""
+    if dataclasses.is_dataclass(annotation):
+        raise ValueError(f"'{name}' is a section, got {value!r}")
+    if is_number_type(annotation):
+        _check_number(name, value)
     for words, holds, bound in bounds_of(annotation):
         if not holds(value, bound):
             raise ValueError(f"{name} must be {words} {bound}, got {value}")
     if choice := choice_of(annotation):
         choice.check(name, value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: a number is needed")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_ranges(config: Any) -> None:
