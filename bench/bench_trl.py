@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging
 from trl_peer import Peer, Round, Settings
 
+from fastrl.config.algorithm import ImportanceConfig
 from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
@@ -135,7 +136,10 @@ def make_config(case: Case, folder: Path) -> TrainConfig:
         task=TaskConfig(num_train=2000, num_validation=1, num_test=1),
         sampler=SamplerConfig(kind="embedded", max_new_tokens=case.max_new_tokens, batch_size=1024),
         algorithm=AlgorithmConfig(
-            objective="dr-grpo", reduction="token-mean-all", updates_per_batch=case.updates, importance="off"
+            objective="dr-grpo",
+            reduction="token-mean-all",
+            updates_per_batch=case.updates,
+            importance=ImportanceConfig("off"),
         ),
         batch=BatchConfig(prompts_per_step=case.prompts, rollouts_per_prompt=case.rollouts),
         optimizer=OptimizerConfig(lr=LR, max_grad_norm=1.0),

@@ -99,6 +99,8 @@ def test_every_number_has_a_range(cls):
 @pytest.mark.parametrize("cls", [TrainConfig, WarmupConfig, EvalConfig])
 def test_defaults_are_within_their_ranges_and_every_bound_is_checked_in_python_too(cls):
     check_ranges(cls())
+    with pytest.raises(ValueError, match="'model' is a section, got 'm'"):
+        check_ranges(cls(model="m"))
     if cls is TrainConfig:
         for name in ("algorithm.overlong.penalty", "algorithm.distillation.weight", "optimizer.lr"):
             with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
@@ -191,7 +193,7 @@ def test_old_keys_are_all_named_with_what_they_are_called_now(tmp_path):
     values = "".join(f"{name.partition('.')[2]} = 1\n" for name in RENAMED)
     path.write_text(f"[algorithm]\nobjective = 'nsr'\n{values}")
     for cls in (TrainConfig, EvalConfig):
-        with pytest.raises(ValueError, match=r"config\.toml: settings have other names now") as error:
+        with pytest.raises(ValueError, match=r"config\.toml: settings to rename") as error:
             load_config(cls, path)
         assert all(f"{old} is now {new}" in str(error.value) for old, new in RENAMED.items())
     known = {name for name, _, _ in settings_of(TrainConfig())}
@@ -205,6 +207,7 @@ def test_the_reference_in_the_docs_is_current():
     text = reference()
     assert path.read_text(encoding="utf-8") == text, "make it again: fastrl settings > docs/settings.md"
     names = [name.rpartition(".") for name, _, _ in settings_of(TrainConfig())]
+    assert all(line.partition("): ")[2] for line in text.splitlines() if line.startswith("- ")), "no meaning"
     assert all(f"### `[{section}]`" in text and f"- `{key} = " in text for section, _, key in names)
 
 

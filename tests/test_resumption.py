@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from fastrl.cli import main
 from fastrl.config.files import load_config, to_toml
 from fastrl.config.schema import EvaluationConfig, TaskConfig, TrainConfig
+from fastrl.config.settings import with_settings
 from fastrl.records.changes import FREE_ON_RESUME, differences
 from fastrl.run.training import train
 
@@ -112,6 +113,11 @@ def test_a_micro_batch_is_free_unless_the_reduction_depends_on_it():
     assert not differences(config, smaller)
     by_cut = [replace(c, algorithm=replace(c.algorithm, reduction="micro-batch-mean")) for c in (config, smaller)]
     assert differences(*by_cut) == ["batch.micro_batch_tokens is 200 there, 100 here"]
+
+
+def test_settings_of_sections_within_sections_are_compared():
+    other = with_settings(TrainConfig(), {"algorithm.ppo_clip.low": 0.1, "run.num_steps": 7})
+    assert differences(TrainConfig(), other) == ["algorithm.ppo_clip.low is 0.2 there, 0.1 here"]
 
 
 def test_free_settings_exist():

@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from fastrl.config.old_keys import refuse_old_keys
-from fastrl.config.ranges import check_value, is_number_type, nearest
+from fastrl.config.ranges import check_value, nearest
 from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import annotations_of
 
@@ -26,19 +26,10 @@ def _check_data(cls: type, data: dict[str, Any], path: str = "") -> None:
         name = f"{path}{key}"
         if key not in annotations:
             raise ValueError(f"unknown key '{name}'{nearest(key, annotations)}")
-        if dataclasses.is_dataclass(annotations[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"'{name}' is a section, got {value!r}")
+        if dataclasses.is_dataclass(annotations[key]) and isinstance(value, dict):
             _check_data(annotations[key], value, f"{name}.")
         else:
-            _check_type(name, value, annotations[key])
             check_value(name, value, annotations[key])
-
-
-def _check_type(name: str, value: Any, annotation: Any) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number_type(annotation) and not is_number:
-        raise ValueError(f"{name} = {value!r}: a number is needed")
 
 
 def from_dict(cls: type[Config], data: dict[str, Any]) -> Config:

@@ -32,4 +32,4 @@ def refuse_old_flags(arguments: Iterable[str]) -> None:
 def _refuse(names: Iterable[str]) -> None:
     found = [f"{name} is now {RENAMED[name]}" for name in dict.fromkeys(names) if name in RENAMED]
     if found:
-        raise ValueError(f"settings have other names now: {', '.join(found)}")
+        raise ValueError(f"settings to rename: {', '.join(found)}")

@@ -42,6 +42,12 @@ class OneOf(Doc):
         """Name → first line of the docstring of what it names."""
         return {name: (inspect.getdoc(entry) or "").partition("\n")[0] for name, entry in self.registry.items()}
 
+    def check(self, name: str, value: Any) -> None:
+        """ValueError for an entry that there is not, with the nearest one that there is."""
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one not in self.registry:
+                raise ValueError(f"{name} = {one!r} is unknown{nearest(one, self.registry)}")
+
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the known name closest to `name`, else the list of known names."""
@@ -60,31 +66,36 @@ def is_number_type(annotation: Any) -> bool:
     return getattr(annotation, "__origin__", annotation) in (int, float)
 
 
-def bounds_of(annotation: Any) -> Iterator[tuple[str, float]]:
-    """("at least", 0) and the like."""
+def bounds_of(annotation: Any) -> Iterator[tuple[str, Callable[[float, float], bool], float]]:
+    """("at least", operator.ge, 0) and the like."""
     for rule in rules_of(annotation):
         if type(rule) in BOUNDS:
-            yield BOUNDS[type(rule)][0], *dataclasses.astuple(rule)
+            yield *BOUNDS[type(rule)], *dataclasses.astuple(rule)
+
+
+def choice_of(annotation: Any) -> OneOf | None:
+    """The registry that a setting names an entry of, if it does."""
+    return next((rule for rule in rules_of(annotation) if isinstance(rule, OneOf)), None)
 
 
 def check_value(name: str, value: Any, annotation: Any) -> None:
-    """ValueError for a value that its annotation does not allow, or a number that is not finite."""
-    if isinstance(value, int | float) and not math.isfinite(value):
+    """ValueError for a value that its annotation does not allow, and for a number that is none or not finite."""
+    if dataclasses.is_dataclass(annotation):
+        raise ValueError(f"'{name}' is a section, got {value!r}")
+    if is_number_type(annotation):
+        _check_number(name, value)
+    for words, holds, bound in bounds_of(annotation):
+        if not holds(value, bound):
+            raise ValueError(f"{name} must be {words} {bound}, got {value}")
+    if choice := choice_of(annotation):
+        choice.check(name, value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: a number is needed")
+    if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
-    for rule in rules_of(annotation):
-        if isinstance(rule, OneOf):
-            _check_names(name, value, rule.registry)
-        elif type(rule) in BOUNDS:
-            words, holds = BOUNDS[type(rule)]
-            (bound,) = dataclasses.astuple(rule)
-            if not holds(value, bound):
-                raise ValueError(f"{name} must be {words} {bound}, got {value}")
-
-
-def _check_names(name: str, value: Any, registry: Mapping[str, Any]) -> None:
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if one not in registry:
-            raise ValueError(f"{name} = {one!r} is unknown{nearest(one, registry)}")
 
 
 def check_ranges(config: Any) -> None:

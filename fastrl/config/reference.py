@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from docstring_parser.attrdoc import AttributeDocstrings
 
-from fastrl.config.ranges import OneOf, bounds_of, rules_of
+from fastrl.config.ranges import bounds_of, choice_of, rules_of
 from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import annotations_of, settings_of
 
@@ -33,11 +33,9 @@ def _shared(config: Any) -> Iterator[str]:
     """What a command takes from the sections above, and which of their defaults are others there."""
     known = {name: value for name, _, value in settings_of(TrainConfig())}
     sections = dict.fromkeys(name.partition(".")[0] for name, _, _ in settings_of(config) if name in known)
-    yield f"Of the sections above: {', '.join(sections)}. Besides:"
-    changed = [(n, value) for n, _, value in settings_of(config) if n in known and known[n] != value]
-    if changed:
-        yield f"(other defaults: {', '.join(f'`{name} = {_toml(value)}`' for name, value in changed)})"
-    yield ""
+    changed = [f"`{n} = {_toml(value)}`" for n, _, value in settings_of(config) if n in known and known[n] != value]
+    defaults = f" with the defaults {', '.join(changed)}" if changed else ""
+    yield from (f"Of the sections above {', '.join(f'`[{name}]`' for name in sections)}{defaults}; besides:", "")
 
 
 def _sections(path: str, config: Any, left_out: set[str] = frozenset()) -> Iterator[str]:
@@ -55,12 +53,11 @@ def _sections(path: str, config: Any, left_out: set[str] = frozenset()) -> Itera
 
 
 def _setting(key: str, annotation: Any, default: Any, doc: str) -> Iterator[str]:
-    registered = [rule for rule in rules_of(annotation) if isinstance(rule, OneOf)]
-    kind = ", ".join([_type(annotation), *(f"{words} {bound}" for words, bound in bounds_of(annotation))])
-    meaning = registered[0].meaning if registered else doc
-    yield f"- `{key} = {_toml(default)}` ({kind})" + (f": {_prose(meaning)}" if meaning else "")
-    for name, line in (registered[0].choices() if registered else {}).items():
-        yield f"  - `{name}`" + (f": {line}" if line else "")
+    choice = choice_of(annotation)
+    kind = ", ".join([_type(annotation), *(f"{words} {bound}" for words, _, bound in bounds_of(annotation))])
+    yield f"- `{key} = {_toml(default)}` ({kind}): {_prose(choice.meaning if choice else doc)}"
+    for name, line in (choice.choices() if choice else {}).items():
+        yield f"  - `{name}`: {_prose(line)}"
 
 
 def _type(annotation: Any) -> str:

@@ -65,9 +65,9 @@ class TaskConfig(WithPaths):
     train: PathText = ""
     """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown, reasoning-gym)."""
     validation: PathText = ""
-    """Same, for choosing checkpoints and settings; empty: the generator's own split, or none."""
+    """The same for choosing checkpoints and settings; empty: the generator's own split, or none."""
     test: PathText = ""
-    """Same, for the numbers that are reported; empty: the generator's own split, or none."""
+    """The same for the numbers that are reported; empty: the generator's own split, or none."""
     template: str = "auto"
     """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
     max_prompt_tokens: Natural = 0
@@ -104,7 +104,7 @@ class SamplerConfig:
     release_kv_cache: bool = False
     """vllm on CUDA: give the KV cache's memory back while training (costs its re-allocation each step)."""
     temperature: Positive = 1.0
-    """Sampling temperature τ > 0; the loss uses the same τ."""
+    """Sampling temperature τ; the loss uses the same τ."""
     max_new_tokens: Count = 256
     """Longest completion, end-of-sequence token included."""
     batch_size: Count = 512
@@ -141,15 +141,19 @@ class OptimizerConfig:
     lr: NonNegative = 1e-6
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape after warm-up."""
+    """How the learning rate goes on after warm-up."""
     warmup_steps: Natural = 0
-    """Steps of linear warm-up from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     beta1: BelowOne = 0.9
+    """Decay of the mean of gradients."""
     beta2: BelowOne = 0.999
+    """Decay of the mean of their squares."""
     eps: Positive = 1e-8
+    """Added to the root of the mean square, below the step."""
     weight_decay: NonNegative = 0.0
+    """Decoupled weight decay: every step shrinks weights by lr × this."""
     max_grad_norm: NonNegative = 1.0
-    """Global gradient-norm clip; 0: none."""
+    """Gradients of a larger global norm are scaled down to it; 0: never."""
     offload: bool = False
     """Keep weights, gradients and optimizer states in CPU memory (FSDP2 moves each block to the GPU for its turn)."""
 
@@ -167,14 +171,17 @@ class EvaluationConfig:
     num_samples: Count = 16
     """Completions per problem: pass@k is reported for k = 1, 2, 4, … up to this."""
     temperature: NonNegative = 1.0
-    """0: greedy."""
+    """Sampling temperature; 0: greedy."""
     top_p: TopP = 1.0
+    """Sample from the fewest tokens that together have this probability; 1: from all."""
     top_k: Natural = 0
-    """0: off."""
+    """Sample from this many of the likeliest tokens; 0: from all."""
     repetition_penalty: Positive = 1.0
+    """Makes tokens that are there already less likely; 1: off."""
     max_new_tokens: Natural = 0
-    """0: the training sampler's."""
+    """Longest completion; 0: the training sampler's limit."""
     seed: Seed = 1234
+    """Seed of its completions: every evaluation of a run draws with it."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +189,11 @@ class RunConfig(WithPaths):
     """The run folder and what goes into it."""
 
     folder: PathText = "runs/train"
-    """config.toml, metrics.jsonl, tensorboard/, rollouts/, checkpoints/, eval/."""
+    """Where the run is kept: config.toml, metrics.jsonl, tensorboard/, rollouts/, checkpoints/, eval/."""
     seed: Seed = 0
+    """Seed of the order of prompts, of training rollouts, and of whatever else a run draws but evaluations."""
     num_steps: Count = 100
+    """Training steps: each draws a batch and makes its updates."""
     checkpoint_every: Count = 50
     """Steps between checkpoints (one is always written at the end and on Ctrl-C or SIGTERM)."""
     keep_last: Count = 2
@@ -216,11 +225,11 @@ class LedgerConfig:
     num_samples: Count = 64
     """Completions of the initial policy per prompt; the first `batch.rollouts_per_prompt` are the ones penalised."""
     num_positions: Count = 256
-    """Tokens of correct and of penalised completions, of each so many, whose whole distributions are followed."""
+    """Tokens whose whole distributions are followed: so many of correct completions, and as many of penalised ones."""
     top_k: Count = 5
     """Alternatives named for each of the tokens that lost most."""
     gradients: bool = False
-    """Norm and angle of the gradients of either sign: a backward pass and a set of gradients more for each."""
+    """Measure norm and angle of the gradients of either sign; each costs a backward pass and a set of gradients."""
 
 
 @dataclass(frozen=True)
@@ -245,9 +254,13 @@ class ScratchConfig:
     characters: str = "0123456789+-*()=: "
     """The vocabulary besides <pad> and <eos>."""
     hidden_size: Count = 128
+    """Width of the hidden states; an even multiple of num_heads."""
     num_layers: Count = 4
+    """Transformer blocks."""
     num_heads: Count = 4
+    """Attention heads, of keys and values as well."""
     intermediate_size: Count = 384
+    """Width of the feed-forward layers."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +270,7 @@ class DemonstrationConfig(WithPaths):
     file: PathText = ""
     """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown)."""
     num_steps: Count = 1600
+    """Optimizer steps."""
     batch_size: Count = 256
     """Demonstrations a step."""
 
@@ -273,6 +287,7 @@ class WarmupConfig(WithPaths):
     micro_batch_tokens: Annotated[int, Ge(2)] = 16384
     """Tokens of one forward-backward."""
     seed: Seed = 0
+    """Seed of new weights and of the order of demonstrations."""
     output: PathText = "runs/warmup"
     """Folder that receives the model and its tokenizer."""
 
