@@ -1,6 +1,7 @@
 """`optimizer.offload`: shards in CPU memory, one process, make the run of whole parameters, also when it is resumed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,13 @@ def weights(config: Path) -> dict:
     return load_file(config.with_suffix("") / "checkpoints" / f"step-{NUM_STEPS:06d}" / "model.safetensors")
 
 
+def interrupt(finished: Path, folder: Path) -> None:
+    """What a run would have left that was killed after its checkpoint of step 2."""
+    shutil.copytree(finished, folder)
+    last = f"step-{NUM_STEPS:06d}"
+    shutil.rmtree(folder / "checkpoints" / last)
+
+
 def test_an_offloaded_run_makes_the_run_of_whole_parameters(countdown_folder, tmp_path):
     paths = {name: tmp_path / f"{name}.toml" for name in ("plain", "offloaded", "resumed")}
     for name, path in paths.items():
@@ -37,8 +45,9 @@ def test_an_offloaded_run_makes_the_run_of_whole_parameters(countdown_folder, tm
     assert main(["train", str(paths["plain"]), "--model.device", "cpu", "--sampler.kind", "embedded"]) == 0
     said = train(paths["offloaded"], "--optimizer.offload", "True")
     assert "FSDP2: float32 shards on 1 ranks, in CPU memory" in said
-    train(paths["resumed"], "--optimizer.offload", "True", "--run.num-steps", "2")
-    train(paths["resumed"], "--optimizer.offload", "True", "--resume")
+    interrupt(tmp_path / "offloaded", tmp_path / "resumed")
+    said = train(paths["resumed"], "--optimizer.offload", "True", "--resume")
+    assert "resuming from" in said and "step-000002" in said
     plain, before = weights(paths["plain"]), load_file(countdown_folder / "model.safetensors")
     assert max((plain[name] - before[name]).abs().max().item() for name in before) > 1e-3
     plain_log = read_jsonl(tmp_path / "plain" / "metrics.jsonl")

@@ -9,13 +9,16 @@ import plan_table
 import pytest
 import torch
 from test_footprint import SHAPE
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+import fastrl.plan.plan as planning
 from fastrl.cli import main
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.config.settings import with_settings
+from fastrl.plan.footprint import Footprint
 from fastrl.plan.plan import GIB, make_plan, plan_text
 from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
+from fastrl.plan.workload import Workload
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.bytes import training_bytes
 from fastrl.policy.pretrained import Pretrained
@@ -89,6 +92,21 @@ def larger(tmp_path) -> TrainConfig:
     return TrainConfig(ModelConfig(str(tmp_path)), sampler=sampler, batch=replace(BATCH, micro_batch_tokens=256))
 
 
+@pytest.fixture
+def counted_once(monkeypatch) -> None:
+    """A footprint does not depend on the memory that there is: the same workload is counted once."""
+    known, own = {}, planning._training
+
+    def training(work: Workload, model: PreTrainedModel, num_tokens: int) -> Footprint:
+        key = repr(work), num_tokens
+        if key not in known:
+            known[key] = own(work, model, num_tokens)
+        return known[key]
+
+    monkeypatch.setattr(planning, "_training", training)
+
+
+@pytest.mark.usefixtures("counted_once")
 def test_savings_are_the_first_that_fit(larger):
     machine = {"device_type": "cuda", "prompt_tokens": 64}
 
@@ -261,6 +279,8 @@ def test_the_command_prints_parts_paths_and_verdict(config, capsys):
         "16",
         "--batch.micro-batch-tokens",
         "64",
+        "--task.num-train",
+        "10",
     ]
     assert main(["plan", *arguments, "--memory-gib", "2"]) == 0
     out = capsys.readouterr().out

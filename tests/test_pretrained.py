@@ -16,6 +16,9 @@ from fastrl.policy.lora import check_targets
 from fastrl.policy.pretrained import Pretrained
 from fastrl.run.training import train
 
+PLAN = ["plan", "--device", "cpu", "--memory-gib", "0.001", "--sampler.max-new-tokens", "16"]
+PLAN += ["--batch.micro-batch-tokens", "64", "--task.num-train", "10", "--optimizer.offload", "True"]
+
 
 @pytest.fixture
 def reads(monkeypatch) -> Counter:
@@ -39,7 +42,7 @@ def test_a_run_with_a_reference_reads_its_model_once(countdown_folder, tmp_path,
 
 
 def test_a_plan_and_its_savings_read_the_model_once(countdown_folder, reads, capsys):
-    assert main(["plan", "--model.path", str(countdown_folder), "--memory-gib", "0.001", "--device", "cpu"]) == 0
+    assert main([*PLAN, "--model.path", str(countdown_folder)]) == 0
     assert "no setting that saves memory makes it fit" in capsys.readouterr().out
     assert reads == {"AutoConfig": 1, "AutoTokenizer": 1}
 

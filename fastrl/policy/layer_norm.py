@@ -1,8 +1,8 @@
-"""LayerNorm on CPU in a short dtype whose gradients of weight and bias are summed in float32.
+"""LayerNorm on CPU for bfloat16 and float16, with gradients of weight and bias that are summed in float32.
 
-ATen's CPU kernel adds the rows' gradients one after the other into buffers of the input's dtype, one a thread. In
-bfloat16 the sum of T rows is then off by about 0.001·√T of itself (T = 8192, one thread: 10 %), and a pack is one long
-row. CUDA's kernel sums in float32, RMSNorm is made of operations whose sums do.
+ATen's CPU kernel adds the gradients of the T rows one by one in the input's dtype. In bfloat16 their sum is then off
+by about 0.001·√T of itself: 10 % for the 8192 rows of a pack on one thread. CUDA's kernel sums in float32, and RMSNorm
+is made of operations that do.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Float32Sums(torch.autograd.Function):
-    """The forward of F.layer_norm to the bit, and what it keeps; the backward of the same inputs in float32."""
+    """F.layer_norm's forward to the bit, with what that keeps. The backward is computed in float32."""
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: nn.LayerNorm, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -39,7 +39,7 @@ class Float32SumLayerNorm(nn.LayerNorm):
 
 
 def sum_layer_norms_in_float32(model: nn.Module) -> None:
-    """Every nn.LayerNorm becomes a Float32SumLayerNorm in place: parameters, names and forward stay what they are."""
+    """Turn each nn.LayerNorm into a Float32SumLayerNorm in place. Parameters, names and forwards do not change."""
     for module in model.modules():
         if type(module) is nn.LayerNorm:
             module.__class__ = Float32SumLayerNorm

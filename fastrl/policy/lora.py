@@ -39,13 +39,13 @@ class Adapter:
 
 
 def is_adapter_folder(path: str) -> bool:
-    """Whether `path` holds adapters alone, in peft's format, and no model."""
+    """Whether `path` holds adapters in peft's format and no whole model."""
     folder = Path(path).expanduser()
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def base_path(path: str) -> str:
-    """`path`, or the base model that a folder of adapters names. ValueError when that is not there."""
+    """`path` itself, or for a folder of adapters the base model that it names. ValueError if that is not there."""
     if not is_adapter_folder(path):
         return path
     base = json.loads((Path(path).expanduser() / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -58,7 +58,7 @@ def base_path(path: str) -> str:
 
 
 def check_lora(config: ModelConfig) -> None:
-    """ValueError for adapters that cannot be trained as asked. Reads no weights; `check_targets` goes further."""
+    """ValueError for a folder of adapters, and for LoRA without peft. `check_targets` also needs the architecture."""
     if is_adapter_folder(config.path):
         raise ValueError(
             f"model.path = '{config.path}' holds adapters, no whole model: `fastrl eval` takes it, training does not. "
@@ -74,7 +74,7 @@ def _require_peft(what: str) -> None:
 
 
 def check_targets(config: ModelConfig, architecture: PreTrainedConfig) -> None:
-    """ValueError for model.lora_targets that name no linear layer, or the head. Builds the model without storage."""
+    """ValueError for a name in model.lora_targets that is no linear layer, or the head. Builds the model on meta."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             copy.deepcopy(architecture), trust_remote_code=config.trust_remote_code
@@ -93,7 +93,10 @@ def check_targets(config: ModelConfig, architecture: PreTrainedConfig) -> None:
 
 
 def attach(model: PreTrainedModel, config: ModelConfig, checkpoint: Path | None, *, seed: int) -> str:
-    """Freeze the model and inject new adapters (A random by `seed`, B zero) or a checkpoint's; what was done."""
+    """Freeze the model and inject adapters: a checkpoint's, or new ones (A random by `seed`, B zero).
+
+    Returns one line for people.
+    """
     from peft import LoraConfig
 
     if checkpoint:
@@ -119,7 +122,7 @@ def attach(model: PreTrainedModel, config: ModelConfig, checkpoint: Path | None,
 
 
 def load_adapters(model: PreTrainedModel, folder: str) -> None:
-    """The adapters of a folder, not to be trained. ValueError without peft, and for more than plain LoRA."""
+    """Inject a folder's adapters, frozen. ValueError without peft, and for a folder with more than A and B."""
     _require_peft(f"model.path = '{folder}' holds adapters")
     known = dict(model.named_parameters()).keys()
     model.load_adapter(str(Path(folder).expanduser()))
@@ -128,7 +131,7 @@ def load_adapters(model: PreTrainedModel, folder: str) -> None:
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The adapter of each adapted layer, by the layer's name in the base model; empty without any."""
+    """The adapters by the name of their layer in the base model; empty for a model without any."""
     if not getattr(model, "peft_config", None):
         return {}
     from peft.tuners.lora import LoraLayer
@@ -141,7 +144,7 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters besides adapters, under the names that they have in a model without any."""
+    """The parameters that are no adapter's, under their names in the base model."""
     added = {id(t) for adapter in adapters(model).values() for t in (adapter.A, adapter.B)}
     return {
         ".".join(part for part in name.split(".") if part != "base_layer"): parameter
@@ -152,7 +155,7 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base. Nothing changes for a model without adapters."""
+    """Inside, the model computes as its base does. A model without adapters stays as it is."""
     layers = [model.get_submodule(name) for name in adapters(model)]
     _switch(layers, on=False)
     try:
@@ -162,7 +165,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def _switch(layers: list[nn.Module], *, on: bool) -> None:
-    """peft would also freeze what it switches off; what is trained stays as it is."""
+    """Switch adapters on or off. peft would also freeze those that it switches off: `requires_grad` is kept here."""
     for layer in layers:
         is_trained = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
         layer.enable_adapters(on)

@@ -1,7 +1,7 @@
-"""Activation checkpointing by block: a block keeps its input only, and is computed again in the backward.
+"""Activation checkpointing by block: each block keeps its input only, and is computed again in the backward.
 
-transformers' own switch acts in training mode alone, which would turn dropout on; here every block's forward is
-wrapped instead, so that the model stays in evaluation mode. Extra cost: one forward of the blocks a backward.
+transformers' own switch acts in training mode only, and that mode turns dropout on. Here each block's forward is
+wrapped instead, and the model stays in evaluation mode. Cost: one more forward of the blocks for each backward.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute_blocks(model: PreTrainedModel) -> int:
-    """Wrap the forward of each block, once; returns their number. ValueError for an architecture that names none."""
+    """Wrap the forward of each block once. Returns the number of blocks; ValueError if the architecture names none."""
     blocks = blocks_of(model)
     if not blocks:
         raise ValueError(f"model.gradient_checkpointing: {type(model).__name__} does not say what its blocks are")
@@ -34,7 +34,7 @@ def recompute_blocks(model: PreTrainedModel) -> int:
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Without gradient (sampling, scoring) there is nothing to keep. No random numbers are drawn: dropout is off."""
+    """Without gradient, in sampling and scoring, nothing is kept anyway. Dropout is off: no random state to restore."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

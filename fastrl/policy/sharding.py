@@ -1,8 +1,8 @@
 """A policy whose parameters are sharded over the ranks (FSDP2): float32 shards, compute in the model's own dtype.
 
-Every block is gathered for its forward and again for its backward; embedding and head stay gathered from the forward
-to the end of the backward. Gradients are reduced in float32 and *summed*: token weights are the optimizer step's
-global values already. `whole` gathers everything at once, for sampling from the very module that is trained.
+A block is gathered for its forward and again for its backward. Embedding and head stay gathered from the forward to
+the end of the backward. Gradients are reduced in float32 and *summed*, not averaged: token weights are the global
+values of the optimizer step already. `whole` gathers all parameters at once, to sample from the trained module itself.
 """
 
 from collections.abc import Iterator
@@ -21,38 +21,39 @@ from fastrl.process.ranks import Ranks
 
 
 def shard(policy: Policy, ranks: Ranks, *, offload: bool = False) -> None:
-    """Shard in place, block by block; afterwards all ranks must call the policy equally often.
+    """Shard in place, block by block. Afterwards all ranks must call the policy equally often.
 
-    offload: shards, gradients and optimizer states live in CPU memory. ValueError for an architecture without blocks.
+    offload: shards, gradients and optimizer states live in CPU memory. ValueError for an architecture without blocks,
+    and where sharding changes log-probs.
     """
-    model, dtype = policy.model, policy.dtype
-    before = _checked_logprobs(policy)
-    blocks = blocks_of(model)
-    if not blocks:
-        raise ValueError(
-            f"{type(model).__name__} does not say what its blocks are: it cannot be sharded over processes"
-        )
+    name, dtype, before = type(policy.model).__name__, policy.dtype, _checked_logprobs(policy)
+    if not blocks_of(policy.model):
+        raise ValueError(f"{name} does not say what its blocks are: it cannot be sharded over processes")
+    _shard_blocks(policy, ranks, offload)
+    policy.ranks, policy.dtype = ranks, dtype
+    worst = (_checked_logprobs(policy) - before).abs().max().item()
+    if not worst <= TOLERANCE[dtype]:
+        raise ValueError(f"{name}: sharding changes its log-probs by {worst:.3g}: it cannot be trained so")
+
+
+def _shard_blocks(policy: Policy, ranks: Ranks, offload: bool) -> None:
+    """Each block is a unit of FSDP2, and what lies outside of blocks is one more. Gradients are summed."""
+    dtype = policy.dtype
     settings = {
         "mesh": init_device_mesh(policy.device.type, (ranks.world_size,)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy(pin_memory=policy.device.type == "cuda") if offload else OffloadPolicy(),
     }
-    for block in blocks:
+    for block in blocks_of(policy.model):
         fully_shard(block.float(), **settings)
     fully_shard(policy.float(), **settings)
     for module in _units(policy):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    policy.ranks, policy.dtype = ranks, dtype
-    worst = (_checked_logprobs(policy) - before).abs().max().item()
-    if not worst <= TOLERANCE[dtype]:
-        raise ValueError(
-            f"{type(model).__name__}: sharding changes its log-probs by {worst:.3g}: it cannot be trained so"
-        )
 
 
 def _checked_logprobs(policy: Policy) -> Tensor:
-    """Of a few random tokens. The first forward after sharding also tells FSDP2 which module is the root."""
+    """Log-probs of a few random tokens. The first forward after sharding also tells FSDP2 which module is the root."""
     logprobs_N, _ = policy(policy.micro_batch(random_rollout(policy.model, 12, seed=0)), mode="score")
     release(policy)
     return logprobs_N
@@ -68,16 +69,16 @@ def _units(module: nn.Module) -> list[FSDPModule]:
 
 
 def release(module: nn.Module) -> None:
-    """Back to shards everywhere: the root stays gathered after a forward without backward."""
+    """Free what is gathered: after a forward without backward the root still is."""
     for unit in _units(module):
         unit.reshard()
 
 
 @contextmanager
 def whole(policy: Policy) -> Iterator[None]:
-    """All parameters gathered, on every rank, while the block runs; forwards inside it make no collective call.
+    """Inside, every rank has all parameters gathered. A policy without shards stays as it is.
 
-    Ranks may run different numbers of them. Without shards nothing happens.
+    Forwards inside make no collective call, so ranks may run different numbers of them.
     """
     units = _units(policy)
     for unit in units:

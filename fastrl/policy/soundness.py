@@ -1,7 +1,8 @@
-"""Comparisons on random tokens at load: what an architecture does that this code does not know of is found by them.
+"""Comparisons on random tokens at load. They find what an architecture does and this code does not know of.
 
-Log-probs through `Head` against the model's own (an architecture whose head does more than `Head` says is refused by
-name), and a packed forward against one sequence at a time (one that cannot be packed runs padded, and says so).
+Log-probs through `Head` are compared with the model's own: an architecture whose head does more than `Head` says is
+refused by name. A packed forward is compared with one sequence at a time: an architecture that cannot be packed runs
+padded, and says so.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from fastrl.policy.attention import AttentionChoice, use_packed_attention
 from fastrl.policy.model import Policy
 from fastrl.rollouts import Rollouts
 
+# (prompt, completion) tokens of the sequences that are compared. Prompts of equal length are the same prompt.
 CHECKED = (
     (1, 9),
     (5, 4),
@@ -26,14 +28,14 @@ CHECKED = (
     (6, 9),
     (3, 7),
     (4, 12),
-)  # prompt, completion; as long is the same prompt
+)
 CHECKED_WINDOW = 4
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 4e-3}  # relative differences that say nothing
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 4e-3}  # a relative difference below it is no leak
 
 
 def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
-    """Make the model take packed sequences if a comparison shows that it can; else it stays padded, with a reason."""
+    """Let the model take packed sequences if a comparison shows that it can. If not it stays padded, with a reason."""
     own = model.config._attn_implementation
     try:
         is_routed = use_packed_attention(model, choice.path)
@@ -47,7 +49,7 @@ def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
 
 
 def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length: int = 1) -> Rollouts:
-    """A completion of `length` tokens; prompts of one length are the same."""
+    """A completion of `length` tokens by `seed`. The prompt depends on its length alone."""
     vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
     sizes = ((prompt_length, -prompt_length - 1), (length, seed))
     draws = (torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(s)).tolist() for size, s in sizes)
@@ -56,12 +58,12 @@ def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length
 
 @torch.no_grad()
 def packing_problem(model: PreTrainedModel) -> str:
-    """What keeps the model from being packed; empty where a pack has the hidden states of one sequence at a time.
+    """Why the model cannot be packed; empty where a pack gives the hidden states of one sequence at a time.
 
-    One sequence at a time, the packed attention must agree with transformers' eager one. A pack may differ from that by
-    twice what rounding does to this model, seen where nothing can leak: between both attentions, and between sequences
-    alone and in a padded batch. The worst token counts: a leak at one boundary is one sequence's. Windows are shortened
-    for the comparison, so that they act.
+    First, with one sequence at a time, the packed attention must agree with transformers' eager attention. Then a pack
+    may differ from single sequences by twice what rounding does to this model. Rounding is seen where nothing can leak:
+    between the two attentions, and between single sequences and a padded batch. The worst token counts, because a leak
+    at a boundary shows in one sequence only. Windows are shortened so that they act on these short sequences.
     """
     policy = Policy(model)
     singles = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
@@ -89,13 +91,13 @@ def packing_problem(model: PreTrainedModel) -> str:
 
 
 def _worst_gap(ours_NH: Tensor, own_NH: Tensor) -> float:
-    """Relative difference of the token that differs most; NaN where one is."""
+    """Relative difference of the token that differs most; NaN if any token's is NaN."""
     return ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).max().item()
 
 
 @contextmanager
 def _short_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Sliding windows of CHECKED_WINDOW tokens, in the config (masks) and in the layers (attention)."""
+    """Inside, sliding windows are CHECKED_WINDOW tokens: in the config, for masks, and in the layers, for attention."""
     holders = [model.config, model.config.get_text_config(), *model.modules()]
     saved = [(h, h.sliding_window) for h in holders if isinstance(getattr(h, "sliding_window", None), int)]
     try:

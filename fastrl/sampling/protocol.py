@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import SamplerConfig
-from fastrl.policy.model import Policy
 from fastrl.rollouts import Rollouts
+
+if TYPE_CHECKING:  # the command line imports this file
+    from transformers import PreTrainedTokenizerBase
+
+    from fastrl.policy.model import Policy
 
 
 class SamplerError(RuntimeError):
@@ -42,8 +45,8 @@ class SamplerParts:
     """
 
     config: SamplerConfig
-    policy: Policy
-    tokenizer: PreTrainedTokenizerBase
+    policy: "Policy"
+    tokenizer: "PreTrainedTokenizerBase"
     max_sequence_tokens: int
     training_bytes: int = 0
     trust_remote_code: bool = False

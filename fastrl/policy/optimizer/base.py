@@ -1,4 +1,4 @@
-"""What every kind of AdamW shares: learning rate by step, clipping, non-finite gradients skipped."""
+"""What every kind of AdamW shares: a learning rate by step, clipping, and that non-finite gradients move nothing."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from fastrl.config.schema import OptimizerConfig
 
 
 class Optimizer(ABC):
-    """What every kind shares. The weights are written in place: whoever holds their storage sees the update."""
+    """Updates the trained parameters of a module in place: whoever holds their storage sees the update."""
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, num_steps: int):
         self.weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -29,7 +29,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _clip(self, limit: float) -> float:
-        """Scale the gradients so that their norm is at most `limit`; the norm before."""
+        """Scale the gradients so that their norm is at most `limit`. Returns the norm before."""
 
     @abstractmethod
     def _update(self) -> None: ...
@@ -43,22 +43,22 @@ class Optimizer(ABC):
         """Inverse of `state_tensors`."""
 
     def empty_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Where a checkpoint's tensor `name` of this (whole) size is to be read into."""
+        """A tensor to read a checkpoint's `name` into. size: that of the whole tensor, also where ranks hold shards."""
         return torch.empty(size, dtype=dtype)
 
     def start_step(self, step: int) -> None:
-        """Set the learning rate of training step `step` (from 1): a function of the step, so there is no state to save.
+        """Set the learning rate of training step `step`, which counts from 1. Warm-up starts at lr/warmup_steps.
 
-        Warm-up rises from lr/warmup_steps at step 1 to lr.
+        The rate is a function of the step: a checkpoint need not hold a scheduler's state.
         """
         self.lr = self._lr * self._factor(step if step <= self._num_warmup else step - 1)
         group = self.adamw.param_groups[0]
         group["lr"] = torch.tensor(self.lr) if isinstance(group["lr"], Tensor) else self.lr
 
     def step(self) -> tuple[float, bool]:
-        """(gradient norm before clipping, whether the weights moved). Gradients are cleared either way.
+        """Update once. Returns (gradient norm before clipping, whether the weights moved); clears the gradients.
 
-        A gradient that is not finite moves nothing.
+        Nothing moves where a gradient is not finite.
         """
         norm = self._clip(self.max_grad_norm or math.inf)
         is_finite = math.isfinite(norm)
@@ -82,5 +82,5 @@ def adamw_settings(config: OptimizerConfig) -> dict[str, float | tuple[float, fl
 
 
 def gradient_dtype(weight: Tensor, config: OptimizerConfig) -> torch.dtype:
-    """What the gradients of a weight accumulate in: never less than the weight's own dtype."""
+    """The dtype in which a weight's gradients add up: config.grad_dtype, or the weight's own where that is wider."""
     return torch.promote_types(weight.dtype, getattr(torch, config.grad_dtype))

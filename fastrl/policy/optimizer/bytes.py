@@ -1,4 +1,4 @@
-"""Bytes that each kind of optimizer keeps beside the weights, from the parameters' shapes: nothing is built for it."""
+"""Bytes that each kind of optimizer keeps beside the weights, from the parameters' shapes alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MIN_QUANTISED = 4096  # smaller parameters keep float32 moments
 
 @dataclass(frozen=True)
 class OptimizerBytes:
-    """gradients: live while training. step: what an update needs beyond all of these, while it runs."""
+    """gradients: kept while training. step: what an update needs besides all of these while it runs."""
 
     gradients: int
     masters: int
@@ -24,7 +24,7 @@ class OptimizerBytes:
 
 
 def optimizer_bytes(weights: Iterable[Tensor], config: OptimizerConfig) -> OptimizerBytes:
-    """Of the parameters that are trained. Their gradients' dtype is `gradient_dtype`'s."""
+    """Of those weights that require a gradient."""
     weights = [weight for weight in weights if weight.requires_grad]
     gradients = sum(w.numel() * gradient_dtype(w, config).itemsize for w in weights)
     if config.kind == "adamw":
@@ -38,8 +38,8 @@ def optimizer_bytes(weights: Iterable[Tensor], config: OptimizerConfig) -> Optim
 
 
 def training_bytes(module: nn.Module, config: OptimizerConfig, num_ranks: int = 1) -> int:
-    """What training `module` keeps on each rank's device besides its weights: gradients, masters, moments."""
-    if config.offload:  # they are in CPU memory
+    """Gradients, masters and moments of `module` on each rank's device; 0 where they are offloaded."""
+    if config.offload:
         return 0
     found = optimizer_bytes(module.parameters(), config)
     return (found.gradients + found.masters + found.states) // num_ranks

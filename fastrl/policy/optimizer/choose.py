@@ -1,4 +1,4 @@
-"""Which kind of AdamW a config names, and whether it can run here."""
+"""The optimizer that a config names, and whether it can run here."""
 
 import importlib.util
 
@@ -29,7 +29,7 @@ def check_weights(kind: str, dtype: torch.dtype) -> None:
 
 
 def check_optimizer(kind: str, dtype: torch.dtype, device: torch.device) -> None:
-    """ValueError for a kind that does not go with the weights or cannot run here; compiles one small step to know."""
+    """ValueError for a kind that does not go with the weights or cannot run here. Compiles one small step to know."""
     check_weights(kind, dtype)
     if kind == "adamw":
         return

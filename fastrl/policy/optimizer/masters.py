@@ -1,6 +1,6 @@
-"""AdamW over float32 masters, the default: gradients accumulate in float32, the weights get one rounded copy.
+"""AdamW over float32 masters, the default. The weights are the masters, rounded once after each step.
 
-A float32 model's parameters are their own masters.
+Parameters in float32 are their own masters.
 """
 
 import torch
@@ -17,9 +17,9 @@ LEAST_MOMENT = 2.0**-126
 class MasterOptimizer(Optimizer):
     """kind `adamw`: fused AdamW over float32 masters, 12 bytes a parameter (8 for float32 weights).
 
-    On CPU, gradients whose squares would be denormal and denormal moments become 0: rows of the embedding that are not
-    seen again and a head's improbable tokens would fill both with them, and arithmetic on them is slow. Beside eps no
-    weight can tell.
+    On CPU two kinds of values become 0: gradients whose squares would be denormal, and denormal moments. Rows of the
+    embedding that do not come again and improbable tokens of the head would fill both with denormals, on which
+    arithmetic is slow. Beside eps the difference reaches no weight.
     """
 
     def _build(self, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -54,7 +54,7 @@ class MasterOptimizer(Optimizer):
             master.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Flat tensors for a checkpoint: AdamW's state by parameter, and masters, but of whole float32 weights."""
+        """Flat tensors for a checkpoint: AdamW's states, and masters unless the weights themselves hold them whole."""
         tensors = {}
         for name, master in self.masters.items():
             tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
@@ -63,7 +63,7 @@ class MasterOptimizer(Optimizer):
         return tensors
 
     def empty_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        """As every kind's, and shards for the states of sharded parameters."""
+        """A shard where the parameter is sharded."""
         master = self.masters.get(name.partition(".")[2])
         is_like_master = master is not None and master.shape == size
         return torch.empty_like(master, dtype=dtype) if is_like_master else super().empty_state(name, size, dtype)
@@ -81,12 +81,12 @@ class MasterOptimizer(Optimizer):
 
 
 def _local(value: Tensor) -> Tensor:
-    """This rank's part."""
+    """This rank's part of a tensor."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _whole(value: Tensor) -> Tensor:
-    """A value that every rank has a part of, on every rank."""
+    """The whole of a tensor that ranks have parts of."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
