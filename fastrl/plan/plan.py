@@ -21,9 +21,8 @@ from fastrl.config.checks import check_ranks, check_train
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import choose
 from fastrl.plan.footprint import Footprint, footprint, num_bytes, storageless_model
-from fastrl.plan.workload import Workload, planned_device, workload
+from fastrl.plan.workload import Workload, workload
 from fastrl.policy.lora import check_lora, check_targets
-from fastrl.policy.optimizer.choose import check_weights
 from fastrl.policy.pretrained import Pretrained
 from fastrl.sampling.kv_budget import (
     BLOCK_TOKENS,
@@ -116,12 +115,10 @@ def make_plan(
     with a device of its own. base: config.model where it was read before. ValueError for bad input.
     """
     config, base = _checked(config, num_ranks), base or Pretrained(config.model)
-    device, dtype = planned_device(config, device_type)
-    check_weights(config.optimizer.kind, dtype)
-    memory = int(memory_gib * GIB) or detected_memory(device)
     if config.model.lora_rank:
         check_targets(config.model, base.architecture)
     work = workload(config, base, device_type, prompt_tokens, num_ranks)
+    memory = int(memory_gib * GIB) or detected_memory(work.device)
     with storageless_model(base.architecture, work.dtype, work.attention, config.model) as model:
         plan = _plan(work, model, memory)
         return replace(plan, fitting_tokens=_fitting_tokens(plan, work, model))

@@ -9,6 +9,7 @@ import torch
 from fastrl.config.schema import TrainConfig
 from fastrl.policy.attention import AttentionChoice, choose_attention
 from fastrl.policy.loading import resolve_device, resolve_dtype
+from fastrl.policy.optimizer.choose import check_weights
 from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import longest_sequence, of_training, without_overlong
 from fastrl.sampling.choose import choose_sampler
@@ -74,6 +75,7 @@ class Workload:
 def workload(config: TrainConfig, base: Pretrained, device_type: str, prompt_tokens: int, num_ranks: int) -> Workload:
     """device_type and prompt_tokens are `make_plan`'s. ValueError for what the device or the model cannot run."""
     device, dtype = planned_device(config, device_type)
+    check_weights(config.optimizer.kind, dtype)
     attention = choose_attention(config.model.attention, device, dtype, base.architecture)
     if attention.path == "flex_attention" and device.type == "cpu":
         raise ValueError("model.attention = 'flex_attention' has no backward on CPU: set it to 'auto'")

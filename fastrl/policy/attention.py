@@ -1,9 +1,8 @@
 """Packed attention: many sequences on one row, each attending to itself alone, through transformers' interface.
 
-A forward that is given a `layout` is packed; one without (generation, with its cache and masks) is computed as
-transformers would. The layout travels as a keyword argument of the forward, so that a recomputation in the backward
-sees it too. Cost on CPU: about Σ len², not (Σ len)². Legend: T packed tokens, K keys, H heads, D head size, L length,
-C count.
+A forward with a `layout` is packed. One without (generation, with its cache and masks) runs as in transformers. The
+layout is a keyword argument of the forward, so that a recomputation in the backward sees it too. Cost on CPU: about
+Σ len², not (Σ len)². Legend: T packed tokens, K keys, H heads, D head size, L length, C count.
 """
 
 import inspect
@@ -30,7 +29,7 @@ MAX_FLASH_HEAD_DIM = 256
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """path: one of PACKED_PATHS when is_packed, else a transformers implementation (None: its own default)."""
+    """path: one of PACKED_PATHS if is_packed, else an implementation of transformers; None is its own default."""
 
     path: str | None
     is_packed: bool
@@ -42,7 +41,7 @@ class AttentionChoice:
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a layer asks for. window: a token sees itself and window − 1 before it; softcap: c·tanh(score/c)."""
+    """What a layer asks for. window: a token sees itself and window − 1 tokens before. softcap c: c·tanh(score/c)."""
 
     layout: Layout
     scale: float
@@ -74,7 +73,7 @@ def choose_attention(
 
 
 def _with_remark(choice: AttentionChoice, config: PreTrainedConfig) -> AttentionChoice:
-    """The choice, and in its reason what its path does besides attending."""
+    """The choice; its reason also says where keys and values are repeated."""
     num_heads = config.num_attention_heads
     is_grouped = (getattr(config, "num_key_value_heads", None) or num_heads) != num_heads
     if choice.path != "varlen" or not is_grouped or _groups_queries(_varlen_attn()):
@@ -84,7 +83,7 @@ def _with_remark(choice: AttentionChoice, config: PreTrainedConfig) -> Attention
 
 
 def _obstacle(path: str, device: torch.device, dtype: torch.dtype, config: PreTrainedConfig) -> str:
-    """Why `path` cannot run here; empty where it can."""
+    """Why `path` cannot run here; empty if it can."""
     softcap = getattr(config, "attn_logit_softcapping", None)
     if softcap and path in ("varlen", "sdpa"):
         return f"it cannot cap attention scores, {config.model_type} caps them at {softcap:g}"
@@ -115,7 +114,7 @@ def is_packed(model: PreTrainedModel) -> bool:
 
 
 def use_packed_attention(model: PreTrainedModel, path: str) -> bool:
-    """Route the model's attention through `path`; False where it does not follow transformers' interface."""
+    """Route the model's attention through `path`. False for a model that does not follow transformers' interface."""
     name = PREFIX + SHORT_NAMES.get(path, path)
     AttentionInterface.register(name, _FORWARDS[path])
     AttentionMaskInterface.register(name, sdpa_mask)
@@ -124,16 +123,16 @@ def use_packed_attention(model: PreTrainedModel, path: str) -> bool:
 
 
 def packed_arguments(layout: Layout) -> dict[str, object]:
-    """Keyword arguments that make a forward packed. A four-dimensional mask stops transformers from building one of T².
+    """Keyword arguments that make a forward packed; the layout must be on the model's device.
 
-    layout: on the model's device.
+    A four-dimensional mask keeps transformers from building one of T² entries.
     """
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=layout.device)
     return {"layout": layout, "attention_mask": mask}
 
 
 def _attention(attend: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor], *, is_eager: bool) -> Callable:
-    """A function for transformers' interface around `attend`, which takes (T,H,D) tensors and returns (T,H,D)."""
+    """`attend`, which takes and returns (T,H,D) tensors, as a function of transformers' interface."""
 
     def forward(
         module: nn.Module,
@@ -148,7 +147,7 @@ def _attention(attend: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor], *, i
         layout: Layout | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        """query (B,Hq,L,D), key and value (B,Hkv,L,D) → (B,L,Hq,D). ValueError for what it would have to ignore."""
+        """query (B,Hq,L,D), key and value (B,Hkv,L,D) → (B,L,Hq,D). ValueError for an argument that it cannot serve."""
         unknown = [name for name in ("s_aux", "position_bias", "cache") if kwargs.get(name) is not None]
         if unknown or kwargs.get("dropout"):
             raise ValueError(f"{type(module).__name__} asks for {', '.join(unknown) or 'dropout'} in its attention")
@@ -188,7 +187,7 @@ def eager(
 
 
 def _by_bucket(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, attend: Callable) -> Tensor:
-    """`attend` on each bucket of the layout as (C,H,L,D), with its mask (None: causal); in and out (T,H,D)."""
+    """(T,H,D) → (T,H,D): `attend` on each bucket of the layout as (C,H,L,D), with its mask or None for causal."""
     layout = pattern.layout
     prefixes = [_prefixes(t, layout) for t in (key, value)]
     outputs = []
@@ -236,7 +235,7 @@ def _varlen_attn() -> Callable[..., Tensor]:
 
 @cache
 def _groups_queries(varlen_attn: Callable[..., Tensor]) -> bool:
-    """Whether it takes fewer heads of keys than of queries: from torch 2.12 on."""
+    """Whether this function takes fewer heads of keys than of queries: torch's does from 2.12 on."""
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
@@ -255,13 +254,13 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tens
 
 
 def _seen(key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """(T,H,D) → (K,H,D): keys and values segment after segment, each behind its prefix."""
+    """(T,H,D) → (K,H,D): keys and values of one segment after the other, each behind those of its prefix."""
     places_K = layout.key_places_K
     return (key, value) if places_K is None else (key.index_select(0, places_K), value.index_select(0, places_K))
 
 
 def _spans(layout: Layout) -> tuple[Tensor, Tensor, int, int]:
-    """Starts of queries and keys, (S+1,) int32, and their longest: as every flash kernel wants them."""
+    """What every flash kernel wants: starts of queries and of keys, (S+1,) int32, and the longest of each."""
     return layout.query_starts, layout.key_starts, *layout.longest
 
 

@@ -1,7 +1,7 @@
-"""Embedding and head, the (V,H) matrices of a model: their gradients go into `.grad` without a (V,H) tensor in between.
+"""Gradients of embedding and head, the (V,H) matrices of a model, added to `.grad` without a (V,H) tensor in between.
 
-The head's is formed chunk by chunk by the loss (`grad_weight` of `linear_policy_loss`). The embedding's has a row for
-each token of the micro-batch and no other, and is added as such. Parameters that are sharded are left to FSDP2.
+The loss adds the head's gradient chunk by chunk (`grad_weight` of `linear_policy_loss`). The embedding's gradient has
+rows for the tokens of the micro-batch only. Sharded parameters are left to FSDP2.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from fastrl.policy.sharding import is_sharded
 
 
 def head_gradient(policy: Policy) -> Tensor | None:
-    """The head's float32 `.grad`, zeros where there was none; None where the loss cannot add to it."""
+    """The head's float32 `.grad`, made of zeros if there is none; None if the loss cannot add to it."""
     weight = policy.head().weight
     backend = choose("linear_policy_loss", weight.device, weight.dtype).backend
     if not _is_ours(policy, weight) or weight.grad_dtype != torch.float32 or backend == "reference":
@@ -26,7 +26,7 @@ def head_gradient(policy: Policy) -> Tensor | None:
 
 @contextmanager
 def sparse_embedding(policy: Policy) -> Iterator[None]:
-    """A forward inside it gives the embedding a sparse gradient, and a dense `.grad` to be added to."""
+    """Inside, a forward gives the embedding a sparse gradient, which its dense `.grad` takes."""
     embedding = policy.model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding) or not _is_ours(policy, embedding.weight) or embedding.sparse:
         yield
