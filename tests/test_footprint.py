@@ -139,12 +139,11 @@ def test_shards_by_hand():
 def measured_loss(hidden_NH: Tensor, weight_VH: Tensor, into: Tensor | None) -> int:
     """Most bytes that the chunk driver holds at once, with the native row kernel."""
     targets, ones = torch.arange(len(hidden_NH)) % len(weight_VH), torch.ones(len(hidden_NH))
-    rows = TokenRows(targets, torch.tensor(1.0), ones, ones)
+    rows = TokenRows(targets, ones, ones).checked(*hidden_NH.shape[:1], len(weight_VH), hidden_NH.device)
     existing = [hidden_NH, weight_VH, *vars(rows).values(), into]
-    with LiveBytes(tensor for tensor in existing if tensor is not None) as live:
-        chunks.linear_policy_loss(
-            native, hidden_NH, Head(weight_VH), rows, TokenLoss(), chunks.Wanted(True, True), grad_weight=into
-        )
+    with LiveBytes(tensor for tensor in existing if isinstance(tensor, Tensor)) as live:
+        wanted = chunks.Wanted(True, True, into=into)
+        chunks.linear_policy_loss(native, hidden_NH, Head(weight_VH), rows, TokenLoss(), wanted)
     return live.peak
 
 

@@ -46,7 +46,7 @@ def ignored_settings(model: PreTrainedModel) -> dict[str, float]:
 
 
 def build_sampler(parts: SamplerParts) -> Sampler:
-    """The sampler that `choose_sampler` names. It may re-point the model's parameters: build it before the optimizer."""
+    """The sampler that `choose_sampler` names. Build it before the optimizer: it may move the parameters elsewhere."""
     kind, reason = choose_sampler(parts.config, parts.policy.device)
     parts.say(f"sampler: {kind} ({reason})")
     module, _, function = SAMPLERS[kind].partition(":")
