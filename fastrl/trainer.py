@@ -40,12 +40,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepTools:
-    """The tools of signals (see `learning.signals.Tools`). settings: of training."""
+    """The tools of signals in one step (see `learning.signals.Tools`). settings: of training."""
 
     arena: Arena
     settings: SamplingSettings
     token_budget: int
     max_sequence_tokens: int | None
+    seed: int
 
     def score(
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
@@ -55,8 +56,8 @@ class StepTools:
         longest = int((rollouts.prompt_lengths_R + rollouts.completion_lengths_R).max(initial=0))
         return score(policy, rollouts, max(self.token_budget, longest))[0]
 
-    def draw(self, problems: Sequence[Problem], num_samples: int, seed: int) -> Rollouts:
-        seeds = [seed_of(seed, i) for i in range(len(problems))]
+    def draw(self, problems: Sequence[Problem], num_samples: int) -> Rollouts:
+        seeds = [seed_of(self.seed, i) for i in range(len(problems))]
         return self.arena.draw(problems, replace(self.settings, num_samples=num_samples), seeds)
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
@@ -98,7 +99,7 @@ class Trainer:
             temperature=config.sampler.temperature,
         )
         self.signals = [chosen(config.algorithm, SIGNALS, name) for name in config.algorithm.signals]
-        self.tools = StepTools(arena, self.settings, config.batch.micro_batch_tokens, max_sequence_tokens)
+        self.max_sequence_tokens = max_sequence_tokens
         self.watch = Stopwatch(arena.policy.device)
 
     def collect(self, step: int) -> Batch:
@@ -108,7 +109,7 @@ class Trainer:
             self.arena.sampler.prove_fresh(step - 1)
         problems, rollouts = self.draw(step)
         with self.watch("signal"):
-            rollouts = self.credited(problems, rollouts)
+            rollouts = self.credited(step, problems, rollouts)
         scored = self.scored(step, rollouts)
         return Batch(step, problems, rollouts, scored, self.probe.check(scored))
 
@@ -159,11 +160,13 @@ class Trainer:
             weight_versions_R=np.full(len(rollouts), weight_version, dtype=np.int32),
         )
 
-    def credited(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
+    def credited(self, step: int, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """With the credit of each token: the objective's and every signal's; tokens that the loss may not use get 0."""
-        credits_N = objective_credits(self.objective, rollouts, self.tools.is_correct(rollouts))
+        seed, budget = seed_of(self.config.run.seed, step, "signals"), self.config.batch.micro_batch_tokens
+        tools = StepTools(self.arena, self.settings, budget, self.max_sequence_tokens, seed)
+        credits_N = objective_credits(self.objective, rollouts, tools.is_correct(rollouts))
         for signal in self.signals:
-            credits_N = credits_N + signal(rollouts, problems, self.tools)
+            credits_N = credits_N + signal(rollouts, problems, tools)
         return replace(rollouts, credits_N=np.where(rollouts.loss_mask_N, credits_N, 0.0).astype(np.float32))
 
     def scored(self, step: int, rollouts: Rollouts) -> Rollouts:

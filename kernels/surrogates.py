@@ -8,7 +8,7 @@
                 with `dual`: for A < 0 additionally ℓ ≤ −A·dual          Ye et al. 2020, arXiv:1912.09729, eq. 5
     Cispo       ℓ = −sg[min(ρ, cap)]·A·logp                              MiniMax-M1, arXiv:2506.13585, eq. 4, upper side
 
-A new surrogate is a class like these and a line `SURROGATES["its name"] = Class`. It then works on every back-end: one
+A new surrogate is a class like these and its name in `SURROGATES`. It then works on every back-end: one
 that has no fused twin of it scores the logits, differentiates the class on the vector of log-probs, and reads the
 logits a second time to form their gradient (`policy_rows`). A twin (csrc/token_loss.h, triton_losses) saves that.
 """
@@ -100,4 +100,11 @@ class Cispo:
         return -ratio.clamp(max=self.cap) * advantages * logprobs, (ratio > self.cap) & (advantages != 0)
 
 
-SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Reinforce, PpoClip, Cispo)}
+SURROGATES: dict[str, type[Surrogate]] = {
+    surrogate.name: surrogate
+    for surrogate in (
+        Reinforce,
+        PpoClip,
+        Cispo,
+    )
+}

@@ -44,8 +44,10 @@ class Tools(Protocol):
         model: a role of `models()`, or the policy as it is before the update.
         """
 
-    def draw(self, problems: Sequence[Problem], num_samples: int, seed: int) -> Rollouts:
-        """num_samples new completions of each problem, judged, in the order of the problems."""
+    def draw(self, problems: Sequence[Problem], num_samples: int) -> Rollouts:
+        """num_samples new completions of each problem, judged, in the order of the problems. The same ones at each call
+        in a step.
+        """
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """The rollouts with rewards, reasons and answers; groups_R is the index of their problem."""
@@ -161,4 +163,7 @@ def _fitting(prompts: dict[int, list[int]], lengths_R: np.ndarray, limit: int | 
     return kept
 
 
-SIGNALS: dict[str, type[Signal]] = {"distillation": Distillation, "self-distillation": SelfDistillation}
+SIGNALS: dict[str, type[Signal]] = {
+    "distillation": Distillation,
+    "self-distillation": SelfDistillation,
+}
