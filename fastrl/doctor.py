@@ -56,5 +56,5 @@ def report() -> str:
             from fastrl.kernels import native
 
             choice = replace(choice, reason=f"{choice.reason}, {native.path()}")
-        lines.append(f"kernel {operation}: {choice.backend} ({choice.reason})")
+        lines.append(f"kernel {operation}: {choice}")
     return "\n".join(lines)

@@ -21,6 +21,9 @@ class Choice:
     backend: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.reason})"
+
 
 @contextmanager
 def forced_backend(backend: str) -> Iterator[None]:

@@ -38,7 +38,7 @@ def test_auto_asks_the_calibrated_probe():
     mode, reason = choose_importance("auto", 0.05)
     assert mode == "token" and "0.05" in reason
     assert choose_importance("off", 0.05)[0] == "off"
-    assert choose_importance("masked", 1e-4) == ("masked", "asked for by algorithm.importance")
+    assert choose_importance("masked", 1e-4) == ("masked", "asked for by algorithm.importance.kind")
 
 
 def rollouts_of(model) -> list[Rollout]:

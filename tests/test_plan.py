@@ -47,9 +47,12 @@ def test_parts_by_hand(config):
     assert plan.sequence_tokens == 27
     assert plan.kv_cache == 512 * 27 * 2 * 2 * 2 * 16 * 4  # sequences, tokens, layers, K and V, heads, size, fp32
     assert plan.checkpoint == plan.resident == 12 * count
-    assert plan.reference == 0 and plan.peak <= plan.memory == GIB
+    assert plan.second_models == 0 and plan.peak <= plan.memory == GIB
     with_reference = replace(config, algorithm=AlgorithmConfig(kl_coef=0.1))
-    assert make_plan(with_reference, device_type="cpu", memory_gib=1.0, prompt_tokens=11).reference == 4 * count
+    assert make_plan(with_reference, device_type="cpu", memory_gib=1.0, prompt_tokens=11).second_models == 4 * count
+    teacher = {"algorithm.signals": ("distillation",), "algorithm.distillation.teacher": config.model.path}
+    taught = make_plan(with_settings(with_reference, teacher), device_type="cpu", memory_gib=1.0, prompt_tokens=11)
+    assert taught.second_models == 8 * count
 
 
 def test_the_largest_budget_fits_and_a_larger_one_does_not(config):
@@ -152,7 +155,7 @@ def test_ranks_share_what_is_sharded(larger):
     reference = replace(larger, algorithm=AlgorithmConfig(kl_coef=0.1))
     one, two = (make_plan(reference, num_ranks=n, **machine) for n in (1, 2))
     assert two.training.weights == one.training.masters / 2 and two.training.optimizer == one.training.optimizer / 2
-    assert two.reference == two.training.weights and one.reference == one.training.weights
+    assert two.second_models == two.training.weights and one.second_models == one.training.weights
     assert two.sampler_weights == 0
     assert "on each of 2 ranks:" in plan_text(two) and "unsharded blocks and root" in plan_text(two)
     with pytest.raises(ValueError, match=r"2 ranks: .* must be 'auto' or 'gather', not 'alias'"):
@@ -197,7 +200,7 @@ def test_adapters_by_hand(larger):
     t = ours.training
     assert (t.gradients, t.masters, t.optimizer) == (4 * count, 4 * count, 8 * count)
     assert t.logits == full.training.logits  # no gradient of the head there, one in its `.grad` here
-    assert ours.reference == ours.sampler_weights == ours.unsharded == 0
+    assert ours.second_models == ours.sampler_weights == ours.unsharded == 0
     assert ours.checkpoint == (2 + 4 + 8) * count
     with pytest.raises(ValueError, match=r"model\.lora_targets: 'q_prj' is no linear layer"):
         make_plan(replace(larger, model=replace(larger.model, lora_rank=4, lora_targets=("q_prj",))), **machine)
@@ -220,7 +223,7 @@ def test_offload_needs_the_gpu_for_blocks_only(larger):
     ours = make_plan(replace(reference, optimizer=OptimizerConfig(offload=True)), **machine)
     t, count = ours.training, plain.training.weights // 2
     assert (t.weights, t.gradients, t.masters, t.optimizer) == (4 * count, 4 * count, 0, 8 * count)
-    assert ours.reference == 4 * count and ours.resident == ours.static == 0
+    assert ours.second_models == 4 * count and ours.resident == ours.static == 0
     assert t.gathered > 0 and ours.unsharded == 2 * count
     moving = max(t.computing, t.update, ours.unsharded + ours.kv_cache + ours.sampler_logits)
     assert ours.peak == moving + GIB < plain.peak  # beside what CUDA itself takes

@@ -1,6 +1,7 @@
 """Values that cannot work together. Nothing is loaded to find them."""
 
 import dataclasses
+import os
 from operator import attrgetter
 
 from fastrl.config.algorithm import AlgorithmConfig, chosen
@@ -81,7 +82,7 @@ def signal_models(algorithm: AlgorithmConfig) -> dict[str, str]:
         models = chosen(algorithm, SIGNALS, name).models()
         shared = found.keys() & models.keys()
         _require(not shared, f"algorithm.signals = {list(algorithm.signals)}: two of them bring a {', '.join(shared)}")
-        found |= models
+        found |= {role: os.path.expanduser(path) for role, path in models.items()}
     return found
 
 

@@ -26,7 +26,7 @@ NOTICEABLE_NATS = 0.02  # mean |Δlogp| before the first update from which `auto
 def choose_importance(setting: str, calibrated_mean: float) -> tuple[ImportanceMode, str]:
     """(mode, reason). auto: token weights where the calibrated probe says that the two sides differ noticeably."""
     if setting != "auto":
-        return setting, "asked for by algorithm.importance"
+        return setting, "asked for by algorithm.importance.kind"
     if calibrated_mean > NOTICEABLE_NATS:
         return "token", f"mean |Δlogp| before the first update is {calibrated_mean:.3g}, above {NOTICEABLE_NATS}"
     return "off", f"mean |Δlogp| before the first update is {calibrated_mean:.3g}, at most {NOTICEABLE_NATS}"

@@ -1,7 +1,7 @@
 """`fastrl plan`: what a run will take, in GiB by part, and which paths will run, before any weight is loaded.
 
 Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
-a reference model, vLLM's cache) with the gradients and one micro-batch or an optimizer step, or with what the embedded
+second models, vLLM's cache) with the gradients and one micro-batch or an optimizer step, or with what the embedded
 sampler needs. A micro-batch is as large as the sequences of one update can make it, at their longest. On CUDA a reserve
 stands for what no tensor shows (`reserved_bytes`). With several ranks (FSDP2, one engine each) everything is per rank.
 The copy that a checkpoint is written from and what is offloaded are in CPU memory: they count where the run is there
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from fastrl.config.checks import check_ranks, check_train
+from fastrl.config.checks import check_ranks, check_train, signal_models
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import choose
 from fastrl.plan.footprint import Footprint, footprint, num_bytes, storageless_model
@@ -42,13 +42,14 @@ class Plan:
     """Bytes by part on each rank, and the paths.
 
     unsharded: the whole model, which the embedded sampler gathers from shards. checkpoint: CPU memory of the first
-    rank, whatever the device. is_offloaded: training's static part and the reference lie in CPU memory beside a GPU.
+    rank, whatever the device. is_offloaded: training's static part and second models lie in CPU memory beside a GPU.
+    second_models: weights of the KL penalty's reference and of the models that signals need.
     token_budget: batch.micro_batch_tokens. update_tokens: the most that one update brings a rank. fitting_tokens: the
     largest micro-batch for `memory`; 0: none.
     """
 
     training: Footprint
-    reference: int
+    second_models: int
     sampler_weights: int
     unsharded: int
     kv_cache: int
@@ -75,8 +76,8 @@ class Plan:
     def resident(self) -> int:
         """Bytes besides training that stay through both phases."""
         checkpoint = self.checkpoint if self.is_on_cpu else 0
-        reference = 0 if self.is_offloaded else self.reference
-        return reference + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
+        second_models = 0 if self.is_offloaded else self.second_models
+        return second_models + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
 
     @property
     def peak(self) -> int:
@@ -151,7 +152,8 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
     masters = training.weights if work.is_sharded else training.masters
     return Plan(
         training=training,
-        reference=training.weights if work.has_reference else 0,  # sharded as the policy is
+        second_models=(training.weights if work.has_reference else 0)
+        + _signal_models(work),  # sharded as the policy is
         sampler_weights=served,
         unsharded=num_bytes(model.parameters()) if work.is_sharded and not work.is_vllm else 0,
         kv_cache=_kv_cache_bytes(work, model, memory, served + (0 if work.is_offloaded else training.static)),
@@ -168,6 +170,17 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
         is_offloaded=work.is_offloaded,
         num_ranks=work.num_ranks,
     )
+
+
+def _signal_models(work: Workload) -> int:
+    """Bytes of the weights that signals ask for beside the policy."""
+    total = 0
+    for path in signal_models(work.config.algorithm).values():
+        source = Pretrained(replace(work.config.model, path=path, lora_rank=0))
+        with storageless_model(source.architecture, work.dtype, work.attention, source.settings) as model:
+            count = sum(parameter.numel() for parameter in model.parameters())
+        total += 4 * count // work.num_ranks if work.is_sharded else work.dtype.itemsize * count
+    return total
 
 
 def _training(work: Workload, model: PreTrainedModel, num_tokens: int) -> Footprint:
@@ -199,12 +212,12 @@ def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: i
 
 
 def _paths(work: Workload) -> dict[str, str]:
-    kernel = choose("linear_policy_loss", work.device, work.dtype)
+    surrogate = work.config.algorithm.surrogate
     return {
         "device": f"{work.device.type}, weights in {str(work.dtype).removeprefix('torch.')}",
         "sampler": f"{work.sampler} ({work.sampler_reason})",
         "attention": f"{work.attention}; an architecture that fails the comparison at load runs padded",
-        "kernel": f"{kernel.backend} ({kernel.reason})",
+        "kernel": str(choose("linear_policy_loss", work.device, work.dtype, surrogate)),
     }
 
 
@@ -228,7 +241,7 @@ def _parts(plan: Plan) -> list[tuple[str, int, str]]:
         ("fp32 masters", t.masters, "" if t.masters else "none: the weights are updated themselves"),
         ("optimizer states", t.optimizer, place),
         ("gradients", t.gradients, place or "while training"),
-        ("reference model", plan.reference, place if plan.reference else "none: algorithm.kl_coef = 0, or the base"),
+        ("second models", plan.second_models, place if plan.second_models else "none: no KL penalty but to a base"),
         ("activations", t.activations, f"while training, {plan.micro_batch_tokens} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
         ("working memory of the backward", t.working, "while training"),

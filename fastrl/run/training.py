@@ -11,6 +11,7 @@ from fastrl.config.schema import TrainConfig
 from fastrl.draw import Arena
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
+from fastrl.kernels import choose
 from fastrl.learning.importance import choose_importance
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
@@ -126,6 +127,8 @@ class Run:
         loss, say = token_loss(config.algorithm), self.progress.message
         self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
+        surrogate = config.algorithm.surrogate
+        say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate)}")
         parts = SamplerParts(
             config.sampler,
             self.policy,
