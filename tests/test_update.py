@@ -288,3 +288,22 @@ def test_a_non_finite_gradient_skips_the_update(tiny_model):
     metrics = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config).run(batch_of(rollouts))
     assert (metrics["update/num_updates"], metrics["update/num_nonfinite"]) == (0, 1)
     assert all(torch.equal(a, b) for a, b in zip(poisoned.parameters(), tiny_model.parameters(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_micro_batch_waits_for_nothing_on_a_gpu(tiny_model):
+    """From columns to gradients and totals: after a warm-up no call waits for the device."""
+    config = config_of(updates_per_batch=2, entropy_coef=0.01)
+    policy = Policy(tiny_model.cuda().bfloat16(), token_loss(config.algorithm))
+    updater = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config)
+    batch, totals = batch_of(rollouts_of(tiny_model, SIGNS)), Totals(policy.device)
+    batch = replace(batch, old_logprobs_N=batch.sampler_logprobs_N)
+    weights_R = np.full(len(batch), 0.01)
+    updater._backward(batch, weights_R, weights_R, totals)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        updater._backward(batch, weights_R, weights_R, totals)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert totals.read()[0] != 0
