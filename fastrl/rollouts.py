@@ -22,8 +22,8 @@ class Rollouts:
     index of the prompt among those that were asked for. rewards_R float64: what the verdict counts as (see
     `tasks.correctness`), NaN where the verifier broke. penalties_R ≤ 0: added to rewards where these are compared.
     credits_N: the signed advantage of each token. old_logprobs_N: before the first update. ref_logprobs_N: of the
-    reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. importance_N: factors of the
-    credit.
+    reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. importance_weights_N: factors of
+    the credit.
     """
 
     tokens_T: np.ndarray
@@ -44,7 +44,7 @@ class Rollouts:
     ref_logprobs_N: np.ndarray | None = None
     policy_logprobs_N: np.ndarray | None = None
     entropy_N: np.ndarray | None = None
-    importance_N: np.ndarray | None = None
+    importance_weights_N: np.ndarray | None = None
 
     @classmethod
     def of(

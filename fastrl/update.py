@@ -1,7 +1,8 @@
-"""From a batch of rollouts with advantages to optimizer steps: mini-batches, dropping, token weights, micro-batches.
+"""From a batch of rollouts with credits to optimizer steps: mini-batches, dropping, token weights, micro-batches.
 
-π_old is the policy before the first update of the batch: the first mini-batch needs no old log-probs (ρ ≡ 1), later
-ones take the sampler's or those of a no-gradient pass made before the first update. Importance weights: `importance`.
+π_old is the policy before the first update of the batch. The first mini-batch needs no old log-probs (ρ ≡ 1). Later
+ones take the sampler's, or those of a pass without gradient before the first update. Importance weights are explained
+in `learning.importance`.
 """
 
 import math
@@ -45,7 +46,7 @@ class Updater:
         sampler_shares_weights: bool = True,
     ):
         self.policy, self.optimizer, self.reference = policy, optimizer, reference
-        self.importance: ImportanceMode = "off"
+        self.importance_mode: ImportanceMode = "off"
         self.algorithm = config.algorithm
         self.token_budget = config.batch.micro_batch_tokens
         self.max_new_tokens = config.sampler.max_new_tokens
@@ -86,8 +87,8 @@ class Updater:
                 scores = self._scores(self.reference, mini_batches)
             mini_batches = [replace(m, ref_logprobs_N=s) for m, s in zip(mini_batches, scores, strict=True)]
         first, later = mini_batches[:1], mini_batches[1:]
-        if self.algorithm.surrogate != "reinforce" or self.importance != "off":
-            needs_policy = self.importance != "off" or self.old_source == "recompute"
+        if self.algorithm.surrogate != "reinforce" or self.importance_mode != "off":
+            needs_policy = self.importance_mode != "off" or self.old_source == "recompute"
             scores = self._scores(self.policy, later) if needs_policy else [m.sampler_logprobs_N for m in later]
             later = [replace(m, old_logprobs_N=s) for m, s in zip(later, scores, strict=True)]
         return self._weighed(first, later)
@@ -106,15 +107,15 @@ class Updater:
 
     def _weighed(self, first: list[Rollouts], later: list[Rollouts]) -> list[Rollouts]:
         """With two-phase importance weights. The first mini-batch's token weights are left to the kernel."""
-        mode, cap = self.importance, self.algorithm.importance.cap
+        mode, cap = self.importance_mode, self.algorithm.importance.cap
         self.policy.importance_cap = cap if mode == "token" else None
         if mode == "off":
             return first + later
-        later = [replace(m, importance_N=importance_weights(m, m.old_logprobs_N, mode, cap)) for m in later]
+        later = [replace(m, importance_weights_N=importance_weights(m, m.old_logprobs_N, mode, cap)) for m in later]
         if mode != "token":
             scores = self._scores(self.policy, first)
             first = [
-                replace(m, importance_N=importance_weights(m, logprobs_N, mode, cap))
+                replace(m, importance_weights_N=importance_weights(m, logprobs_N, mode, cap))
                 for m, logprobs_N in zip(first, scores, strict=True)
             ]
         return first + later
@@ -173,8 +174,8 @@ class Updater:
         if not len(members):
             self.policy(self.policy.micro_batch(FILLER)).loss.backward()
             return
-        in_kernel = self.importance == "token" and members.importance_N is None
-        batch = self.policy.micro_batch(members, weights_R, shares_R, has_importance=in_kernel)
+        in_kernel = self.importance_mode == "token" and members.importance_weights_N is None
+        batch = self.policy.micro_batch(members, weights_R, shares_R, with_sampler_logprobs=in_kernel)
         with sparse_embedding(self.policy):
             result = self.policy(batch, grad_weight=head_gradient(self.policy))
         result.loss.backward()

@@ -62,7 +62,7 @@ def gradient_after(model, mode: str, updates: int, surrogate: str = "reinforce",
     config = TrainConfig(algorithm=algorithm, batch=BatchConfig(2, 2, 100), sampler=SamplerConfig(max_new_tokens=8))
     policy = Policy(model, token_loss(algorithm))
     updater = Updater(policy, MasterOptimizer(policy, OptimizerConfig(lr=1e-3), 1), config)
-    updater.importance = mode
+    updater.importance_mode = mode
     batch = rollouts_of(model)
     for rollout, factor in zip(batch, scale or [1.0] * 4, strict=True):
         rollout.advantage *= factor

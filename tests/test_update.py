@@ -153,7 +153,7 @@ def test_ranks_fill_with_every_column_that_a_micro_batch_can_have(tiny_model):
         policy = Policy(copy.deepcopy(tiny_model), token_loss(config.algorithm))
         updater = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config)
         for importance in ("off", "token", "sequence"):
-            updater.importance = importance
+            updater.importance_mode = importance
             totals = Totals(policy.device)
             updater._backward(Rollouts.of([], []), np.zeros(0), np.zeros(0), totals)
             assert not totals.read().any()

@@ -60,14 +60,14 @@ def build_micro_batch(
     shares_R: np.ndarray | None = None,
     *,
     is_packed: bool,
-    has_importance: bool = False,
+    with_sampler_logprobs: bool = False,
     temperature: float = 1.0,
 ) -> MicroBatch:
     """Tensors of one forward. token_weights_R: of each rollout's tokens, where the loss mask keeps them; None: 0.
 
-    shares_R: factors of the credits, the policy term's weight over the token weight; None: 1. has_importance: carry the
-    sampler's log-probs, for truncated importance sampling. Not is_packed: prompts are not shared, sequences lie in the
-    order of the rollouts.
+    shares_R: factors of the credits, the policy term's weight over the token weight; None: 1. with_sampler_logprobs: the
+    loss weighs tokens by importance itself. Not is_packed: prompts are not shared, sequences lie in the order of the
+    rollouts.
     """
     row, lengths_R = _Row(rollouts, is_packed), rollouts.completion_lengths_R
     weights_R = np.zeros(len(rollouts)) if token_weights_R is None else token_weights_R
@@ -75,8 +75,8 @@ def build_micro_batch(
     if shares_R is not None:
         credits_N = credits_N * np.repeat(shares_R, lengths_R)
     credits_N = credits_N * rollouts.loss_mask_N
-    if rollouts.importance_N is not None:
-        credits_N = credits_N * rollouts.importance_N
+    if rollouts.importance_weights_N is not None:
+        credits_N = credits_N * rollouts.importance_weights_N
     return MicroBatch(
         row.layout,
         torch.from_numpy(row.ids_T.astype(np.int64)),
@@ -87,7 +87,7 @@ def build_micro_batch(
             _float32(credits_N),
             _float32(np.repeat(weights_R, lengths_R) * rollouts.loss_mask_N),
             _float32(rollouts.old_logprobs_N),
-            _float32(rollouts.sampler_logprobs_N) if has_importance else None,
+            _float32(rollouts.sampler_logprobs_N) if with_sampler_logprobs else None,
             _float32(rollouts.ref_logprobs_N),
             temperature,
         ),

@@ -56,7 +56,7 @@ class Policy(nn.Module):
         token_weights_R: np.ndarray | None = None,
         shares_R: np.ndarray | None = None,
         *,
-        has_importance: bool = False,
+        with_sampler_logprobs: bool = False,
     ) -> MicroBatch:
         """Their tensors on the policy's device; see `build_micro_batch`."""
         batch = build_micro_batch(
@@ -64,7 +64,7 @@ class Policy(nn.Module):
             token_weights_R,
             shares_R,
             is_packed=self.is_packed,
-            has_importance=has_importance,
+            with_sampler_logprobs=with_sampler_logprobs,
             temperature=self.temperature,
         )
         return batch.to(self.device)
@@ -111,6 +111,6 @@ class Policy(nn.Module):
         if mode == "score":
             with torch.no_grad():
                 return token_logprobs(self.hidden_states(batch), self.head(), batch.rows)
-        has_importance = batch.rows.sampler_logprobs is not None
-        loss = replace(self.loss, importance_cap=self.importance_cap) if has_importance else self.loss
+        is_weighted = batch.rows.sampler_logprobs is not None
+        loss = replace(self.loss, importance_cap=self.importance_cap) if is_weighted else self.loss
         return linear_policy_loss(self.hidden_states(batch), self.head(), batch.rows, loss, grad_weight=grad_weight)

@@ -15,7 +15,7 @@ def score(policy: Policy, rollouts: Rollouts, token_budget: int) -> tuple[np.nda
 
     Several ranks share the work: all of them call this with the same rollouts, and all have the results.
     """
-    rollouts = replace(rollouts, credits_N=None, old_logprobs_N=None, ref_logprobs_N=None, importance_N=None)
+    rollouts = replace(rollouts, credits_N=None, old_logprobs_N=None, ref_logprobs_N=None, importance_weights_N=None)
     parts = policy.cut(rollouts, token_budget, num_ranks=policy.ranks.world_size)
     mine = policy.ranks.share(parts, filler=np.zeros(0, dtype=np.int64))
     found = [_score(policy, rollouts.take(indices)) for indices in mine]

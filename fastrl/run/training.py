@@ -277,9 +277,9 @@ class Run:
             return
         self.has_importance_choice = True
         noise = self.trainer.probe.calibration
-        self.updater.importance, reason = choose_importance(self.config.algorithm.importance.kind, noise.mean)
-        if self.updater.importance != "off":
-            self.progress.message(f"importance weights: {self.updater.importance} ({reason})")
+        self.updater.importance_mode, reason = choose_importance(self.config.algorithm.importance.kind, noise.mean)
+        if self.updater.importance_mode != "off":
+            self.progress.message(f"importance weights: {self.updater.importance_mode} ({reason})")
 
     def _announce(self, rollouts: Rollouts) -> None:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
