@@ -65,9 +65,9 @@ def build_micro_batch(
 ) -> MicroBatch:
     """Tensors of one forward. token_weights_R: of each rollout's tokens, where the loss mask keeps them; None: 0.
 
-    shares_R: factors of the credits, the policy term's weight over the token weight; None: 1. with_sampler_logprobs: the
-    loss weighs tokens by importance itself. Not is_packed: prompts are not shared, sequences lie in the order of the
-    rollouts.
+    shares_R: factors of the credits, the policy term's weight over the token weight; None: 1. with_sampler_logprobs:
+    the loss weighs tokens by importance itself. Not is_packed: prompts are not shared, sequences lie in the order of
+    the rollouts.
     """
     row, lengths_R = _Row(rollouts, is_packed), rollouts.completion_lengths_R
     weights_R = np.zeros(len(rollouts)) if token_weights_R is None else token_weights_R
