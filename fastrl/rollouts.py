@@ -112,7 +112,9 @@ class Rollouts:
     def prompt_keys_R(self) -> np.ndarray:
         """Equal numbers for equal prompts, in the order in which these appear."""
         known: dict[bytes, int] = {}
-        return np.array([known.setdefault(self.prompt(i).tobytes(), len(known)) for i in range(len(self))], dtype=int)
+        data, size = self.tokens_T.tobytes(), self.tokens_T.itemsize
+        places = zip((size * self.prompt_starts_R).tolist(), (size * self.prompt_lengths_R).tolist(), strict=True)
+        return np.array([known.setdefault(data[start : start + n], len(known)) for start, n in places], dtype=np.int64)
 
     @cached_property
     def loss_tokens_R(self) -> np.ndarray:
