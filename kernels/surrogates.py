@@ -64,7 +64,7 @@ class PpoClip:
     high: Annotated[float, Ge(0)] = 0.2
     """A ratio above 1 + high stops the gradient of a positive advantage."""
     dual: Annotated[float, Ge(0)] = 0.0
-    """The loss of a negative advantage A is at most −A·dual (dual clip), dual above 1; 0: no bound."""
+    """The loss of a negative advantage A is at most −A·dual (dual clip); above 1, or 0: no bound."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.low < 1 and self.high >= 0):

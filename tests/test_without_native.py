@@ -91,4 +91,4 @@ def test_a_library_that_cannot_be_loaded_is_named(site):
     out = run(
         site, "from fastrl.kernels import choose; import torch; print(choose('policy_loss', 'cpu', torch.float32))"
     )
-    assert "backend='reference'" in out and "fastrl._native cannot be loaded: " in out
+    assert "reference (fastrl._native cannot be loaded: " in out

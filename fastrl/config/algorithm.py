@@ -22,7 +22,8 @@ class ImportanceConfig:
 
     kind: Literal["auto", "off", "token", "sequence", "masked"] = "auto"
     """token, sequence: weights up to `cap`, one a token or one a completion. masked: completions whose weight is not
-    within [1/cap, cap] carry no gradient. auto: token where the difference before the first update is noticeable."""
+    within [1/cap, cap] carry no gradient. auto: token where the difference before the first update is above 0.02 nats a
+    token."""
     cap: Annotated[float, Gt(1)] = 2.0
     """Largest importance weight."""
 
@@ -49,11 +50,11 @@ OWN = {"importance": ImportanceConfig, "overlong": Overlong}
 
 @dataclass(frozen=True)
 class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, OWN)):
-    """Three free choices: objective (rewards → advantages), surrogate (log-probs → loss), reduction (token weights)."""
+    """Three free choices: where credit comes from (objective and signals), the loss of a token, the tokens' weights."""
 
     preset: Literal["none", "paper-code"] = "none"
     """paper-code: what the NSR authors' code does: ppo_clip with 0.2 and 0.2, mini-batches cut after dropping, mean
-    over the tokens of each micro-batch. The only setting whose result depends on the micro-batch size."""
+    over the tokens of each micro-batch, which makes the result depend on the micro-batch size."""
     objective: Annotated[str, OneOf(OBJECTIVES, "How rewards become signed advantages.")] = "nsr"
     signals: Annotated[tuple[str, ...], OneOf(SIGNALS, "What adds credit to the objective's, token by token.")] = ()
     surrogate: Annotated[str, OneOf(SURROGATES, "How the loss of a token depends on its log-prob.")] = "ppo_clip"
@@ -61,13 +62,13 @@ class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, OWN)):
     correct_threshold: Threshold = 1.0
     """Sign objectives (psr, nsr, w-reinforce, reinforce): correct means reward ≥ this."""
     updates_per_batch: Count = 1
-    """Optimizer steps on each batch of rollouts (mini-batches)."""
+    """Optimizer steps on each batch of rollouts: as many mini-batches of whole prompts."""
     minibatch_cut: Literal["before-dropping", "after-dropping"] = "before-dropping"
-    """before-dropping: always `updates_per_batch` updates. after-dropping: ceil(kept rollouts / mini-batch size), the
-    last scaled by its fill."""
+    """Rollouts without credit are dropped. before-dropping: mini-batches are cut first, always `updates_per_batch`.
+    after-dropping: ceil(kept rollouts / mini-batch size) of them, the last scaled by its fill."""
     old_logprobs: Literal["auto", "sampler", "recompute"] = "auto"
     """π_old of mini-batches after the first: the sampler's log-probs, or a pass without gradient before any update.
-    auto: the sampler's where it shares the trainer's weights."""
+    auto: the sampler's where it shares the trainer's weights, else recompute."""
     kl_coef: NonNegative = 0.0
     """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held."""
     entropy_coef: NonNegative = 0.0

@@ -73,11 +73,11 @@ class TaskConfig(WithPaths):
     max_prompt_tokens: Natural = 0
     """Problems with longer prompts are dropped, and counted; 0: one that does not fit is an error that names it."""
     num_train: Natural = 0
-    """Use the first n training problems; 0: all."""
+    """Training problems: the first n of a file, or so many generated ones; 0: all, or 1000 of an endless generator."""
     num_validation: Natural = 200
-    """Use the first n validation problems; 0: all."""
+    """Validation problems, in the same way."""
     num_test: Natural = 300
-    """Use the first n test problems; 0: all."""
+    """Test problems, in the same way."""
     seed: Seed = 0
     """Seed of generated problems."""
     timeout_s: Annotated[float, Ge(0.01)] = 5.0
@@ -124,7 +124,8 @@ class BatchConfig:
     rollouts_per_prompt: Count = 8
     """Completions per prompt (group size)."""
     micro_batch_tokens: Annotated[int, Ge(2)] = 16384
-    """Tokens (prompt + completion) of one forward-backward; the result does not depend on it."""
+    """Tokens (prompt + completion) of one forward-backward: at least those of the longest sequence. But for rounding,
+    the result depends on it with the reduction micro-batch-mean alone."""
 
 
 @dataclass(frozen=True)
