@@ -24,9 +24,9 @@ import torch
 from machine import machine
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, sample
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 
 CONFIG = Qwen3Config(

@@ -36,10 +36,10 @@ from fastrl.policy.scoring import score
 from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.embedded import EmbeddedSampler
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import measure
 from fastrl.sampling.protocol import Sampler, SamplingSettings, sample
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.update import Updater, token_loss
 

@@ -30,10 +30,10 @@ from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.probe import LogprobProbe, measure
 from fastrl.sampling.protocol import SamplingSettings, sample
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 
 SHAPES = {

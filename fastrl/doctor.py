@@ -12,7 +12,7 @@ from fastrl.kernels import choose
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
-from fastrl.sampling.engine import TESTED_VERSIONS
+from fastrl.sampling.vllm_engine import TESTED_VERSIONS
 
 PACKAGES = (
     "fastrl",

@@ -8,7 +8,6 @@ import numpy as np
 
 from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
-from fastrl.draw import Arena
 from fastrl.learning.objectives import OBJECTIVES, has_contrast
 from fastrl.learning.signals import SIGNALS, objective_credits
 from fastrl.policy.scoring import score
@@ -18,6 +17,7 @@ from fastrl.prompts.stream import PromptStream
 from fastrl.prompts.tokens import completion_texts
 from fastrl.records.step_metrics import rollout_metrics, verifier_warning
 from fastrl.rollouts import Rollouts
+from fastrl.sample_and_judge import Arena
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem

@@ -11,9 +11,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError, sample
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"policy"},
     {"prompts"},
     {"sampling", "records"},
-    {"draw"},
+    {"sample_and_judge"},
     {"update", "evaluation", "warmup", "doctor", "plan", "ledger"},
     {"trainer"},
     {"run"},
@@ -33,7 +33,7 @@ LAYERS = [
 ]
 MAX_TOP_FILES, MAX_FILE, MAX_FUNCTION, MAX_KERNEL, MAX_MEDIAN = 9, 350, 60, 130, 9  # lines but for the first
 ALLOWED_HOMES = {
-    "vllm": ("fastrl/sampling/engine.py", "fastrl/sampling/side_effects.py"),
+    "vllm": ("fastrl/sampling/vllm_engine.py", "fastrl/sampling/side_effects.py"),
     "peft": ("fastrl/policy/lora.py",),
     "triton": ("kernels/triton",),
     "flash_attn": ("fastrl/policy/attention.py",),

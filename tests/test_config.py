@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fastrl.config.algorithm import AlgorithmConfig, chosen, make_sections
+from fastrl.config.annotations import check_ranges, is_number_type, rules_of
 from fastrl.config.checks import check_eval, check_ranks, check_train, check_warmup
 from fastrl.config.files import from_dict, load_config, to_toml
 from fastrl.config.old_keys import RENAMED
-from fastrl.config.ranges import check_ranges, is_number_type, rules_of
 from fastrl.config.reference import reference
 from fastrl.config.schema import BatchConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import settings_of, with_settings

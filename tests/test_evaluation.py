@@ -74,11 +74,11 @@ def reward(prompt, completion, **row):
 def test_distinct_correct_counts_expressions_and_confidence_is_read(tmp_path, monkeypatch):
     """A sampler that says what it is told: the rest of the evaluation is the real one."""
     from fastrl.config.schema import EvaluationConfig, ScratchConfig, TaskConfig
-    from fastrl.draw import Arena
     from fastrl.evaluation.evaluator import Evaluator
     from fastrl.policy.model import Policy
     from fastrl.policy.scratch import scratch_model, scratch_tokenizer
     from fastrl.rollouts import Rollouts
+    from fastrl.sample_and_judge import Arena
     from fastrl.tasks import load_task
     from fastrl.tasks.correctness import Correctness
     from fastrl.tasks.problem import Problem

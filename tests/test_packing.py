@@ -37,8 +37,8 @@ from fastrl.policy.attention import (
     is_packed,
     use_packed_attention,
 )
+from fastrl.policy.attention_segments import PADDED_SCORES, PADDED_SHARE, Layout
 from fastrl.policy.layer_norm import sum_layer_norms_in_float32
-from fastrl.policy.layout import PADDED_SCORES, PADDED_SHARE, Layout
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.soundness import pack

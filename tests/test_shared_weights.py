@@ -17,9 +17,9 @@ from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError, sample
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.sampling.weights.map import bit_checksum, gaps
 from fastrl.sampling.weights.shared import CopiedWeights

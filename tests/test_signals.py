@@ -9,7 +9,6 @@ import torch
 from rollout_cases import Rollout, batch_of, rows_of
 
 from fastrl.config.schema import ModelConfig, TaskConfig
-from fastrl.draw import Arena
 from fastrl.kernels import TokenLoss
 from fastrl.learning.objectives import Grpo, Nsr
 from fastrl.learning.signals import Distillation, SelfDistillation, correct_siblings, objective_credits
@@ -17,6 +16,7 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.rollouts import Rollouts
+from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, load_task
 from fastrl.tasks.correctness import Correctness

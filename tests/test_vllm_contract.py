@@ -1,4 +1,4 @@
-"""What a vLLM version has to keep true for fastrl/sampling/engine.py, one assumption a test: run it on a new version.
+"""What a vLLM version has to keep true for fastrl/sampling/vllm_engine.py, one assumption a test: for new versions.
 
 A failure here means that vLLM moved something, not that fastrl's own logic broke.
 """
@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastrl.sampling.engine import TESTED_VERSIONS, Engine, EngineSettings, Request
 from fastrl.sampling.kv_budget import SERVED_RANKS
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
+from fastrl.sampling.vllm_engine import TESTED_VERSIONS, Engine, EngineSettings, Request
 
 pytestmark = pytest.mark.vllm
 SETTINGS = SamplingSettings(num_samples=1, max_new_tokens=12)

@@ -34,9 +34,9 @@ from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollouts
 from fastrl.run.training import train
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.protocol import SamplingSettings, StaleWeightsError, sample
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.adapters import AdapterWeights
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.sampling.weights.map import is_same_memory, places

@@ -7,12 +7,12 @@ from transformers import AutoModelForCausalLM
 
 from fastrl.config.schema import SamplerConfig
 from fastrl.policy.model import Policy
-from fastrl.sampling import vllm
+from fastrl.sampling import vllm_sampler
 from fastrl.sampling.choose import build_sampler, choose_sampler
-from fastrl.sampling.engine import Engine, EngineSettings
 from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
 from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings, StaleWeightsError
-from fastrl.sampling.vllm import VllmSampler
+from fastrl.sampling.vllm_engine import Engine, EngineSettings
+from fastrl.sampling.vllm_sampler import VllmSampler
 from fastrl.sampling.weights.shared import AliasedWeights
 
 
@@ -57,7 +57,7 @@ def test_finished_prompts_come_while_others_are_sampled(sampler, monkeypatch):
     settings, seeds = SamplingSettings(num_samples=4, max_new_tokens=12), list(range(8))
     prompts = [[5 + i, 6] for i in range(8)]
     whole = drawn(sampler, prompts, settings, seeds)
-    monkeypatch.setattr(vllm, "PART", 4)
+    monkeypatch.setattr(vllm_sampler, "PART", 4)
     parts = list(sampler.generate(prompts, settings, seeds))
     assert len(parts) > 1 and sum(map(len, parts)) == 32
     assert all(part.groups_R.tolist() == [g for g in part.groups_R[::4] for _ in range(4)] for part in parts)
@@ -89,7 +89,7 @@ def test_keys_of_older_weights_in_the_cache_are_noticed(sampler, monkeypatch):
     drawn(sampler, [prompt], settings, [1])
     with monkeypatch.context() as patch:
         patch.setattr(sampler.engine, "reset_prefix_cache", lambda: True)  # says it did, and did not
-        from fastrl.sampling.engine import Request
+        from fastrl.sampling.vllm_engine import Request
 
         request = Request(prompt, 1)
         assert sampler.engine.generate([request], settings, [1])[0].num_cached_tokens == 2 * sampler.engine.block_size

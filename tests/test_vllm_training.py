@@ -29,8 +29,8 @@ from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
 from fastrl.run.training import train
-from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
+from fastrl.sampling.vllm_engine import Engine
 from fastrl.sampling.weights.shared import AliasedWeights, CopiedWeights
 
 pytestmark = pytest.mark.vllm
@@ -211,7 +211,7 @@ def test_a_stale_prefix_cache_stops_the_run(model_folder, tmp_path, monkeypatch,
     monkeypatch.setattr(Engine, "generate", spy)
     monkeypatch.setattr(Engine, "reset_prefix_cache", lambda self: True)
     if is_seen_by_the_probe:
-        monkeypatch.setattr("fastrl.sampling.vllm.check_cache_reads", lambda prompts, cached: None)
+        monkeypatch.setattr("fastrl.sampling.vllm_sampler.check_cache_reads", lambda prompts, cached: None)
     message = "does not run the current weights" if is_seen_by_the_probe else "prefix cache, but shares only 0"
     with pytest.raises(StaleWeightsError, match=message):
         train(config)

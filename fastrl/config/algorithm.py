@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Gt
 
-from fastrl.config.ranges import Count, Natural, NonNegative, OneOf, Threshold
+from fastrl.config.annotations import Count, Natural, NonNegative, OneOf, Threshold
 from fastrl.kernels import SURROGATES
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.learning.overlong import Overlong

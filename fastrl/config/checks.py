@@ -5,7 +5,7 @@ import os
 from operator import attrgetter
 
 from fastrl.config.algorithm import AlgorithmConfig, chosen
-from fastrl.config.ranges import check_ranges, nearest
+from fastrl.config.annotations import check_ranges, nearest
 from fastrl.config.schema import EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import with_settings
 from fastrl.learning.objectives import OBJECTIVES

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from fastrl.config.annotations import check_value, nearest
 from fastrl.config.old_keys import refuse_old_keys
-from fastrl.config.ranges import check_value, nearest
 from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import annotations_of
 

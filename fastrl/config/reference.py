@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from docstring_parser.attrdoc import AttributeDocstrings
 
-from fastrl.config.ranges import bounds_of, choice_of, rules_of
+from fastrl.config.annotations import bounds_of, choice_of, rules_of
 from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import annotations_of, settings_of
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from fastrl.config.algorithm import AlgorithmConfig
-from fastrl.config.ranges import BelowOne, Count, Natural, NonNegative, Positive, Seed, Threshold, TopP
+from fastrl.config.annotations import BelowOne, Count, Natural, NonNegative, Positive, Seed, Threshold, TopP
 
 PathText = Annotated[str, "a path, or a name that is no path"]
 

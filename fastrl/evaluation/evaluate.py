@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
-from fastrl.draw import Arena
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import load_evaluation, save_evaluation
 from fastrl.policy.loading import load_model
@@ -16,6 +15,7 @@ from fastrl.prompts.lengths import Completions, longest_sequence, without_overlo
 from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, pass_table
+from fastrl.sample_and_judge import Arena
 from fastrl.sampling.choose import build_sampler
 from fastrl.sampling.protocol import SamplerParts
 from fastrl.statistics import paired_pass_difference, solved_and_lost

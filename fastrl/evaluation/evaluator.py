@@ -15,11 +15,11 @@ import numpy as np
 
 from fastrl import statistics
 from fastrl.config.schema import EvaluationConfig
-from fastrl.draw import Arena
 from fastrl.evaluation.calibration import calibration, stated_confidence
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts, decoded, encoded
+from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem
 

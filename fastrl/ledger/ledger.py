@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
-from fastrl.draw import Arena
 from fastrl.ledger import accounts, movement
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet, build_probe_set, load_probe_set, save_probe_set
@@ -30,6 +29,7 @@ from fastrl.records.durable import replacing
 from fastrl.records.jsonl import append_jsonl, read_jsonl
 from fastrl.records.metrics import drop_lines_after
 from fastrl.rollouts import Rollouts
+from fastrl.sample_and_judge import Arena
 
 SIGNS = ("positive", "negative")
 NUM_NAMED = 8  # positions of each sign whose gainers are named

@@ -22,11 +22,11 @@ from typing import Literal
 import numpy as np
 
 from fastrl.config.schema import TrainConfig
-from fastrl.draw import Arena
 from fastrl.process.seeds import seed_of
 from fastrl.prompts.tokens import completion_texts
 from fastrl.records.durable import write_file
 from fastrl.rollouts import Rollouts
+from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, Task
 

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from fastrl.policy.layout import Layout
+from fastrl.policy.attention_segments import Layout
 
 PREFIX = "fastrl_"
 PACKED_PATHS = ("flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager")

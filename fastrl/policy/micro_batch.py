@@ -1,8 +1,8 @@
 """The tensors that one forward takes: rollouts on a row, and what is asked of each of their tokens.
 
 Sequences lie one behind the other on a single row, without padding. A prompt that several of them share lies there
-once, before its completions (`layout`). Only positions that predict a completion token reach the head: hidden state
-t−1 predicts token t, so the last token of a completion is a target and never an input.
+once, before its completions (`attention_segments` says what sees what). Only positions that predict a completion token
+reach the head: hidden state t−1 predicts token t, so the last token of a completion is a target and never an input.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastrl.kernels import TokenRows
 from fastrl.kernels.rows import to_device
-from fastrl.policy.layout import Layout
+from fastrl.policy.attention_segments import Layout
 from fastrl.rollouts import Rollouts, spans
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from fastrl.config.schema import TrainConfig
-from fastrl.draw import Arena
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
 from fastrl.kernels import choose
@@ -36,6 +35,7 @@ from fastrl.rollouts import Rollouts
 from fastrl.run.divergence import DivergedError, Divergence
 from fastrl.run.preflight import Preflight, check_everything
 from fastrl.run.resumption import Beginning, resumption
+from fastrl.sample_and_judge import Arena
 from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import SamplerParts

@@ -6,14 +6,14 @@ import importlib.util
 import torch
 from transformers import PreTrainedModel
 
-from fastrl.config.ranges import nearest
+from fastrl.config.annotations import nearest
 from fastrl.config.schema import SamplerConfig
 from fastrl.sampling.protocol import Sampler, SamplerParts
 
 # Name → module:function that makes it from `SamplerParts`; imported when it is chosen.
 SAMPLERS = {
     "embedded": "fastrl.sampling.embedded:make_embedded",
-    "vllm": "fastrl.sampling.vllm:make_vllm",
+    "vllm": "fastrl.sampling.vllm_sampler:make_vllm",
 }
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fastrl.policy.lora import adapters
-from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import StaleWeightsError
+from fastrl.sampling.vllm_engine import Engine
 from fastrl.sampling.weights.map import bits
 from fastrl.sampling.weights.shared import AliasedWeights
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastrl.policy.lora import adapters
 from fastrl.policy.sharding import is_sharded
-from fastrl.sampling.engine import Engine
+from fastrl.sampling.vllm_engine import Engine
 from fastrl.sampling.weights.adapters import AdapterWeights
 from fastrl.sampling.weights.gathered import GatheredWeights
 from fastrl.sampling.weights.shared import AliasedWeights, CopiedWeights, SharedWeights

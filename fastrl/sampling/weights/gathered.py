@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from fastrl.policy.sharding import release
-from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import StaleWeightsError
+from fastrl.sampling.vllm_engine import Engine
 from fastrl.sampling.weights.map import Place, bit_checksum, places
 from fastrl.sampling.weights.shared import check_version
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.policy.lora import base_parameters
-from fastrl.sampling.engine import Engine
 from fastrl.sampling.protocol import SamplerError, StaleWeightsError
+from fastrl.sampling.vllm_engine import Engine
 from fastrl.sampling.weights.map import bit_checksum, gaps, is_same_memory, places
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from fastrl.config.schema import ModelConfig, TaskConfig
-from fastrl.draw import Arena, whole_groups
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.rollouts import Rollouts
+from fastrl.sample_and_judge import Arena, whole_groups
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 from fastrl.tasks import load_task

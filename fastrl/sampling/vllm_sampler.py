@@ -12,10 +12,10 @@ from fastrl.policy.loading import stop_token_ids
 from fastrl.policy.lora import adapters
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.engine import Completion, Engine, EngineSettings, Request
 from fastrl.sampling.kv_budget import kv_cache_bytes
 from fastrl.sampling.prefix_cache import check_cache_reads
 from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings
+from fastrl.sampling.vllm_engine import Completion, Engine, EngineSettings, Request
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.sampling.weights.shared import SharedWeights
 

@@ -9,7 +9,7 @@ from torch.nn.attention import varlen
 from transformers import LlamaConfig
 
 from fastrl.policy.attention import Pattern, _eager, _sdpa, _seen, _spans, _varlen, choose_attention
-from fastrl.policy.layout import RAGGED_SCORES, Layout
+from fastrl.policy.attention_segments import RAGGED_SCORES, Layout
 
 
 def random_layout(generator: random.Random, longest: int) -> Layout:
