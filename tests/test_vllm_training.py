@@ -201,14 +201,14 @@ def test_a_stale_prefix_cache_stops_the_run(model_folder, tmp_path, monkeypatch,
         evaluation=EvaluationConfig(at_end=False),
     )
     cached: list[int] = []
-    generate = Engine.generate
+    stream = Engine.stream
 
     def spy(self, *args):
-        completions = generate(self, *args)
-        cached.append(min(c.num_cached_tokens for c in completions))
-        return completions
+        completions = list(stream(self, *args))
+        cached.append(min(c.num_cached_tokens for _, c in completions))
+        return iter(completions)
 
-    monkeypatch.setattr(Engine, "generate", spy)
+    monkeypatch.setattr(Engine, "stream", spy)
     monkeypatch.setattr(Engine, "reset_prefix_cache", lambda self: True)
     if is_seen_by_the_probe:
         monkeypatch.setattr("fastrl.sampling.vllm_sampler.check_cache_reads", lambda prompts, cached: None)
@@ -223,20 +223,20 @@ def test_an_engine_that_dies_leaves_a_checkpoint_and_the_run_resumes(
 ):
     config = config_of(tmp_path / "run", model_folder)
     (tmp_path / "config.toml").write_text(to_toml(config))
-    generate, calls = Engine.generate, []
+    stream, calls = Engine.stream, []
 
     def die(self, *args):
         calls.append(1)
         if len(calls) == 2:
             core = self._llm.llm_engine.engine_core
             monkeypatch.setattr(core, "get_output", lambda: (_ for _ in ()).throw(RuntimeError("device lost")))
-        return generate(self, *args)
+        return stream(self, *args)
 
-    monkeypatch.setattr(Engine, "generate", die)
+    monkeypatch.setattr(Engine, "stream", die)
     assert main(["train", str(tmp_path / "config.toml")]) == 1
     assert "error: vLLM failed to generate: RuntimeError: device lost" in capsys.readouterr().err
     assert checkpoints.latest_sound(tmp_path / "run" / "checkpoints", print).name == "step-000001"
-    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(Engine, "stream", stream)
     train(config, resume=True)
     assert_equal_weights(aliased, tmp_path / "run")
 
@@ -259,7 +259,7 @@ def test_an_embedded_run_with_importance_weights_says_so(model_folder, tmp_path,
     )
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, num_steps=1))
     train(config)
-    assert "importance weights: token (asked for by algorithm.importance)" in capsys.readouterr().out
+    assert "importance weights: token (asked for by algorithm.importance.kind)" in capsys.readouterr().out
 
 
 def test_sampler_errors_are_errors_of_the_sampler():
