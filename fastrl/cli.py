@@ -179,7 +179,7 @@ def _plan(arguments: list[str]) -> None:
     plan = make_plan(command.config, **machine)
     print(plan_text(plan))
     if not plan.fits:
-        machine["prompt_tokens"] = plan.sequence_tokens - command.config.sampler.max_new_tokens  # found already
+        machine["prompt_tokens"] = plan.work.sequence_tokens - command.config.sampler.max_new_tokens  # found already
         print(savings_text(fitting_settings(command.config, **machine)))
 
 
