@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastrl.records.durable import make_folder, sync, write_file
 from fastrl.records.jsonl import append, append_jsonl, as_json, dump_line, read_jsonl
@@ -115,7 +115,19 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
+class TrackedSink:
+    """A run of a tracker whose interface is wandb's."""
+
+    _run: Any
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class WandbSink(TrackedSink):
     """A wandb run named after the folder, written under `wandb/`; a resumed run continues it by the id in `run_id`.
 
     WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY and the like act as wandb documents them.
@@ -133,14 +145,8 @@ class WandbSink:
             config=config,
         )
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
-
-
-class TrackioSink:
+class TrackioSink(TrackedSink):
     """A run of the trackio project `fastrl`, in trackio's own local database, named by the folder and its `run_id`.
 
     TRACKIO_DIR, TRACKIO_SPACE_ID and the like act as trackio documents them. A step that a resumed run repeats is there
@@ -152,12 +158,6 @@ class TrackioSink:
 
         name = f"{folder.name}-{_run_id(folder)}"
         self._run = trackio.init(project="fastrl", name=name, config=config, resume="allow")
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def _run_id(folder: Path) -> str:
