@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class Sink(Protocol):
         """Write what is still buffered."""
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager):
     """`metrics.jsonl` in `folder` (created when missing) and the named sinks.
 
     config is the resolved configuration as a nested dict, shown by the sinks. resume_step is the step of the checkpoint
@@ -37,12 +38,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        sinks: tuple[str, ...] = ("tensorboard",),
-        config: dict,
-        resume_step: int | None = None,
+        self, folder: Path, *, sinks: tuple[str, ...] = ("tensorboard",), config: dict, resume_step: int | None = None
     ) -> None:
         check_sinks(sinks)
         folder = Path(folder).absolute()  # sinks name the run by it, and "." has no name
@@ -69,9 +65,6 @@ class MetricsLog:
         self._file.close()
         while self._sinks:
             self._sinks.pop().close()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 SHOWN_STEPS = 10
@@ -88,7 +89,7 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """What a view of a run does; this one shows nothing."""
 
     def update(self, step: int, metrics: dict) -> None:
@@ -96,9 +97,6 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Show a text that stays, such as a warning."""
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def __exit__(self, *error: object) -> None: ...
 
