@@ -73,7 +73,8 @@ def row(plan: Plan, name: str) -> str:
         plan.peak,
     )
     verdict = "yes" if plan.fits else "no"
-    cells = [plan.num_ranks, name, *(f"{size / GIB:.1f}" for size in parts), verdict, plan.fitting_tokens or "none"]
+    sizes = [f"{size / GIB:.1f}" for size in parts]
+    cells = [plan.work.num_ranks, name, *sizes, verdict, plan.fitting_tokens or "none"]
     return f"| {' | '.join(map(str, cells))} |"
 
 

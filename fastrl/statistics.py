@@ -12,6 +12,7 @@ Shapes: P problems, K values of k, n samples of one problem. An `evaluation` is 
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -107,18 +108,21 @@ def _resampled_means(values_PK: np.ndarray, num_resamples: int, rng: np.random.G
     return np.concatenate(means)
 
 
+def _curve(ks: list[int], values_at: Callable[[int], np.ndarray]) -> dict[int, Interval]:
+    """The mean over problems and its interval for every k; values_at(k) is (P,)."""
+    return dict(zip(ks, bootstrap(np.stack([values_at(k) for k in ks], axis=1)), strict=True))
+
+
 def pass_curve(num_correct_P, num_samples) -> dict[int, Interval]:
     """pass@k with 95 % intervals for k = 1, 2, 4, ... and the smallest num_samples. Arguments as in `pass_at_k`."""
     ks = ks_up_to(int(np.min(num_samples)))
-    values_PK = np.stack([pass_at_k(num_correct_P, num_samples, k) for k in ks], axis=1)
-    return dict(zip(ks, bootstrap(values_PK), strict=True))
+    return _curve(ks, lambda k: pass_at_k(num_correct_P, num_samples, k))
 
 
-def maj_curve(answers: list[list[str | None]], is_correct: list[list[bool]], **draws) -> dict[int, Interval]:
+def maj_curve(answers: list[list[str | None]], is_correct: list[list[bool]]) -> dict[int, Interval]:
     """maj@k with 95 % intervals for k = 1, 2, 4, ... and the smallest number of samples. Arguments as in `maj_at_k`."""
     ks = ks_up_to(min((len(row) for row in answers), default=0))
-    values_PK = np.stack([maj_at_k(answers, is_correct, k, **draws) for k in ks], axis=1)
-    return dict(zip(ks, bootstrap(values_PK), strict=True))
+    return _curve(ks, lambda k: maj_at_k(answers, is_correct, k))
 
 
 def maj_at_k(
@@ -186,27 +190,15 @@ def majority_share(answers: list[list[str | None]]) -> np.ndarray:
     return np.array([max(c.values(), default=0) / len(row) for c, row in zip(counts, answers, strict=True)])
 
 
-def paired_difference(a_P, b_P, **resampling) -> Interval:
-    """mean(a - b) over the same problems, with its interval. a_P, b_P: (P,) float; keywords as in `bootstrap`.
-
-    Raises ValueError when the shapes differ.
-    """
-    a_P, b_P = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
-    if a_P.shape != b_P.shape:
-        raise ValueError(f"paired values must have one shape, got {a_P.shape} and {b_P.shape}")
-    return bootstrap(a_P - b_P, **resampling)
-
-
-def paired_pass_difference(eval_a: dict, eval_b: dict, ks: list[int] | None = None) -> dict[int, Interval]:
+def paired_pass_difference(eval_a: dict, eval_b: dict) -> dict[int, Interval]:
     """pass@k of `eval_a` minus that of `eval_b`, in [-1, 1], paired by problem id, with 95 % intervals.
 
-    ks defaults to 1, 2, 4, ... and the smaller number of samples. Raises ValueError when the evaluations hold different
-    problems, an id twice, or fewer than k samples.
+    k is 1, 2, 4, ... and the smaller number of samples. Raises ValueError when the evaluations hold different problems,
+    or an id twice.
     """
     counts_a, counts_b = _counts_of_same_problems(eval_a, eval_b)
-    ks = ks or ks_up_to(int(min(counts_a[1].min(), counts_b[1].min())))
-    differences_PK = np.stack([pass_at_k(*counts_a, k) - pass_at_k(*counts_b, k) for k in ks], axis=1)
-    return dict(zip(ks, bootstrap(differences_PK), strict=True))
+    ks = ks_up_to(int(min(counts_a[1].min(), counts_b[1].min())))
+    return _curve(ks, lambda k: pass_at_k(*counts_a, k) - pass_at_k(*counts_b, k))
 
 
 def solved_and_lost(eval_base: dict, eval_new: dict) -> tuple[list, list]:

@@ -24,7 +24,7 @@ from fastrl.prompts.lengths import MAX_CHARACTERS_PER_TOKEN
 from fastrl.records.durable import replacing
 from fastrl.records.lock import lock_beside
 from fastrl.records.place import check_place
-from fastrl.records.progress import Progress
+from fastrl.records.progress import open_progress
 from fastrl.rollouts import Rollouts
 from fastrl.tasks import load_task
 from fastrl.tasks.rows import read_rows
@@ -107,7 +107,7 @@ def _warmup(config: WarmupConfig, output: Path) -> Path:
     policy = Policy(model)
     optimizer = build_optimizer(policy, config.optimizer, config.data.num_steps)
     generator = random.Random(seed_of(config.seed, "demonstrations"))
-    with Progress(config.data.num_steps) as progress:
+    with open_progress(config.data.num_steps) as progress:
         for step in range(1, config.data.num_steps + 1):
             optimizer.start_step(step)
             pairs = draw(generator, config.data.batch_size)

@@ -72,7 +72,7 @@ def num_steps_of(folder: Path) -> int:
 
 
 def has_draft(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob(".draft-*"))
+    return any((folder / "checkpoints").glob(".*draft*"))
 
 
 def phase_of(stacks: str) -> str:

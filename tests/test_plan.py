@@ -16,7 +16,7 @@ from fastrl.cli import main
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.config.settings import with_settings
 from fastrl.plan.footprint import Footprint
-from fastrl.plan.plan import GIB, make_plan, plan_text
+from fastrl.plan.plan import GIB, make_plan, paths, plan_text
 from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
 from fastrl.plan.workload import Workload
 from fastrl.policy.model import Policy
@@ -44,7 +44,7 @@ def test_parts_by_hand(config):
     block = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32 + 2 * 16
     count = architecture["vocab_size"] * 32 + 2 * block + 32
     assert plan.training.weights == plan.training.gradients == 4 * count and plan.training.optimizer == 8 * count
-    assert plan.sequence_tokens == 27
+    assert plan.work.sequence_tokens == 27
     assert plan.kv_cache == 512 * 27 * 2 * 2 * 2 * 16 * 4  # sequences, tokens, layers, K and V, heads, size, fp32
     assert plan.checkpoint == plan.resident == 12 * count
     assert plan.second_models == 0 and plan.peak <= plan.memory == GIB
@@ -79,8 +79,8 @@ def test_recomputing_lowers_activations_and_raises_the_budget(config):
 def test_a_gpu_can_be_planned_without_one(config):
     plan = make_plan(config, device_type="cuda", memory_gib=80, prompt_tokens=11)
     assert plan.training.masters == 2 * plan.training.weights  # bfloat16 weights, float32 masters
-    assert plan.checkpoint == 7 * plan.training.weights and plan.resident == plan.kv_cache * plan.keeps_kv_cache
-    assert "packed" in plan.paths["attention"] and plan.paths["device"] == "cuda, weights in bfloat16"
+    assert plan.checkpoint == 7 * plan.training.weights and plan.resident == plan.kv_cache * plan.work.keeps_kv_cache
+    assert "packed" in paths(plan.work)["attention"] and paths(plan.work)["device"] == "cuda, weights in bfloat16"
     tight = make_plan(config, device_type="cuda", memory_gib=0.0001, prompt_tokens=11)
     assert tight.fitting_tokens == 0 and tight.peak > tight.memory
 
@@ -135,7 +135,7 @@ def test_savings_are_the_first_that_fit(larger):
 def test_flex_attention_is_padded_and_has_no_backward_on_cpu(larger):
     flex = replace(larger, model=replace(larger.model, attention="flex_attention"))
     plan = make_plan(flex, device_type="cuda", memory_gib=1.0, prompt_tokens=64)
-    assert plan.paths["attention"].startswith("flex_attention, padded (asked for by model.attention")
+    assert paths(plan.work)["attention"].startswith("flex_attention, padded (asked for by model.attention")
     assert (
         plan.training.activations
         >= make_plan(larger, device_type="cuda", memory_gib=1.0, prompt_tokens=64).training.activations

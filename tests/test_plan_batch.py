@@ -41,21 +41,22 @@ def of_algorithm(config: TrainConfig, **settings: object) -> TrainConfig:
 def test_a_micro_batch_is_no_larger_than_an_update(config):
     """Four prompts of 11 tokens lie on the row once, beside sixteen completions of 16."""
     plan = make_plan(config, **CPU)
-    assert plan.update_tokens == plan.micro_batch_tokens == 4 * 11 + 16 * 16
+    assert plan.work.update_tokens == plan.work.micro_batch_tokens == 4 * 11 + 16 * 16
     assert "while training, 300 tokens" in plan_text(plan)
     assert "every batch.micro_batch_tokens fits, one update has at most 300 tokens" in plan_text(plan)
     exact = make_plan(replace(config, batch=replace(config.batch, micro_batch_tokens=300)), **CPU)
     assert plan.training == exact.training and plan.peak == exact.peak
     small = make_plan(replace(config, batch=replace(config.batch, micro_batch_tokens=64)), **CPU)
-    assert small.micro_batch_tokens == 64 and small.training.activations < plan.training.activations
-    assert make_plan(of_algorithm(config, updates_per_batch=2), **CPU).update_tokens == 150
-    assert make_plan(config, num_ranks=2, **CPU).update_tokens == 150
-    assert make_plan(of_algorithm(config, updates_per_batch=3), **CPU).update_tokens == 150  # the first has two groups
+    assert small.work.micro_batch_tokens == 64 and small.training.activations < plan.training.activations
+    assert make_plan(of_algorithm(config, updates_per_batch=2), **CPU).work.update_tokens == 150
+    assert make_plan(config, num_ranks=2, **CPU).work.update_tokens == 150
+    thirds = make_plan(of_algorithm(config, updates_per_batch=3), **CPU)
+    assert thirds.work.update_tokens == 150  # the first has two groups
     work = workload(config, Pretrained(config.model), "cpu", 11, 1)
     padded = replace(work, attention=AttentionChoice(None, False, "it is padded"))
     assert (work.update_tokens, padded.update_tokens) == (300, 16 * 27)
     after = of_algorithm(config, updates_per_batch=2, minibatch_cut="after-dropping")
-    assert make_plan(after, **CPU).update_tokens == 8 * 27  # rollouts of any group
+    assert make_plan(after, **CPU).work.update_tokens == 8 * 27  # rollouts of any group
 
 
 @pytest.mark.parametrize("budget", [64, 150, 290, 300, 4000])
@@ -63,7 +64,7 @@ def test_no_micro_batch_of_the_run_is_larger(config, budget):
     """Cut as the trainer cuts, whichever rollouts are dropped."""
     generator = random.Random(budget)
     changed = replace(config, batch=replace(config.batch, micro_batch_tokens=budget))
-    limit = make_plan(changed, **CPU).micro_batch_tokens
+    limit = make_plan(changed, **CPU).work.micro_batch_tokens
     for share in (1.0, 1.0, 0.8, 0.5, 0.2):
         chosen = [
             Rollout([100 * g] * 11, [generator.randrange(50) for _ in range(16)], group=g)
@@ -120,7 +121,7 @@ def test_the_peak_that_an_h100_measured(is_old, tmp_path, monkeypatch):
         sampler=SamplerConfig(kind="embedded", max_new_tokens=768),
     )
     plan = make_plan(config, device_type="cuda", memory_gib=79.2, prompt_tokens=256)
-    assert plan.micro_batch_tokens == 16 * 1024
+    assert plan.work.micro_batch_tokens == 16 * 1024
     if is_old:
         assert plan.training.peak == pytest.approx(43.8 * GIB, rel=0.02)
     assert 40 * GIB < plan.training.peak <= 43.8 * GIB * 1.01

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fastrl.records.progress import LiveView, PlainView, Progress, step_cells, step_line, step_table
+from fastrl.records.progress import LiveView, PlainView, open_progress, step_cells, step_line, step_table
 
 METRICS = {
     "reward/mean": 0.43,
@@ -64,7 +64,7 @@ def test_seconds_lose_digits_as_they_grow(seconds, text):
 
 def test_plain_view_writes_one_flushed_line_a_step():
     stream = RecordingStream()
-    with Progress(200, stream=stream) as progress:
+    with open_progress(200, stream=stream) as progress:
         progress.message("resumed at step 40")
         progress.update(41, METRICS)
         assert stream.flushed[-1] == f"resumed at step 40\n{LINE}\n"
@@ -74,8 +74,8 @@ def test_plain_view_writes_one_flushed_line_a_step():
 def test_plain_view_on_an_ascii_stream():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    Progress(200, stream=stream).update(41, METRICS)
-    Progress(200, stream=stream).message("problem “é” – timed out…")
+    open_progress(200, stream=stream).update(41, METRICS)
+    open_progress(200, stream=stream).message("problem “é” – timed out…")
     first, second = raw.getvalue().decode("ascii").splitlines()
     assert first == LINE.replace("−", "-").replace("Δ", "d")
     assert second == r"problem \u201c\xe9\u201d - timed out..."
@@ -89,10 +89,10 @@ def test_a_terminal_gets_the_live_view(monkeypatch, term, encoding, view):
     monkeypatch.setenv("TERM", term)
     master, slave = os.openpty()
     with os.fdopen(slave, "w", encoding=encoding) as stream:
-        assert type(Progress(3, stream=stream)._view) is view
-        assert type(Progress(3, stream=stream, is_live=False)._view) is PlainView
+        assert type(open_progress(3, stream=stream)) is view
+        assert type(open_progress(3, stream=stream, is_live=False)) is PlainView
     os.close(master)
-    assert type(Progress(3, stream=io.StringIO())._view) is PlainView
+    assert type(open_progress(3, stream=io.StringIO())) is PlainView
 
 
 def last_frame(output: str) -> str:
@@ -103,7 +103,7 @@ def last_frame(output: str) -> str:
 def test_live_view_ends_with_the_last_ten_steps_and_keeps_messages(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     stream = io.StringIO()
-    with Progress(12, is_live=True, stream=stream) as progress:
+    with open_progress(12, is_live=True, stream=stream) as progress:
         for step in range(1, 13):
             progress.update(step, METRICS | {"reward/mean": step / 100})
             if step == 6:
@@ -116,7 +116,7 @@ def test_live_view_ends_with_the_last_ten_steps_and_keeps_messages(monkeypatch):
 
 def test_live_view_gives_the_cursor_back_after_an_error(monkeypatch):
     stream = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Progress(2, is_live=True, stream=stream) as progress:
+    with pytest.raises(KeyboardInterrupt), open_progress(2, is_live=True, stream=stream) as progress:
         progress.update(1, METRICS)
         raise KeyboardInterrupt
     hide, show = "\x1b[?25l", "\x1b[?25h"

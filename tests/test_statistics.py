@@ -15,7 +15,6 @@ from fastrl.statistics import (
     maj_at_k,
     maj_curve,
     majority_share,
-    paired_difference,
     paired_pass_difference,
     pass_at_k,
     pass_curve,
@@ -163,15 +162,6 @@ def test_distinct_answers_leave_none_out():
     assert distinct_answers([["1", "2", "1"], [None, "1"], [None], []]).tolist() == [2, 1, 0, 0]
 
 
-def test_paired_difference_is_tighter_than_its_parts():
-    a_P = np.random.default_rng(5).random(50)
-    assert paired_difference(a_P, a_P) == Interval(0.0, 0.0, 0.0)
-    shifted = paired_difference(a_P + 0.25, a_P)
-    assert (shifted.low, shifted.mean, shifted.high) == pytest.approx((0.25, 0.25, 0.25))
-    with pytest.raises(ValueError, match=r"one shape, got \(50,\) and \(49,\)"):
-        paired_difference(a_P, a_P[1:])
-
-
 def test_paired_pass_difference_matches_problems_by_id():
     # pass@1: x 2/4 - 1/4, y 4/4 - 3/4, so 1/4 for both and for their mean; pass@4: both solved by both
     a, b = evaluation(4, x=2, y=4), evaluation(4, y=3, x=1)
@@ -179,7 +169,6 @@ def test_paired_pass_difference_matches_problems_by_id():
     assert list(differences) == [1, 2, 4]
     assert differences[1] == Interval(0.25, 0.25, 0.25)
     assert differences[4] == Interval(0.0, 0.0, 0.0)
-    assert list(paired_pass_difference(a, b, [2])) == [2]
 
 
 def test_a_problem_may_have_its_own_number_of_samples():

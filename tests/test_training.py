@@ -219,7 +219,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing_written(countdown_folder, 
     assert result.returncode == 2
     assert "could not be written" in result.stderr and "Traceback" not in result.stderr
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) >= 1
-    assert not list((tmp_path / "run" / "checkpoints").glob(".draft*"))
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*draft*"))
 
 
 def test_resuming_a_run_that_has_no_checkpoint_starts_it(countdown_folder, tmp_path, capsys):

@@ -1,13 +1,12 @@
 """`fastrl eval`: a model, a task, an evaluation file, a plot, and the comparison with an earlier evaluation."""
 
-import dataclasses
 from contextlib import closing
 from pathlib import Path
 
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
 from fastrl.evaluation.evaluator import Evaluator
-from fastrl.evaluation.results import load_evaluation, save_evaluation
+from fastrl.evaluation.results import curve_as_json, load_evaluation, save_evaluation
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
@@ -26,13 +25,9 @@ from fastrl.tasks.verify import make_pool
 
 def compare(evaluation: dict, base: dict) -> dict:
     """Paired differences of pass@k (evaluation − base), and the problems newly solved and lost, as JSON."""
-    differences = paired_pass_difference(evaluation, base)
     solved, lost = solved_and_lost(base, evaluation)
-    return {
-        "pass_at_k": {str(k): dataclasses.asdict(interval) for k, interval in differences.items()},
-        "newly_solved": solved,
-        "lost": lost,
-    }
+    curve = curve_as_json(paired_pass_difference(evaluation, base))
+    return {"pass_at_k": curve, "newly_solved": solved, "lost": lost}
 
 
 def same_problems(base: dict, ids: list[str]) -> None:
@@ -73,11 +68,7 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
         same_problems(base, [p.id for p in getattr(task, split)])
     policy = Policy(load_model(source), temperature=config.sampler.temperature)
     parts = SamplerParts(
-        config.sampler,
-        policy,
-        tokenizer,
-        max_sequence_tokens,
-        trust_remote_code=config.model.trust_remote_code,
+        config.sampler, policy, tokenizer, max_sequence_tokens, trust_remote_code=config.model.trust_remote_code
     )
     sampler = build_sampler(parts)
     with closing(sampler), make_pool(task.reward, config.task) as verifier:

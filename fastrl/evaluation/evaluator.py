@@ -16,6 +16,7 @@ import numpy as np
 from fastrl import statistics
 from fastrl.config.schema import EvaluationConfig
 from fastrl.evaluation.calibration import calibration, stated_confidence
+from fastrl.evaluation.results import curve_as_json
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts, decoded, encoded
@@ -94,21 +95,16 @@ class Evaluator:
 
     def _summary(self, problems: Sequence[Problem], outcomes: Outcomes, config: EvaluationConfig) -> dict:
         n = config.num_samples
-        is_correct = _by_problem(self._is_correct_R(outcomes).tolist(), n)
-        answers = _by_problem(outcomes.answers_R.tolist(), n)
-        num_correct = [sum(row) for row in is_correct]
-        distinct_correct = statistics.distinct_answers(
-            [
-                [a if ok else None for a, ok in zip(row, flags, strict=True)]
-                for row, flags in zip(answers, is_correct, strict=True)
-            ]
-        )
+        is_correct_PG, answers_PG = self._is_correct_R(outcomes).reshape(-1, n), outcomes.answers_R.reshape(-1, n)
+        is_correct, answers = is_correct_PG.tolist(), answers_PG.tolist()
+        num_correct = is_correct_PG.sum(axis=1).tolist()
+        distinct_correct = statistics.distinct_answers(np.where(is_correct_PG, answers_PG, None).tolist())
         distinct = statistics.distinct_answers(answers)
         return {
             "num_problems": len(problems),
             "num_samples": n,
-            "pass_at_k": _as_json(statistics.pass_curve(num_correct, n)),
-            "maj_at_k": _as_json(statistics.maj_curve(answers, is_correct)),
+            "pass_at_k": curve_as_json(statistics.pass_curve(num_correct, n)),
+            "maj_at_k": curve_as_json(statistics.maj_curve(answers, is_correct)),
             "mean_length": float(outcomes.lengths_R.mean()),
             "truncated_share": float(outcomes.is_truncated_R.mean()),
             "unverified_share": float(np.isnan(outcomes.rewards_R).mean()),
@@ -141,11 +137,3 @@ def _columns(block: Rollouts) -> dict[str, np.ndarray]:
         "is_truncated_R": block.is_truncated_R,
         "confidences_R": np.array([np.nan if c is None else c for c in confidences], dtype=np.float64),
     }
-
-
-def _by_problem(values: list, num_samples: int) -> list[list]:
-    return [values[i : i + num_samples] for i in range(0, len(values), num_samples)]
-
-
-def _as_json(curve: dict[int, statistics.Interval]) -> dict[str, dict[str, float]]:
-    return {str(k): {"mean": v.mean, "low": v.low, "high": v.high} for k, v in curve.items()}

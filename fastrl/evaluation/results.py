@@ -1,9 +1,11 @@
 """An evaluation as a file, and the numbers of it that others ask for by name."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 from fastrl.records.durable import write_file
+from fastrl.statistics import Interval
 
 
 def save_evaluation(evaluation: dict, path: Path) -> None:
@@ -22,6 +24,11 @@ def load_evaluation(path: str | Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an evaluation written by fastrl ({error!r})") from None
     return evaluation
+
+
+def curve_as_json(curve: dict[int, Interval]) -> dict[str, dict[str, float]]:
+    """Intervals by k in JSON's types: {"1": {"mean", "low", "high"}, …}."""
+    return {str(k): dataclasses.asdict(interval) for k, interval in curve.items()}
 
 
 def metric_value(evaluation: dict, name: str) -> float:

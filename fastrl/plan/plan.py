@@ -39,15 +39,14 @@ LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sam
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by part on each rank, and the paths.
+    """Bytes by part on each rank.
 
-    unsharded: the whole model, which the embedded sampler gathers from shards. checkpoint: CPU memory of the first
-    rank, whatever the device. is_offloaded: training's static part and second models lie in CPU memory beside a GPU.
-    second_models: weights of the KL penalty's reference and of the models that signals need.
-    token_budget: batch.micro_batch_tokens. update_tokens: the most that one update brings a rank. fitting_tokens: the
-    largest micro-batch for `memory`; 0: none.
+    work: what the run does, and where. second_models: weights of the KL penalty's reference and of the models that
+    signals need. unsharded: the whole model, which the embedded sampler gathers from shards. checkpoint: CPU memory of
+    the first rank, whatever the device. fitting_tokens: the largest micro-batch for `memory`; 0 if none fits.
     """
 
+    work: Workload
     training: Footprint
     second_models: int
     sampler_weights: int
@@ -57,39 +56,26 @@ class Plan:
     checkpoint: int
     memory: int
     reserve: int
-    token_budget: int
-    update_tokens: int
-    sequence_tokens: int
-    paths: dict[str, str]
-    keeps_kv_cache: bool
-    is_on_cpu: bool
-    is_offloaded: bool
-    num_ranks: int
     fitting_tokens: int = 0
 
     @property
     def static(self) -> int:
         """Bytes of training that stay on the device between micro-batches."""
-        return 0 if self.is_offloaded else self.training.static
+        return 0 if self.work.is_offloaded else self.training.static
 
     @property
     def resident(self) -> int:
         """Bytes besides training that stay through both phases."""
-        checkpoint = self.checkpoint if self.is_on_cpu else 0
-        second_models = 0 if self.is_offloaded else self.second_models
-        return second_models + self.sampler_weights + checkpoint + (self.kv_cache if self.keeps_kv_cache else 0)
+        checkpoint = self.checkpoint if self.work.is_on_cpu else 0
+        second_models = 0 if self.work.is_offloaded else self.second_models
+        return second_models + self.sampler_weights + checkpoint + (self.kv_cache if self.work.keeps_kv_cache else 0)
 
     @property
     def peak(self) -> int:
         t = self.training
-        cache = 0 if self.keeps_kv_cache else self.kv_cache
-        sampling = self.unsharded + cache + self.sampler_logits - (0 if self.is_offloaded else t.gradients)
+        cache = 0 if self.work.keeps_kv_cache else self.kv_cache
+        sampling = self.unsharded + cache + self.sampler_logits - (0 if self.work.is_offloaded else t.gradients)
         return self.static + max(t.computing, t.update, sampling) + self.resident + self.reserve
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """Tokens of the largest micro-batch."""
-        return min(self.token_budget, self.update_tokens)
 
     @property
     def spare(self) -> int:
@@ -151,9 +137,9 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     masters = training.weights if work.is_sharded else training.masters
     return Plan(
+        work=work,
         training=training,
-        second_models=(training.weights if work.has_reference else 0)
-        + _signal_models(work),  # sharded as the policy is
+        second_models=(training.weights if work.has_reference else 0) + _signal_models(work),
         sampler_weights=served,
         unsharded=num_bytes(model.parameters()) if work.is_sharded and not work.is_vllm else 0,
         kv_cache=_kv_cache_bytes(work, model, memory, served + (0 if work.is_offloaded else training.static)),
@@ -161,14 +147,6 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
         checkpoint=num_bytes(p for p in model.parameters() if p.requires_grad) + masters + training.optimizer,
         memory=memory,
         reserve=reserved_bytes(work.device, has_engine=work.is_vllm),
-        token_budget=work.config.batch.micro_batch_tokens,
-        update_tokens=work.update_tokens,
-        sequence_tokens=work.sequence_tokens,
-        paths=_paths(work),
-        keeps_kv_cache=work.is_vllm and not work.config.sampler.release_kv_cache,
-        is_on_cpu=work.device.type == "cpu",
-        is_offloaded=work.is_offloaded,
-        num_ranks=work.num_ranks,
     )
 
 
@@ -193,7 +171,7 @@ def _fitting_tokens(plan: Plan, work: Workload, model: PreTrainedModel) -> int:
     num_tokens, computing = work.micro_batch_tokens, plan.training.computing
     added = _training(work, model, 2 * num_tokens).computing - computing
     fitting = int(num_tokens + (plan.spare - computing) * num_tokens / added)
-    return fitting if fitting >= plan.sequence_tokens and plan.training.update <= plan.spare else 0
+    return fitting if fitting >= work.sequence_tokens and plan.training.update <= plan.spare else 0
 
 
 def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: int) -> int:
@@ -211,7 +189,8 @@ def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: i
     return min(wanted, available_bytes(work.device, memory, memory - kept))
 
 
-def _paths(work: Workload) -> dict[str, str]:
+def paths(work: Workload) -> dict[str, str]:
+    """Which device, sampler, attention and kernel will run, and why."""
     surrogate = work.config.algorithm.surrogate
     return {
         "device": f"{work.device.type}, weights in {str(work.dtype).removeprefix('torch.')}",
@@ -223,44 +202,45 @@ def _paths(work: Workload) -> dict[str, str]:
 
 def plan_text(plan: Plan) -> str:
     """A table for people."""
-    lines = [f"on each of {plan.num_ranks} ranks:"] if plan.num_ranks > 1 else []
+    work = plan.work
+    lines = [f"on each of {work.num_ranks} ranks:"] if work.num_ranks > 1 else []
     lines += [f"{name + ':':32}{size / GIB:10.3f} GiB  {note}".rstrip() for name, size, note in _parts(plan)]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines.append(f"{'peak:':32}{plan.peak / GIB:10.3f} GiB  of {plan.memory / GIB:.3f} GiB: {verdict}")
-    lines.append(f"training on sequences of up to {plan.sequence_tokens} tokens: {_fit(plan)}")
-    return "\n".join([*lines, *(f"{name}: {value}" for name, value in plan.paths.items())])
+    lines.append(f"training on sequences of up to {work.sequence_tokens} tokens: {_fit(plan)}")
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in paths(work).items())])
 
 
 def _parts(plan: Plan) -> list[tuple[str, int, str]]:
     """(name, bytes, remark) of each line of the table."""
-    t = plan.training
+    t, work = plan.training, plan.work
     beside = "of CPU memory, not counted below"
-    place = beside if plan.is_offloaded else ""
+    place = beside if work.is_offloaded else ""
     parts = [
         ("weights", t.weights, place),
         ("fp32 masters", t.masters, "" if t.masters else "none: the weights are updated themselves"),
         ("optimizer states", t.optimizer, place),
         ("gradients", t.gradients, place or "while training"),
         ("second models", plan.second_models, place if plan.second_models else "none: no KL penalty but to a base"),
-        ("activations", t.activations, f"while training, {plan.micro_batch_tokens} tokens"),
+        ("activations", t.activations, f"while training, {work.micro_batch_tokens} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
         ("working memory of the backward", t.working, "while training"),
         ("unsharded blocks and root", t.gathered, "while training"),
         ("optimizer step", t.update, "between micro-batches"),
         ("sampler's weights", plan.sampler_weights, "" if plan.sampler_weights else "none: shared"),
         ("unsharded weights to sample from", plan.unsharded, "while sampling"),
-        ("KV cache", plan.kv_cache, "stays" if plan.keeps_kv_cache else "while sampling"),
+        ("KV cache", plan.kv_cache, "stays" if work.keeps_kv_cache else "while sampling"),
         ("sampler's logits", plan.sampler_logits, "while sampling"),
         ("reserve", plan.reserve, "for CUDA's context, graphs and workspaces"),
-        ("checkpoint's copy", plan.checkpoint, "" if plan.is_on_cpu else beside),
+        ("checkpoint's copy", plan.checkpoint, "" if work.is_on_cpu else beside),
     ]
     unneeded = {"reserve", "unsharded blocks and root", "optimizer step", "unsharded weights to sample from"}
     return [part for part in parts if part[1] or part[0] not in unneeded]
 
 
 def _fit(plan: Plan) -> str:
-    if plan.fitting_tokens >= plan.update_tokens:
-        return f"every batch.micro_batch_tokens fits, one update has at most {plan.update_tokens} tokens"
+    if plan.fitting_tokens >= plan.work.update_tokens:
+        return f"every batch.micro_batch_tokens fits, one update has at most {plan.work.update_tokens} tokens"
     if plan.fitting_tokens:
         return f"batch.micro_batch_tokens up to {plan.fitting_tokens} fits"
-    return f"no batch.micro_batch_tokens fits one sequence of {plan.sequence_tokens} tokens"
+    return f"no batch.micro_batch_tokens fits one sequence of {plan.work.sequence_tokens} tokens"

@@ -29,7 +29,7 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
         if plan.fits:
             return _differing(config, settings)
         if plan.fitting_tokens:
-            budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.update_tokens)}
+            budget = {"batch.micro_batch_tokens": min(plan.fitting_tokens, plan.work.update_tokens)}
             if make_plan(with_settings(config, settings | budget), device_type=device_type, **machine).fits:
                 return _differing(config, settings | budget)
     return {}

@@ -18,7 +18,7 @@ from fastrl.tasks import load_task
 
 @dataclass(frozen=True)
 class Workload:
-    """sequence_tokens: prompt and full completion of the longest training sequence."""
+    """What a run does. sequence_tokens: prompt and full completion of the longest training sequence."""
 
     config: TrainConfig
     device: torch.device
@@ -34,6 +34,15 @@ class Workload:
         return self.sampler == "vllm"
 
     @property
+    def keeps_kv_cache(self) -> bool:
+        """Whether the KV cache stays while training."""
+        return self.is_vllm and not self.config.sampler.release_kv_cache
+
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
     def is_sharded(self) -> bool:
         """Whether parameters are shards: also one rank's that live in CPU memory."""
         return self.num_ranks > 1 or self.config.optimizer.offload
@@ -41,7 +50,7 @@ class Workload:
     @property
     def is_offloaded(self) -> bool:
         """Whether training's static part lies in CPU memory beside a GPU."""
-        return self.config.optimizer.offload and self.device.type != "cpu"
+        return self.config.optimizer.offload and not self.is_on_cpu
 
     @property
     def has_reference(self) -> bool:

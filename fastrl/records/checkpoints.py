@@ -25,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from fastrl.process.ranks import ALONE, Ranks
-from fastrl.records.durable import sync, sync_tree
+from fastrl.records.durable import replacing, sync, sync_tree
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -157,24 +157,19 @@ def prune(folder: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints (`best` is a folder of its own), and abandoned drafts."""
     for old in list_steps(folder)[keep_last:]:
         delete(old)
-    for draft in folder.glob(f"{DRAFT}*"):
+    for draft in folder.glob(".*draft*"):
         shutil.rmtree(draft)
 
 
 def keep_as_best(checkpoint: Path) -> None:
     """Make `best` beside the checkpoint a full copy of it. The old one goes when the new one is in its place."""
     best = checkpoint.with_name("best")
-    draft = draft_path(best)
     _finish_best(best)
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        shutil.copytree(checkpoint, draft)
-        sync_tree(draft)
+        with replacing(best.with_name(NEXT_BEST)) as draft:
+            shutil.copytree(checkpoint, draft)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise OSError(f"{best}, a copy of {checkpoint.name}, could not be written: {error}") from error
-    draft.rename(best.with_name(NEXT_BEST))
-    sync(best.parent)
     _finish_best(best)
 
 

@@ -4,12 +4,13 @@ import fcntl
 import os
 import socket
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fastrl.records.durable import make_folder
 
 
-class Lock:
+class Lock(AbstractContextManager):
     """Held from the start until `close`. ValueError when another process holds it, naming that process.
 
     path: a file that is there while the lock is held, its folder made. what: the owned thing in the user's words.
@@ -29,9 +30,6 @@ class Lock:
             self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
-
-    def __enter__(self) -> "Lock":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -11,8 +11,9 @@ import json
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastrl.records.durable import make_folder, sync, write_file
 from fastrl.records.jsonl import append, append_jsonl, as_json, dump_line, read_jsonl
@@ -28,7 +29,7 @@ class Sink(Protocol):
         """Write what is still buffered."""
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager):
     """`metrics.jsonl` in `folder` (created when missing) and the named sinks.
 
     config is the resolved configuration as a nested dict, shown by the sinks. resume_step is the step of the checkpoint
@@ -37,12 +38,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        sinks: tuple[str, ...] = ("tensorboard",),
-        config: dict,
-        resume_step: int | None = None,
+        self, folder: Path, *, sinks: tuple[str, ...] = ("tensorboard",), config: dict, resume_step: int | None = None
     ) -> None:
         check_sinks(sinks)
         folder = Path(folder).absolute()  # sinks name the run by it, and "." has no name
@@ -69,9 +65,6 @@ class MetricsLog:
         self._file.close()
         while self._sinks:
             self._sinks.pop().close()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()
@@ -115,7 +108,19 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
+class TrackedSink:
+    """A run of a tracker whose interface is wandb's."""
+
+    _run: Any
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class WandbSink(TrackedSink):
     """A wandb run named after the folder, written under `wandb/`; a resumed run continues it by the id in `run_id`.
 
     WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY and the like act as wandb documents them.
@@ -133,14 +138,8 @@ class WandbSink:
             config=config,
         )
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
-
-
-class TrackioSink:
+class TrackioSink(TrackedSink):
     """A run of the trackio project `fastrl`, in trackio's own local database, named by the folder and its `run_id`.
 
     TRACKIO_DIR, TRACKIO_SPACE_ID and the like act as trackio documents them. A step that a resumed run repeats is there
@@ -152,12 +151,6 @@ class TrackioSink:
 
         name = f"{folder.name}-{_run_id(folder)}"
         self._run = trackio.init(project="fastrl", name=name, config=config, resume="allow")
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def _run_id(folder: Path) -> str:

@@ -9,45 +9,27 @@ import math
 import os
 import sys
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 SHOWN_STEPS = 10
 ASCII_FOR = str.maketrans({"−": "-", "–": "-", "Δ": "d", "…": "..."})
 
 
-class Progress:
-    """Shows the steps of a run, as a context manager.
+def open_progress(
+    num_steps: int, *, is_live: bool | None = None, is_silent: bool = False, stream: TextIO | None = None
+) -> "Progress":
+    """The view of a run, a context manager.
 
     is_live None picks the live view when `stream` (None: standard output) is a terminal that can show it. Otherwise
     `update` and `message` write one flushed line each, in ASCII where the stream's encoding has no −, – or Δ.
     is_silent: shows nothing (one of several ranks talks).
     """
-
-    def __init__(
-        self, num_steps: int, *, is_live: bool | None = None, is_silent: bool = False, stream: TextIO | None = None
-    ) -> None:
-        if is_silent:
-            self._view: View = View()
-            return
-        stream = sys.stdout if stream is None else stream
-        if is_live is None:
-            is_live = _can_be_live(stream)
-        self._view = LiveView(num_steps, stream) if is_live else PlainView(num_steps, stream)
-
-    def update(self, step: int, metrics: dict) -> None:
-        """Show the finished step, counted from 1. The metrics read are those of `step_cells`."""
-        self._view.update(step, metrics)
-
-    def message(self, text: str) -> None:
-        """Show a text that stays, such as a warning."""
-        self._view.message(text)
-
-    def __enter__(self) -> "Progress":
-        self._view.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._view.stop()
+    if is_silent:
+        return Progress()
+    stream = sys.stdout if stream is None else stream
+    is_live = _can_be_live(stream) if is_live is None else is_live
+    return LiveView(num_steps, stream) if is_live else PlainView(num_steps, stream)
 
 
 def _can_be_live(stream: TextIO) -> bool:
@@ -107,16 +89,19 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
-class View:
-    """What `Progress` forwards to; this one shows nothing."""
+class Progress(AbstractContextManager):
+    """What a view of a run does; this one shows nothing."""
 
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def update(self, step: int, metrics: dict) -> None: ...
-    def message(self, text: str) -> None: ...
+    def update(self, step: int, metrics: dict) -> None:
+        """Show the finished step, counted from 1. The metrics read are those of `step_cells`."""
+
+    def message(self, text: str) -> None:
+        """Show a text that stays, such as a warning."""
+
+    def __exit__(self, *error: object) -> None: ...
 
 
-class PlainView(View):
+class PlainView(Progress):
     """One line a step."""
 
     def __init__(self, num_steps: int, stream: TextIO) -> None:
@@ -139,7 +124,7 @@ class PlainView(View):
             self._has_reader = False
 
 
-class LiveView(View):
+class LiveView(Progress):
     """A table of the last steps above a bar with the time left, redrawn in place; messages scroll above it."""
 
     def __init__(self, num_steps: int, stream: TextIO) -> None:
@@ -156,10 +141,11 @@ class LiveView(View):
         self._console = Console(file=stream, force_terminal=True)
         self._live = Live(self._bar, console=self._console, refresh_per_second=4)
 
-    def start(self) -> None:
+    def __enter__(self) -> "LiveView":
         self._live.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def update(self, step: int, metrics: dict) -> None:

@@ -28,7 +28,7 @@ from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.metrics import MetricsLog
 from fastrl.records.model_export import ModelExport
-from fastrl.records.progress import Progress
+from fastrl.records.progress import open_progress
 from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollouts
@@ -80,7 +80,7 @@ class Run:
         config = self.config
         self.stack.enter_context(Watchdog(config.run.watchdog_s))
         self.divergence = Divergence(config.run.max_nonfinite_steps)
-        progress = Progress(config.run.num_steps, is_silent=not self.ranks.is_main)
+        progress = open_progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
         folder, say = self.folder.checkpoints, self.progress.message
         begin = resumption(ready, self.ranks, say, accepts_changes=accept_changes) if resume else Beginning()

@@ -41,7 +41,7 @@ def served_bytes(weights: str, model: nn.Module, dtype: torch.dtype, *, is_shard
 
 
 def served_rank(rank: int) -> int:
-    """The rank that vLLM's buffers for an adapter of `rank` have."""
+    """The rank of vLLM's buffers for an adapter of `rank`: the next that it has. ValueError beyond all of them."""
     if rank > max(SERVED_RANKS):
         raise ValueError(f"model.lora_rank = {rank}: vLLM serves ranks up to {max(SERVED_RANKS)}")
     return min(served for served in SERVED_RANKS if served >= rank)

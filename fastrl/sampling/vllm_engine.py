@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastrl.process.watchdog import alive
+from fastrl.sampling.kv_budget import served_rank
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 from fastrl.sampling.side_effects import EngineStream, undone_side_effects
 from fastrl.sampling.weights.slots import Slot, adapter_slots, served_slots
@@ -247,18 +248,13 @@ def _build(settings: EngineSettings) -> Any:
 
 
 def _lora_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """vLLM's settings for one adapter; it has a list of ranks, of which the next larger one is taken."""
+    """vLLM's settings for one adapter."""
     if not settings.lora_rank:
         return {}
-    from vllm.config.lora import MaxLoRARanks
-
-    ranks = get_args(MaxLoRARanks)
-    if settings.lora_rank > max(ranks):
-        raise ValueError(f"model.lora_rank = {settings.lora_rank}: vLLM serves ranks up to {max(ranks)}")
     return {
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": min(rank for rank in ranks if rank >= settings.lora_rank),
+        "max_lora_rank": served_rank(settings.lora_rank),
         "lora_target_modules": list(settings.lora_targets),
     }
 

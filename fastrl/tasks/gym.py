@@ -34,13 +34,7 @@ _SPLIT_SEED = {"train": 0, "validation": 1, "test": 2}
 EVAL_SCORERS = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"}
 CALCULATING_SCORERS = {"bitwise_arithmetic"}
 MAX_BITS = 100_000  # of a number in such an expression
-SYMPY_SCORERS = {
-    "simple_integration",
-    "intermediate_integration",
-    "polynomial_multiplication",
-    "puzzle24",
-    "countdown",
-}
+SYMPY_SCORERS = {"simple_integration", "intermediate_integration", "polynomial_multiplication", "puzzle24", "countdown"}
 # What of an entry those parse: a path of keys.
 SYMPY_FIELDS = {
     "simple_integration": ("metadata", "integrand"),

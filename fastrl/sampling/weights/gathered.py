@@ -16,7 +16,7 @@ from fastrl.policy.sharding import release
 from fastrl.sampling.protocol import StaleWeightsError
 from fastrl.sampling.vllm_engine import Engine
 from fastrl.sampling.weights.map import Place, bit_checksum, places
-from fastrl.sampling.weights.shared import check_version
+from fastrl.sampling.weights.shared import check_version, first_of
 
 
 class GatheredWeights:
@@ -33,8 +33,7 @@ class GatheredWeights:
         parameters = dict(model.named_parameters())
         known = places(engine.slots())
         if found := _gaps(parameters, known):
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            raise ValueError(f"sampler.weights = 'gather' is not possible: {'; '.join(found[:3])}{more}")
+            raise ValueError(f"sampler.weights = 'gather' is not possible: {first_of(found)}")
         self.group = next(iter(parameters.values())).device_mesh.get_group()
         self.rank, self.world_size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.publish(0)

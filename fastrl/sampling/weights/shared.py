@@ -46,7 +46,7 @@ class AliasedWeights:
         self.engine, self.model, self.version = engine, model, 0
         parameters, slots = base_parameters(model), engine.slots()
         if found := gaps(parameters, slots):
-            raise ValueError(_summary(found, len(parameters)))
+            raise ValueError(f"{len(found)} gaps in the map of {len(parameters)} parameters: {first_of(found)}")
         for name, place in places(slots).items():
             parameters[name].data = place.view()
         torch.cuda.empty_cache()  # the old weights, which vLLM's allocations do not find in PyTorch's pools
@@ -148,6 +148,6 @@ def check_version(served: int, expected: int) -> None:
         )
 
 
-def _summary(found: list[str], num_parameters: int) -> str:
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return f"{len(found)} gaps in the map of {num_parameters} parameters: {'; '.join(found[:3])}{more}"
+def first_of(found: list[str]) -> str:
+    """The first three of the problems found, and how many more there are."""
+    return "; ".join(found[:3]) + (f" (and {len(found) - 3} more)" if len(found) > 3 else "")

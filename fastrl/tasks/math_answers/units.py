@@ -10,37 +10,20 @@ from fractions import Fraction
 
 SCALES = {"percent": Fraction(1, 100)}  # units with a value of their own; a degree has one, too: pi/180
 
-_NUMBER_WORDS = {
-    "hundred": Fraction(100),
-    "thousand": Fraction(1000),
-    "lakh": Fraction(10**5),
-    "crore": Fraction(10**7),
-    "million": Fraction(10**6),
-    "mln": Fraction(10**6),
-    "billion": Fraction(10**9),
-    "bn": Fraction(10**9),
-    "trillion": Fraction(10**12),
-    "quadrillion": Fraction(10**15),
-    "dozen": Fraction(12),
-    "half": Fraction(1, 2),
-    "halves": Fraction(1, 2),
-    "third": Fraction(1, 3),
-    "quarter": Fraction(1, 4),
-    "fourth": Fraction(1, 4),
-    "fifth": Fraction(1, 5),
-    "sixth": Fraction(1, 6),
-    "seventh": Fraction(1, 7),
-    "eighth": Fraction(1, 8),
-    "ninth": Fraction(1, 9),
-    "tenth": Fraction(1, 10),
-    "twelfth": Fraction(1, 12),
-    "sixteenth": Fraction(1, 16),
-    "hundredth": Fraction(1, 100),
-    "thousandth": Fraction(1, 1000),
-    "millionth": Fraction(1, 10**6),
-    "billionth": Fraction(1, 10**9),
-}
-_ALIASES = {
+_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth"
+_POWERS_OF_TEN = (
+    {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "mln": 6, "crore": 7}
+    | {"billion": 9, "bn": 9, "trillion": 12, "quadrillion": 15}
+    | {"hundredth": -2, "thousandth": -3, "millionth": -6, "billionth": -9}
+)
+_NUMBER_WORDS = (
+    {word: Fraction(10) ** power for word, power in _POWERS_OF_TEN.items()}
+    | {word: Fraction(1, number) for number, word in enumerate(_ORDINALS.split(), start=3)}
+    | {"half": Fraction(1, 2), "halves": Fraction(1, 2), "quarter": Fraction(1, 4)}
+    | {"dozen": Fraction(12), "twelfth": Fraction(1, 12), "sixteenth": Fraction(1, 16)}
+)
+_UNALIASED = "ton mph day week month kelvin joule newton watt volt kwh student knot acre hectare pint cup"
+_ALIASES = {name: name for name in _UNALIASED.split()} | {
     name: canonical
     for canonical, names in {
         "": "unit",
@@ -69,7 +52,6 @@ _ALIASES = {
         "kg": "kilogram kilo",
         "lb": "pound",
         "ounce": "oz",
-        "ton": "",
         "liter": "l litre",
         "ml": "milliliter millilitre",
         "gallon": "gal",
@@ -77,31 +59,15 @@ _ALIASES = {
         "child": "children",
         "man": "men",
         "woman": "women",
-        "mph": "",
         "kph": "kmh kmph",
-        "day": "",
-        "week": "",
-        "month": "",
         "year": "yr",
         "radian": "rad",
         "degree celsius": "degc celsius °c",
         "degree fahrenheit": "degf fahrenheit °f",
-        "kelvin": "",
-        "joule": "",
-        "newton": "",
-        "watt": "",
-        "volt": "",
         "hertz": "hz",
         "kw": "kilowatt",
-        "kwh": "",
         "point": "pt",
-        "student": "",
-        "knot": "",
-        "acre": "",
-        "hectare": "",
         "quart": "qt",
-        "pint": "",
-        "cup": "",
         "square": "sq",
         "cubic": "cu",
     }.items()
@@ -123,9 +89,8 @@ _NOT_UNIT_WORDS = (
     "by|is|are|was|equals|equal|other|otherwise"
 )
 _NOT_UNITS = frozenset(_NOT_UNIT_WORDS.split("|"))
-_DIRECTIONS = frozenset(
-    ["north", "south", "east", "west", "left", "right", "up", "down", "back", "forward"]
-)  # 5 right triangles, but not 5 right
+# As the last word: `5 right triangles` has a unit, `5 right` has none.
+_DIRECTIONS = frozenset(["north", "south", "east", "west", "left", "right", "up", "down", "back", "forward"])
 _WORD = re.compile(r"([a-zA-Z°%¢]+)\.?(?:\^\{?(-?\d)\}?)?")
 
 

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 
 from fastrl.process.watchdog import alive
@@ -45,7 +46,7 @@ POOL_REASONS = (*LIMIT_REASONS, "too long", "invalid unicode")
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
-class VerifierPool:
+class VerifierPool(AbstractContextManager):
     """Scores completions in worker processes; a context manager. Any thread may call it: calls of `score` take turns,
     and `close` ends one that runs in another thread with a VerifierError.
 
@@ -79,9 +80,6 @@ class VerifierPool:
         self._turn = threading.RLock()  # of one `score`
         self._changing = threading.Lock()  # of the workers: none may start while or after `close` ends them
         self._workers = [self._new_worker() for _ in range(num_workers)]
-
-    def __enter__(self) -> "VerifierPool":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
