@@ -30,7 +30,7 @@ from fastrl.tasks import load_task
 from fastrl.tasks.rows import read_rows
 
 Draw = Callable[[random.Random, int], list[tuple[str, str]]]  # (generator, count) → (prompt, completion) pairs
-NUM_TRIED = 64  # of a task's own demonstrations, that are looked at before the first step
+NUM_TRIED = 64  # of a task's own demonstrations are checked before the first step
 
 
 def _demonstrations(config: WarmupConfig, tokenizer: PreTrainedTokenizerBase) -> Draw:
@@ -67,7 +67,7 @@ def _check_demonstration(
 
 
 def _model(config: WarmupConfig, source: Pretrained, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The one that is trained on, or a new one with random weights. ValueError for tokens that it cannot embed."""
+    """The model of model.path, or a new one with random weights. ValueError for tokens that it cannot embed."""
     if not config.model.path:
         return scratch_model(config.scratch, tokenizer, seed_of(config.seed, "weights"))
     source.check_weight_files()

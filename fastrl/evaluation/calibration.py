@@ -33,7 +33,7 @@ def stated_confidence(completion: str) -> float | None:
 
 
 def brier(confidence_n: Sequence[float], is_correct_n: Sequence[bool]) -> float:
-    """Mean squared difference. ValueError as for all here: no samples, unequal lengths, values outside [0, 1]."""
+    """Mean squared difference. ValueError, as everywhere here: no samples, unequal lengths, values outside [0, 1]."""
     confidence_n, correct_n = _checked(confidence_n, is_correct_n)
     return float(np.mean((confidence_n - correct_n) ** 2))
 
@@ -61,7 +61,7 @@ def auroc(confidence_n: Sequence[float], is_correct_n: Sequence[bool]) -> float 
 
 
 def calibration(stated: Sequence[float | None], is_correct: Sequence[bool]) -> dict[str, float | None] | None:
-    """All of it for samples of any number of problems; `stated_confidence` of each. None where none states any."""
+    """All measures for samples of any problems. stated: `stated_confidence` of each. None if no sample states any."""
     pairs = [(c, y) for c, y in zip(stated, is_correct, strict=True) if c is not None]
     if not pairs:
         return None

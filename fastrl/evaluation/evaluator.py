@@ -29,9 +29,9 @@ NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over toke
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the statistics need: columns over all rollouts, problem by problem, and the rollouts whose entropy counts.
+    """What the statistics need: columns over all rollouts, ordered by problem.
 
-    confidences_R: what completions state, NaN where nothing is.
+    confidences_R: what completions state, NaN if they state nothing. scored: the rollouts whose entropy is measured.
     """
 
     rewards_R: np.ndarray
@@ -44,7 +44,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates the policy of `arena`. max_new_tokens: where the settings name none."""
+    """Evaluates the policy of `arena`. max_new_tokens: used where the settings give none."""
 
     arena: Arena
     token_budget: int

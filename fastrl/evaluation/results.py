@@ -1,4 +1,4 @@
-"""An evaluation as a file, and the numbers of it that others ask for by name."""
+"""An evaluation as a file, and its numbers by name."""
 
 import dataclasses
 import json

@@ -5,7 +5,7 @@ distributions at the positions that are followed token by token. A resumed run r
 
 A line: `mass` and `base_mass` (means over prompts), `moved`, `prompts` (masses by prompt), `logprob` (changes by kind),
 `tokens` (`positive`: correct completions, `negative`: penalised ones), `gradient` if asked for, `update` (the step's
-own batch by sign; empty for step 0, and for a line that an interrupt left to the resumed run).
+own batch by sign; empty for step 0, and for a line that a resumed run writes in place of an interrupted one).
 """
 
 from pathlib import Path

@@ -19,7 +19,7 @@ CONFIDENCE_BINS = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)  # of p_y
 
 
 def gradient_statistics(logprobs_nV: Tensor, targets_n: Tensor) -> dict[str, Tensor]:
-    """(n,) magnitudes per position: `others` is their Euclidean norm, paper_* are times p_y. Entropy in nats."""
+    """(n,) gradient magnitudes per position, entropy in nats. others: Euclidean norm over them. paper_*: times p_y."""
     probs_nV = logprobs_nV.exp()
     p_n = probs_nV.gather(1, targets_n[:, None]).squeeze(1)
     others_nV = probs_nV.scatter(1, targets_n[:, None], 0.0)

@@ -6,9 +6,9 @@ A completion is one of three kinds:
     penalised     the wrong ones of the first `batch.rollouts_per_prompt` samples: what a first NSR step would push down
     other_wrong   wrong samples of later draws
 
-All are different token sequences that the sampler could have drawn: those that end with a stop token and those of full
-length without one. No two of these exclude less than the other, so their probabilities add up, and 1 − Σ is the
-probability of every completion that is not listed. A completion whose verifier broke is not listed.
+All are different token sequences that the sampler could have drawn: they end with a stop token, or have full length
+without one. None is the beginning of another, so their probabilities add up, and 1 − Σ is the probability of every
+completion that is not listed. A completion whose verifier broke is not listed.
 """
 
 import json
@@ -93,7 +93,7 @@ def _known_solutions(arena: Arena, problem: Problem, max_new_tokens: int) -> dic
 
 
 def _drawn(prompt: int, rollouts: Rollouts, texts: list[str], is_correct_R: np.ndarray) -> list[Probe]:
-    """The samples of one prompt as probes, each for itself; wrong ones are `other_wrong` so far."""
+    """One probe for each sample of a prompt; wrong ones are `other_wrong` for now."""
     return [
         Probe(
             prompt,
@@ -108,7 +108,7 @@ def _drawn(prompt: int, rollouts: Rollouts, texts: list[str], is_correct_R: np.n
 
 
 def _sorted_out(prompt: int, known: dict[tuple[int, ...], str], drawn: list[Probe], num_penalised: int) -> list[Probe]:
-    """The different completions of one prompt with their kinds; the wrong of the first num_penalised are penalised."""
+    """The distinct completions of one prompt. Wrong ones among its first num_penalised samples are `penalised`."""
     count = Counter(tuple(p.ids) for p in drawn)
     first = {tuple(p.ids) for p in drawn[:num_penalised]}
     probes = [Probe(prompt, "correct", list(ids), text, "stop", count[ids]) for ids, text in known.items()]
@@ -126,7 +126,7 @@ def save_probe_set(probe_set: ProbeSet, path: Path) -> None:
 
 
 def load_probe_set(path: Path) -> ProbeSet:
-    """Inverse of `save_probe_set`. ValueError for a file that is none."""
+    """Inverse of `save_probe_set`. ValueError for any other file."""
     try:
         fields = json.loads(path.read_text())
         return ProbeSet(fields["problem_ids"], fields["prompt_ids"], [Probe(**p) for p in fields["probes"]])

@@ -1,6 +1,6 @@
 """What the update of one step did to its own batch, by the sign of the advantage.
 
-`zero` are rollouts that carried no gradient (the correct ones under NSR): what moves there moved by itself.
+`zero` are rollouts that carried no gradient (the correct ones under NSR): their changes are side effects.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from fastrl.rollouts import Rollouts
 
 
 def update_changes(policy: Policy, scored: Rollouts, token_budget: int) -> dict[str, dict[str, float]]:
-    """Log-probs after the update less those before it, in nats a token and a completion, over the scored sample.
+    """Log-probs after the update minus those before it, in nats, per token and per completion, for each sign.
 
-    The rollouts hold `policy_logprobs_N` of before; signs of which the sample has none are left out.
+    scored: a sample of the batch, with the `policy_logprobs_N` of before the update. Signs that it lacks are left out.
     """
     after_N, _ = score(policy, scored, token_budget)
     changes_N = after_N.astype(np.float64) - scored.policy_logprobs_N

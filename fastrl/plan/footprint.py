@@ -1,7 +1,7 @@
 """Bytes that training a model takes, from its config alone: two micro-batches run on tensors without storage.
 
-Every storage that the backbone's forward and backward would make is counted while it lives, so recomputed blocks,
-windows and transients are in. Weights, gradients, masters and optimizer states are counted by number, for several
+Every storage that the backbone's forward and backward would make is counted while it lives: recomputed blocks, windows
+and transients included. Weights, gradients, masters and optimizer states are counted by number, for several
 ranks as FSDP2 shards them. What it leaves out: scratch space inside a matrix product or an attention kernel, the
 libraries, and what an allocator keeps of freed blocks.
 """
@@ -158,10 +158,10 @@ def footprint(
     optimizer: OptimizerConfig,
     num_ranks: int = 1,
 ) -> Footprint:
-    """Of training the `storageless_model` on micro-batches as full as sequences of `sequence_tokens` make them.
+    """The footprint of training a `storageless_model` on micro-batches filled with sequences of `sequence_tokens`.
 
-    With several ranks or `offload` every parameter is sharded by FSDP2, in float32 where the optimizer keeps masters:
-    the shards are these. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory.
+    With several ranks or `offload` every parameter is sharded by FSDP2. If the optimizer keeps masters the shards are
+    the masters, in float32. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory.
     """
     parameters, is_sharded = list(model.parameters()), num_ranks > 1 or optimizer.offload
     for parameter in (p for p in parameters if p.requires_grad):
@@ -186,7 +186,7 @@ def footprint(
 def _computing(
     model: PreTrainedModel, token_budget: int, sequence_tokens: int, device_type: str, is_sharded: bool
 ) -> tuple[int, int, int]:
-    """(activations, logits, working) of two micro-batches, the second of which finds the gradients of the first."""
+    """(activations, logits, working) of two micro-batches; the second finds the gradients of the first."""
     parameters, policy = list(model.parameters()), Policy(model)
     rollouts = _full_batch(token_budget, sequence_tokens, policy.is_packed)
     sparse = () if is_sharded else (torch.ops.aten.embedding_dense_backward.default,)  # rows of it only: `vocabulary`
@@ -245,7 +245,7 @@ def _full_batch(token_budget: int, sequence_tokens: int, is_packed: bool) -> Rol
 def _forward_backward(
     policy: Policy, rollouts: Rollouts, device_type: str, live: LiveBytes, *, is_sharded: bool
 ) -> tuple[int, int]:
-    """Makes the tensors of one micro-batch. Returns bytes: of its activations; of its logits and the head's gradient.
+    """Make the tensors of one micro-batch. Returns bytes of (its activations, its logits and the head's gradient).
 
     Unless sharded, embedding and head have a `.grad` that loss and backward add to directly (`vocabulary`).
     """

@@ -1,8 +1,8 @@
 """`fastrl plan`: what a run will take, in GiB by part, and which paths will run, before any weight is loaded.
 
-Training and sampling take turns, so the peak is the larger of: what always stays (weights, masters, optimizer states,
-second models, vLLM's cache) with the gradients and one micro-batch or an optimizer step, or with what the embedded
-sampler needs. A micro-batch is as large as the sequences of one update can make it, at their longest. On CUDA a reserve
+Training and sampling take turns. The peak is what always stays (weights, masters, optimizer states, second models,
+vLLM's cache) plus the larger of two: the gradients and a micro-batch or an optimizer step; or what the embedded sampler
+needs. A micro-batch is as large as the sequences of one update can make it, at their longest. On CUDA a reserve
 stands for what no tensor shows (`reserved_bytes`). With several ranks (FSDP2, one engine each) everything is per rank.
 The copy that a checkpoint is written from and what is offloaded are in CPU memory: they count where the run is there
 too. A frozen base with adapters has gradients, masters and states of the adapters alone.
@@ -162,7 +162,7 @@ def _signal_models(work: Workload) -> int:
 
 
 def _training(work: Workload, model: PreTrainedModel, num_tokens: int) -> Footprint:
-    """Of micro-batches of `num_tokens` tokens."""
+    """The footprint of training on micro-batches of `num_tokens` tokens."""
     return footprint(model, num_tokens, work.sequence_tokens, work.device.type, work.config.optimizer, work.num_ranks)
 
 
@@ -175,7 +175,7 @@ def _fitting_tokens(plan: Plan, work: Workload, model: PreTrainedModel) -> int:
 
 
 def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: int) -> int:
-    """Of all sequences that are sampled at once, at their longest. vLLM: what it was told, or whole blocks.
+    """Bytes for all sequences that are sampled at once, at their longest. vLLM: what the config says, or whole blocks.
 
     kept: bytes of training and of vLLM's weights, beside which the run cuts vLLM's cache.
     """

@@ -1,4 +1,4 @@
-"""Which settings make a run fit that does not: tried in turn, each on top of the ones before, by planning the run."""
+"""Finds settings that make a run fit: tries savings in turn, each on top of those before, and plans the run again."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
 
 
 def _rounding(config: TrainConfig, dtype: torch.dtype, num_ranks: int) -> list[dict[str, object]]:
-    """Kinds without masters; none where parameters are sharded, since shards are float32."""
+    """Optimizers without masters; none where parameters are sharded, because shards are float32."""
     if num_ranks > 1 or config.optimizer.offload:
         return []
     rounded = {} if dtype == torch.bfloat16 else {"model.dtype": "bfloat16"}

@@ -82,7 +82,7 @@ class Workload:
 
 
 def workload(config: TrainConfig, base: Pretrained, device_type: str, prompt_tokens: int, num_ranks: int) -> Workload:
-    """device_type and prompt_tokens are `make_plan`'s. ValueError for what the device or the model cannot run."""
+    """The workload of a run; arguments as in `make_plan`. ValueError for what the device or the model cannot run."""
     device, dtype = planned_device(config, device_type)
     check_weights(config.optimizer.kind, dtype)
     attention = choose_attention(config.model.attention, device, dtype, base.architecture)
@@ -95,13 +95,13 @@ def workload(config: TrainConfig, base: Pretrained, device_type: str, prompt_tok
 
 
 def planned_device(config: TrainConfig, device_type: str) -> tuple[torch.device, torch.dtype]:
-    """(device, dtype of the weights); empty: the device that the run would choose here."""
+    """(device, dtype of the weights). device_type empty: the device that the run would choose here."""
     device = torch.device(device_type) if device_type else resolve_device(config.model.device)
     return device, resolve_dtype(config.model.dtype, device)
 
 
 def _longest_sequence(config: TrainConfig, base: Pretrained, prompt_tokens: int) -> int:
-    """ValueError when prompt and completion exceed the budget or the context."""
+    """Tokens of the longest prompt with a full completion. ValueError if they exceed the budget or the context."""
     limits = {"batch.micro_batch_tokens": config.batch.micro_batch_tokens} | base.limits
     if not prompt_tokens:
         task = without_overlong(load_task(config.task), base.tokenizer, config.task.max_prompt_tokens)

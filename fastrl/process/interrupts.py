@@ -8,10 +8,10 @@ from types import FrameType
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt; inside `deferred()` it waits for the end of the block.
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, which waits for the end of a `deferred()` block.
 
-    Used as a context manager, which restores the old handlers. Off the main thread it changes nothing.
-    is_cooperative: nothing is raised at all, `is_pending` says that a signal came (several ranks must stop together).
+    A context manager that restores the old handlers. Off the main thread it does nothing.
+    is_cooperative: raise nothing, only set `is_pending`, because several ranks must stop together.
     """
 
     def __init__(self, *, is_cooperative: bool = False) -> None:
@@ -36,7 +36,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block that a signal does not cut: the KeyboardInterrupt comes right after it."""
+        """A block that no signal interrupts: the KeyboardInterrupt comes right after it."""
         self._is_deferred = True
         try:
             yield

@@ -74,10 +74,10 @@ class Ranks:
         return np.sum(self.gather_array(values), axis=0)
 
     def agree(self, action: Callable[[], T]) -> T:
-        """This rank's action(). Where it fails on any rank, all raise: own errors, else the first failing rank's.
+        """What action() returns here. If it fails on any rank all raise: the own error, or the first failing rank's.
 
-        Of that one comes an OSError for files, a ValueError for a ValueError, a RuntimeError for the rest. `told_by` of
-        the error is the first failing rank: see `joined`.
+        The error of another rank arrives as an OSError if files were its cause, as a ValueError if it was one, else as
+        a RuntimeError. `told_by` of the error is the first failing rank: see `joined`.
         """
         if self.world_size == 1:
             return action()
@@ -99,7 +99,7 @@ class Ranks:
         return self.gather(self.agree(lambda: action() if self.is_main else None))[0]
 
     def share(self, items: Sequence[T], filler: T) -> list[T]:
-        """This rank's part of items that all ranks hold: every world_size-th, as many on each, `filler` at the end."""
+        """This rank's part of items that all ranks hold: every world_size-th. `filler` makes all parts equally long."""
         rounds = -(-len(items) // self.world_size)
         mine = list(items[self.rank :: self.world_size])
         return mine + [filler] * (rounds - len(mine))
@@ -119,8 +119,8 @@ def _portable(error: Exception) -> Exception:
 def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S, needs_group: bool = False) -> Iterator[Ranks]:
     """The ranks that torchrun started, as a process group while the block runs; `ALONE` without torchrun.
 
-    Objects go over gloo, CUDA tensors over NCCL. A rank that waits longer than timeout_s for another one raises. Of an
-    error on which all ranks agreed one tells: the others exit with status 1, in silence.
+    Objects go over gloo, CUDA tensors over NCCL. A rank that waits longer than timeout_s for another one raises. When
+    all ranks raise an error of `agree`, the first failing one reports it and the others exit silently with status 1.
     needs_group: make a group of one process, too (FSDP2 needs one to offload to the CPU).
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the metrics file and its sinks, the progress on screen, tables and plots of evaluations."""
+"""What a run leaves behind: its folder, metrics, rollouts and checkpoints; progress on screen; tables and plots."""

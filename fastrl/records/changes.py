@@ -1,9 +1,9 @@
-"""What may change between a run and its resumption: whatever leaves the numbers of a step alone, but for rounding."""
+"""Settings that a resumed run may change: those that change the numbers of a step by no more than rounding."""
 
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import settings_of
 
-# num_steps: but for a decaying schedule, which is said. micro_batch_tokens: see `_is_free`.
+# num_steps changes a decaying schedule: see `schedule_change`. micro_batch_tokens: see `_is_free`.
 FREE_ON_RESUME = {
     "model": {"attention", "gradient_checkpointing", "trust_remote_code"},
     "task": {"reward_folder", "timeout_s", "memory_mb", "num_workers"},
@@ -27,7 +27,7 @@ FREE_ON_RESUME = {
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """`section.key is … there, … here` for every setting that may not change between a run and its resumption."""
+    """One line, `section.key is … there, … here`, for every setting that differs and may not."""
     pairs = zip(settings_of(old), settings_of(new), strict=True)
     return [
         f"{name} is {before!r} there, {after!r} here"
@@ -44,7 +44,7 @@ def _is_free(name: str, config: TrainConfig) -> bool:
 
 
 def schedule_change(old: TrainConfig, new: TrainConfig, step: int) -> str:
-    """What another run.num_steps does to the learning rate after `step`; empty where it does nothing."""
+    """A warning that another run.num_steps changes the learning rate after `step`; empty if it does not."""
     before, after = old.run.num_steps, new.run.num_steps
     if before == after or new.optimizer.schedule == "constant":
         return ""

@@ -1,11 +1,11 @@
-"""Writing checkpoints while training goes on: a copy in CPU memory is taken at once, a thread of each rank writes it.
+"""Writes checkpoints while training goes on: a save copies the state to CPU memory, a thread of each rank writes it.
 
 Each rank writes its own rows with torch.distributed.checkpoint; the main rank adds the model as a Hugging Face folder,
 the state, the checksums, and renames the draft. The thread's collectives have a gloo group of their own, so that they
 never meet those of training.
 
-Memory: every rank keeps one copy of its part of the state in CPU memory (pinned where there is a CUDA device) from its
-first save on, for the next one to reuse. While writing, the main rank holds the exported weights too, and each rank a
+Memory: from its first save on, every rank keeps one copy of its part of the state in CPU memory (pinned if there is a
+CUDA device), which the next save reuses. While writing, the main rank holds the exported weights too, and each rank a
 serialised piece of at most `FILE_BYTES`, or of one tensor's rows where those are larger.
 """
 
@@ -43,7 +43,7 @@ FILE_BYTES = 512 << 20
 class CheckpointWriter:
     """Writes the checkpoints of one folder, one after the other. All methods are collective over all processes.
 
-    `step` is that of the newest checkpoint on disk or on its way there; None where there is none or writing it failed.
+    step: of the newest checkpoint that is on disk or being written; None if there is none, or if writing it failed.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class CheckpointWriter:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said by every save of one process
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict, *, is_best: bool = False) -> None:
-        """Take a copy of everything and return; `folder/step-NNNNNN` is there after `wait()`.
+        """Copy everything and return; `folder/step-NNNNNN` is complete after `wait()`.
 
-        tensors: by name, the same names on every rank; plain ones (equal on every rank) or DTensors. The state of the
-        generators is added. state: JSON-able. is_best: `best` becomes a copy. Waits for the save before, whose OSError
-        it raises. Afterwards all but the newest `keep_last` checkpoints are deleted.
+        First waits for the previous save and raises its OSError. After writing, all but the newest `keep_last`
+        checkpoints are deleted.
+        tensors: by name, the same names on every rank: DTensors, or plain tensors that are equal on all ranks; the
+        states of the random generators are added. state: what JSON can hold. is_best: `best` becomes a copy.
         """
         self.wait()
         staged = self._stager.stage(tensors | rng_tensors(self.ranks))
@@ -75,7 +76,7 @@ class CheckpointWriter:
         self.step = step
 
     def wait(self) -> None:
-        """Return when the last save is on disk. OSError, naming it, when that failed: older ones are untouched."""
+        """Return when the last save is on disk. OSError that names it if writing failed; older ones are untouched."""
         if not self._pending:
             return
         wait([self._pending])  # an interrupt here leaves it pending
@@ -87,7 +88,7 @@ class CheckpointWriter:
             raise
 
     def close(self) -> None:
-        """End the thread, after what it is writing. Errors are `wait`'s to tell."""
+        """End the thread when it has written its checkpoint. Only `wait` reports errors."""
         self._thread.shutdown()
         self._stager.close()
 
@@ -104,7 +105,7 @@ class CheckpointWriter:
         self.ranks.on_main(lambda: self._tidy(final, is_best))
 
     def _write_shards(self, draft: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
-        """Every rank's rows of the tensors; the checksums of all files."""
+        """Write this rank's rows of the tensors. Returns the checksums of all ranks' files."""
         folder = draft / TRAINER
         storage = dcp.HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
         storage.per_thread_copy_ahead = 0  # all is in CPU memory: no CUDA stream, of whatever device, from this thread

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: found, checked, read, kept. `CheckpointWriter` writes them. Nothing is pickled.
+"""Finds, checks, reads and keeps the checkpoints on disk. `CheckpointWriter` writes them. Nothing is pickled.
 
     checkpoints/step-000100/
         model.safetensors, config.json, tokenizer files    loads in transformers and in vLLM as it is
@@ -7,8 +7,8 @@
         manifest.json                                      SHA-256 of every file, written last
 
 The trainer's tensors are in torch.distributed.checkpoint's safetensors format: each rank writes its rows of each
-tensor, the headers say which rows, any number of ranks reads them back. Several machines need a folder that all see.
-A checkpoint is written under a temporary name and renamed when complete; one that goes is renamed before it is deleted.
+tensor, the headers say which rows, any number of ranks reads them back. All machines must see the folder.
+A checkpoint is written under a temporary name and renamed when complete, and renamed again before it is deleted.
 """
 
 import hashlib
@@ -40,12 +40,12 @@ def final_path(folder: Path, step: int) -> Path:
 
 
 def draft_path(final: Path) -> Path:
-    """Where a checkpoint is while it is not whole: written there first, moved there before it is deleted."""
+    """Where a checkpoint is written before it gets its name."""
     return final.with_name(f"{DRAFT}{final.name}")
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files, several at a time, by their path below `folder`."""
+    """SHA-256 of files by their path below `folder`, computed in parallel."""
     files = sorted(p for p in paths if p.is_file())
     with ThreadPoolExecutor() as pool:
         return dict(zip((str(p.relative_to(folder)) for p in files), pool.map(_sha256, files), strict=True))
@@ -57,7 +57,7 @@ def _sha256(path: Path) -> str:
 
 
 def seal(draft: Path, final: Path, sums: dict[str, str]) -> None:
-    """Write the manifest, with `sums` of files that are known already, sync everything, give the draft its name."""
+    """Write the manifest, sync everything and rename the draft. sums: checksums that are known already."""
     rest = (p for p in draft.rglob("*") if str(p.relative_to(draft)) not in sums)
     (draft / MANIFEST).write_text(json.dumps(sums | checksums(draft, rest), indent=1, sort_keys=True))
     sync_tree(draft)
@@ -68,7 +68,7 @@ def seal(draft: Path, final: Path, sums: dict[str, str]) -> None:
 
 
 def delete(checkpoint: Path) -> None:
-    """Remove a checkpoint; it is never seen half gone."""
+    """Delete a checkpoint. No half of it ever stands under its name."""
     gone = checkpoint.with_name(f"{DRAFT}gone-{checkpoint.name}")
     shutil.rmtree(gone, ignore_errors=True)
     checkpoint.rename(gone)
@@ -97,9 +97,9 @@ def list_steps(folder: Path) -> list[Path]:
 def latest_sound(folder: Path, say: Callable[[str], None], ranks: Ranks = ALONE) -> Path | None:
     """The newest undamaged checkpoint, `best` as the last resort; None where there never was one.
 
-    Damaged ones are renamed to `damaged-…`, each with one message through `say`: nothing counts or deletes them later.
+    Damaged ones are renamed to `damaged-…`, so that nothing counts or deletes them later; `say` gets one message each.
     ValueError when there are checkpoints and all are damaged: starting over is the user's decision.
-    Collective: the main rank looks, renames and says, the others get its answer.
+    Collective: the main rank does all this, the others get its answer.
     """
     return ranks.on_main(lambda: _latest_sound(folder, say))
 
@@ -129,8 +129,8 @@ def load_tensors(
 ) -> dict[str, Tensor]:
     """The tensors given to `save`, by name.
 
-    `allocate(name, size, dtype)` gives the tensor to fill, where size is that of the whole tensor: on any device, or a
-    DTensor, of which each rank reads its own rows. Without it all are whole and in CPU memory.
+    `allocate(name, size of the whole tensor, dtype)` returns the tensor to fill, on any device; of a DTensor each rank
+    reads its own rows. Without `allocate` all tensors are whole and in CPU memory.
     """
     tensors = {}
     for name, (size, dtype) in _stored(checkpoint).items():
@@ -146,7 +146,7 @@ def _stored(checkpoint: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def _fill(tensors: dict[str, Tensor], checkpoint: Path) -> dict[str, Tensor]:
-    """Read into `tensors` in place. Every rank reads for itself, so that this is no collective."""
+    """Read into `tensors` in place. Not collective: every rank reads for itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint / TRAINER)), no_dist=True)
@@ -162,7 +162,7 @@ def prune(folder: Path, keep_last: int) -> None:
 
 
 def keep_as_best(checkpoint: Path) -> None:
-    """Make `best` beside the checkpoint a full copy of it. The old one goes when the new one is in its place."""
+    """Replace `best` by a full copy of the checkpoint. The old one is deleted when the copy is complete."""
     best = checkpoint.with_name("best")
     _finish_best(best)
     try:
@@ -182,7 +182,7 @@ def repair_best(checkpoint: Path) -> None:
 
 
 def _finish_best(best: Path) -> None:
-    """Put a whole copy, if there is one, in the place of `best`: now, or after a process died in between."""
+    """Let a complete copy, if there is one, become `best`; an earlier process may have died before this."""
     whole = best.with_name(NEXT_BEST)
     if whole.exists():
         if best.exists():
@@ -192,9 +192,9 @@ def _finish_best(best: Path) -> None:
 
 
 def rng_tensors(ranks: Ranks = ALONE) -> dict[str, Tensor]:
-    """States of torch's global generators on every rank, by name and rank; the same on all. Collective.
+    """States of torch's global generators of all ranks, by name and rank. Collective: all ranks get the same.
 
-    Everything else draws from seeds that are functions of the step.
+    All other random numbers come from seeds that are functions of the step.
     """
     states = ranks.gather(_generator_states())
     return {f"{name}.{number}": state for number, own in enumerate(states) for name, state in own.items()}
@@ -206,7 +206,7 @@ def _generator_states() -> dict[str, Tensor]:
 
 
 def restore_rng(checkpoint: Path, ranks: Ranks = ALONE) -> None:
-    """Set this rank's generators; those of which the checkpoint has no state (more ranks now) stay as they are."""
+    """Set this rank's generators. One without a state in the checkpoint (there are more ranks now) stays as it is."""
     stored = _stored(checkpoint)
     names = [name for name in (f"{kind}.{ranks.rank}" for kind in _generator_states()) if name in stored]
     states = _fill({name: torch.empty(stored[name][0], dtype=torch.uint8) for name in names}, checkpoint)

@@ -1,4 +1,4 @@
-"""Files that a power cut leaves whole: their bytes are on disk before they have their name, then the name is."""
+"""Files that a power cut leaves whole: their bytes reach the disk before their names do."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Put `content` under `path`, all of it or nothing; folders are made. On return it is on disk."""
+    """Write a file completely or not at all; missing folders are made. On return it is on disk."""
     with replacing(path) as draft, draft.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -17,9 +17,9 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, of a file or a folder, for the block to write; then it is synced and renamed.
+    """Gives the block a draft path beside `path`, for a file or a folder; then syncs the draft and renames it.
 
-    It goes if the block fails. A folder can only replace an empty one.
+    If the block fails the draft is deleted. A folder can only replace an empty folder.
     """
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.draft")
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, each entry synced."""
+    """Make a folder and its missing parents, and sync the entry of each."""
     path = path.absolute()
     if missing := [p for p in (path, *path.parents) if not p.exists()]:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What a run reads besides its config, known by its content: a resumed run names what is not what it was.
+"""Fingerprints of what a run reads besides its config: a resumed run compares them and names what has changed.
 
-Problems of the splits in use, the reward, the tokenizer, model.path's weights where they are needed to the end (the
-base of adapters, the reference of a KL penalty), and those of the models that signals need. A fingerprint is a short
-text: equal content, equal text.
+They cover the problems of the splits in use, the reward, the tokenizer, the weights of models that signals need, and
+those of model.path where they are needed to the end (as the base of adapters or the reference of a KL penalty). A
+fingerprint is a short text; equal content gives equal text.
 """
 
 import ast
@@ -29,7 +29,7 @@ INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "pl
 
 
 def fingerprints(config: TrainConfig, task: Task, base: Pretrained, others: Mapping[str, Pretrained]) -> dict[str, str]:
-    """The inputs of a run by name. others: by their role, models that signals need."""
+    """Fingerprint by name of the input. others: the models that signals need, by role."""
     found = {f"the {split} problems": _problems(getattr(task, split)) for split in _splits(config)}
     found["the reward"] = _reward(config.task)
     found["the tokenizer"] = _tokenizer(base.tokenizer)
@@ -39,7 +39,7 @@ def fingerprints(config: TrainConfig, task: Task, base: Pretrained, others: Mapp
 
 
 def changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Every input that both have and that differs, with both fingerprints."""
+    """One text, with both fingerprints, for each input that both runs have and that differs."""
     return [f"{name} ({then[name]}; now {now[name]})" for name in now if then.get(name, now[name]) != now[name]]
 
 
@@ -76,7 +76,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _weights(base: Pretrained) -> str:
-    """Of a folder the files themselves; of a hub id the commit, whose files cannot change."""
+    """For a folder a digest of its files; for a hub id the commit, whose files cannot change."""
     folder = Path(base.path)
     if not folder.is_dir():
         return f"{folder} at {base.architecture._commit_hash}"
@@ -85,7 +85,7 @@ def _weights(base: Pretrained) -> str:
 
 
 def _reward(task: TaskConfig) -> str:
-    """Versions of the packages behind a built-in reward; of a user's own the source, with what it imports beside it."""
+    """For a built-in reward the versions of its packages; for a user's own its source and what it imports beside it."""
     module, colon, _ = task.name.partition(":")
     if module + colon in TASKS:
         return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *find_kind(task.name).packages])
@@ -94,7 +94,7 @@ def _reward(task: TaskConfig) -> str:
 
 
 def _sources(module: str, home: str) -> set[Path]:
-    """A module's file, or all of its package, and what they import from the same folder; nothing is imported here."""
+    """The file of a module, or all of its package, and what they import from the same folder. Nothing is imported."""
     spec = PathFinder.find_spec(module.partition(".")[0], [home or os.getcwd(), *sys.path])
     if spec is None:  # built into Python
         return set()
@@ -111,7 +111,7 @@ def _sources(module: str, home: str) -> set[Path]:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """First parts of the names of modules that a file imports absolutely; none of a file that is no Python."""
+    """Top-level names of the modules that a file imports absolutely; none if it is not Python."""
     try:
         tree = ast.parse(path.read_bytes() if path.suffix == ".py" else b"")
     except SyntaxError:

@@ -27,7 +27,7 @@ def append(file: TextIO, rows: Iterable[dict]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file (.gz: compressed), less a torn last line. ValueError for a broken one before."""
+    """The rows of a JSON-lines file (.gz: compressed) without a torn last line. ValueError for a broken one before."""
     rows, content = [], Path(path).read_bytes()
     content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
     lines = content.rstrip(b"\n").split(b"\n")

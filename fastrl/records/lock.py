@@ -1,4 +1,4 @@
-"""A lock on something that has one owner at a time. It dies with its process, whatever that dies of."""
+"""A lock on something that has one owner at a time. It ends with its process, however that ends."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ from fastrl.records.durable import make_folder
 
 
 class Lock(AbstractContextManager):
-    """Held from the start until `close`. ValueError when another process holds it, naming that process.
+    """Held from construction until `close`. ValueError that names the process which already holds it.
 
-    path: a file that is there while the lock is held, its folder made. what: the owned thing in the user's words.
-    Programs that the process starts do not inherit the lock. A file system without locks is said, and keeps nobody out.
+    path: a file that exists while the lock is held; its folder is made. what: the owned thing in the user's words.
+    Child programs do not inherit the lock. On a file system without locks it warns, and keeps nobody out.
     """
 
     def __init__(self, path: Path, what: str):
@@ -36,12 +36,12 @@ class Lock(AbstractContextManager):
 
 
 def lock_beside(path: Path, setting: str) -> Lock:
-    """The lock on making `path`, which is not there yet."""
+    """A lock for making `path`, which does not exist yet."""
     return Lock(path.with_name(f".{path.name}.lock"), f"{setting} = '{path}'")
 
 
 def _locked(path: Path, what: str) -> int:
-    """A descriptor of the file at `path`, locked; opened again where its owner deletes it in between."""
+    """A locked descriptor of the file at `path`. The file is opened again if its last owner deletes it meanwhile."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

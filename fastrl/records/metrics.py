@@ -1,8 +1,8 @@
 """The metrics of a run: one JSON line a step in `metrics.jsonl`, forwarded to TensorBoard, wandb or trackio.
 
-The file is the record and the sinks are views of it. A line is on disk when `log` returns: no checkpoint has a step
-whose line a power cut can take, and a killed run loses at most a torn last line. A resumed run drops what was logged
-after its checkpoint: each step is in the file once.
+The file is the record and the sinks are views of it. A line is on disk when `log` returns, so that a power cut takes no
+line of a step that has a checkpoint; a killed run loses at most a torn last line. A resumed run drops what was logged
+after its checkpoint, so that each step is in the file once.
 """
 
 import difflib
@@ -34,7 +34,7 @@ class MetricsLog(AbstractContextManager):
 
     config is the resolved configuration as a nested dict, shown by the sinks. resume_step is the step of the checkpoint
     that a resumed run starts from: later lines and a torn last line are dropped, the file being replaced atomically.
-    None means a new run. Raises ValueError for a new run in a folder that has metrics, and as `check_sinks`.
+    None means a new run. Raises ValueError for a new run in a folder that has metrics, and where `check_sinks` does.
     """
 
     def __init__(

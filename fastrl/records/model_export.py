@@ -15,11 +15,11 @@ from fastrl.process.ranks import ALONE, Ranks
 
 
 class ModelExport:
-    """`stage()` copies the weights of now, `write(folder)` saves that copy on the main rank, with config and tokenizer.
+    """`stage()` copies the weights; `write(folder)` saves the copy, with config and tokenizer, on the main rank.
 
-    Sharded parameters are gathered one by one, so that a device holds one of them whole at a time. dtype is what
+    Sharded parameters are gathered one by one: a device holds only one whole parameter at a time. dtype: what
     parameters are cast to (what transformers and vLLM will load); None keeps each as it is. Of a model with adapters
-    these alone are copied and saved, in peft's format.
+    only the adapters are copied and saved, in peft's format.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ModelExport:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def write(self, folder: Path) -> None:
-        """Save what was staged, on the main rank and in any thread; the copy is given up."""
+        """Save what was staged and drop the copy. On the main rank, in any thread."""
         self.model.save_pretrained(folder, state_dict=self.weights)
         self.weights = {}
         if self.generation_config:  # the model may have a sampler's at this moment
@@ -72,7 +72,7 @@ class ModelExport:
 
 
 def _set_dtype(path: Path, dtype: torch.dtype) -> None:
-    """config.json names the dtype of the module in memory; say what the files hold, in nested configs too."""
+    """Write the dtype of the files into config.json, nested configs too: it names that of the module in memory."""
     config = json.loads(path.read_text())
     for part in (config, *config.values()):
         if isinstance(part, dict) and "dtype" in part:

@@ -9,7 +9,7 @@ def check_place(path: Path, setting: str, *, allowed: Collection[str] | None = (
     """ValueError or OSError, naming the setting, unless `path` is new, or a folder with nothing in it but `allowed`.
 
     allowed: names of files; None for any, as in a folder that other processes write to.
-    A root and a home directory are nobody's to fill, empty or not.
+    The root and the home directory are refused, empty or not.
     """
     place = path.resolve()
     if place in (place.parent, Path(os.path.expanduser("~")).resolve()):

@@ -1,4 +1,4 @@
-"""The scored rollouts of each step: JSON lines, compressed, and no more of them than there is room for.
+"""The scored rollouts of each step as compressed JSON lines. Beyond a size limit the oldest steps are deleted.
 
 rollouts/step-NNNNNN.jsonl.gz, a line per rollout: `zcat` or Python's `gzip.open` reads them. Log-probs and entropies
 have five decimals.
@@ -19,7 +19,7 @@ DECIMALS = 5
 
 
 class RolloutFiles:
-    """The files of a run. limit_mib: beyond it the oldest steps go, which is said once through `say`; 0: none goes."""
+    """The files of a run. limit_mib: beyond it the oldest steps are deleted, which `say` tells once; 0: no limit."""
 
     def __init__(self, folder: Path, limit_mib: int, say: Callable[[str], None]):
         self.folder, self.limit_mib, self.say = folder, limit_mib, say
@@ -27,7 +27,7 @@ class RolloutFiles:
         self._has_said = False
 
     def write_step(self, step: int, rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str]) -> None:
-        """Write the file of a step, over an earlier one; it is on disk on return. texts: of the completions."""
+        """Write a step's file, replacing an earlier one; it is on disk on return. texts: of the completions."""
         path = self.folder / f"step-{step:06d}.jsonl.gz"
         text = "".join(dump_line(as_json(row)) for row in _rows(rollouts, problems, texts))
         write_file(path, gzip.compress(text.encode(), compresslevel=5, mtime=0))  # no date: equal runs, equal bytes
@@ -52,7 +52,7 @@ class RolloutFiles:
 
 
 def _rows(rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str]) -> Iterator[dict]:
-    """A rollout's line each. `advantage` is the credit that all of its tokens share, else null, with `credits`."""
+    """One row per rollout. `advantage` is the credit that its tokens share; if they differ, null beside `credits`."""
     for i, text in enumerate(texts):
         problem, reward = problems[rollouts.groups_R[i]], rollouts.rewards_R[i]
         credits = rollouts.of_rollout(i, rollouts.credits_N)

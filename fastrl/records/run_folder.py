@@ -1,4 +1,4 @@
-"""The run folder: one config, one owner at a time. It never takes a second run's files, nor lies among others'.
+"""The run folder: one config and one owner at a time, and no files but its own.
 
 config.toml · metrics.jsonl · tensorboard/ · rollouts/step-NNNNNN.jsonl.gz · checkpoints/ · eval/*.json
 """
@@ -17,10 +17,10 @@ OF_A_START = {LOCK, ".config.toml.draft"}  # what a run that died before it had 
 
 
 class RunFolder:
-    """Claims a folder that is there and checks it: ValueError when it is not a run's or another process runs there.
+    """Claims an existing folder and checks it. Writes nothing but a lock, which the main rank holds until `close`.
 
-    As well when it holds another config, or a run not being resumed. Nothing is written but the lock, on the main rank,
-    which is held until `close`. `previous` is the config that is there.
+    ValueError when the folder is not a run's, another process runs there, it holds another config, or it holds a run
+    and is_resumed is False. previous: the config that was found.
     """
 
     def __init__(self, config: TrainConfig, *, is_resumed: bool, is_main: bool = True):
@@ -52,7 +52,7 @@ class RunFolder:
             raise ValueError(f"{self.path} already holds this run; continue it with --resume or choose run.folder")
 
     def create(self) -> None:
-        """Make the folder if need be, and save the resolved config: what this start of the run does."""
+        """Make the folder if need be, and save the resolved config. ValueError if another process was faster."""
         if not self._lock:
             make_folder(self.path)
             self._claim()
@@ -61,6 +61,6 @@ class RunFolder:
         write_file(self._config_path, to_toml(self.config))
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the lock."""
         if self._lock:
             self._lock.close()

@@ -55,7 +55,7 @@ def _score_metrics(scored: Rollouts, correctness: Correctness) -> dict[str, floa
 
 
 def verifier_warning(rollouts: Rollouts) -> str:
-    """What of the verifier a person should know in this step: limits that were hit, completions without a verdict."""
+    """A warning about limits that were hit and completions without a verdict; empty if there are none."""
     hits = Counter(rollouts.reasons_R.tolist())
     faults = rollouts.reasons_R[np.isnan(rollouts.rewards_R)]
     said = [f"{reason} on {hits[reason]}" for reason in LIMIT_REASONS if hits[reason]]
@@ -68,7 +68,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _equal_share(rollouts: Rollouts) -> float:
-    """Share without contrast of the groups that have rewards: they carry no gradient under group objectives."""
+    """Share of the groups with rewards whose rewards are all equal: group objectives give these no gradient."""
     rewards_R = rollouts.rewards_R + rollouts.penalties_R
     rewards_PG = rewards_R.reshape(int(rollouts.groups_R.max()) + 1, -1)
     has_rewards_P = ~np.isnan(rewards_PG).all(axis=1)

@@ -1,4 +1,4 @@
-"""Which sampler runs, and why: one chooser, which `fastrl doctor` can ask too."""
+"""Chooses the sampler and says why; `fastrl doctor` and `fastrl plan` ask, too."""
 
 import importlib
 import importlib.util
@@ -39,14 +39,14 @@ def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, st
 
 
 def ignored_settings(model: PreTrainedModel) -> dict[str, float]:
-    """Sampling settings of the model's own generation config that differ from plain sampling: none of them is used."""
+    """Settings of the model's own generation config that differ from plain sampling. They are ignored."""
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     own = {name: getattr(model.generation_config, name, None) for name in neutral}
     return {name: value for name, value in own.items() if value is not None and value != neutral[name]}
 
 
 def build_sampler(parts: SamplerParts) -> Sampler:
-    """The sampler that `choose_sampler` names. Build it before the optimizer: it may move the parameters elsewhere."""
+    """The sampler that `choose_sampler` names. Build it before the optimizer, because it may move the parameters."""
     kind, reason = choose_sampler(parts.config, parts.policy.device)
     parts.say(f"sampler: {kind} ({reason})")
     module, _, function = SAMPLERS[kind].partition(":")

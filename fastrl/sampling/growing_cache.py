@@ -32,7 +32,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _has_room(self, length: int) -> bool:
-        """Not where the keys are somebody's copy, of chosen rows say."""
+        """False if the keys are no view of the room but a copy, for example of chosen rows."""
         if self.rooms is None:
             return False
         room = self.rooms[0]

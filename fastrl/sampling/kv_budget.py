@@ -19,7 +19,7 @@ SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters in vLLM
 
 
 def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
-    """Keys and values of one token in all layers, in `dtype`, by default the model's."""
+    """Bytes of the keys and values of one token in all layers, in `dtype` (default: the model's)."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -27,11 +27,10 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) ->
 
 
 def served_bytes(weights: str, model: nn.Module, dtype: torch.dtype, *, is_sharded: bool) -> int:
-    """Of the weights in `dtype` that vLLM keeps beside the trained ones: the whole model unless both share tensors, or
-    buffers for adapters.
+    """Bytes of the weights in `dtype` that vLLM keeps beside the trained ones.
 
-    weights: sampler.weights. An `auto` that finds sharing impossible is not foreseen. ValueError for a LoRA rank that
-    vLLM does not serve.
+    These are buffers for adapters, or else the whole model unless both share tensors. weights: sampler.weights; `auto`
+    is taken to share. ValueError for a LoRA rank that vLLM does not serve.
     """
     if added := adapters(model):
         values = sum(served_rank(len(a.A)) * (a.A.shape[1] + a.B.shape[0]) for a in added.values())
@@ -48,7 +47,7 @@ def served_rank(rank: int) -> int:
 
 
 def reserved_bytes(device: torch.device, *, has_engine: bool) -> int:
-    """Of a GPU, for what no tensor of ours shows: CUDA's context and code, gaps; an engine's graphs and workspaces.
+    """Bytes of a GPU that no tensor of ours shows: CUDA's context and code, gaps; an engine's graphs and workspaces.
 
     Round numbers: an H100 of 79.2 GiB trained with 73 GiB of tensors allocated beside an engine with 86 CUDA graphs, so
     all of it took less than 6.2 GiB there.

@@ -1,8 +1,8 @@
 """Proof that no sequence read keys and values that an earlier call, under older weights, had left in the cache.
 
-Samples of one prompt read each other's prompt; different prompts read what they have in common. So within a call that
-began with an empty cache, the least that any sample of a prompt read from the cache cannot exceed the longest prefix
-that this prompt shares with another one of the call: whoever came first had nothing else to read. More is a left-over.
+Samples of one prompt share its keys and values; different prompts share those of a common prefix. If a call begins with
+an empty cache, the first sample of a prompt finds only what other prompts of the call have left there: at most their
+longest common prefix. If all samples of a prompt read more than that, the cache was not empty.
 """
 
 from itertools import pairwise

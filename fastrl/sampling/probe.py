@@ -1,8 +1,8 @@
-"""The log-prob probe: does the trainer give tokens that were just sampled the log-probs that the sampler says?
+"""The log-prob probe: do trainer and sampler agree on the log-probs of tokens that were just sampled?
 
-|Δlogp| of the scored rollouts is compared with what it was before the first update, when both sides had just read the
-same file: what was seen then is numerics (other kernels, bfloat16), several times that is another policy. The mean and
-a high quantile can stop a run; the maximum of 10⁵ tokens is one odd token, and is said only. The probe sees what
+|Δlogp| of the scored rollouts is compared with its value before the first update, when both sides had just read the
+same file. That value is numerics (other kernels, bfloat16); several times as much is another policy. The mean and a
+high quantile can stop a run; the maximum of 10⁵ tokens is one odd token and only gives a warning. The probe sees what
 pointers and checksums cannot (a cache of old keys, a kernel that packed a weight away), but one step at a small
 learning rate moves log-probs by no more than rounding does: it is the second proof, not the only one.
 """
@@ -43,7 +43,7 @@ def measure(rollouts: Rollouts) -> Noise:
 
 
 class LogprobProbe:
-    """`check` calibrates on the first step that it sees and compares every later one. State: see `state`."""
+    """`check` calibrates on the first step and compares later ones with it. state: what `state` returned."""
 
     def __init__(self, dtype: torch.dtype, state: dict[str, float] | None = None):
         self.dtype = dtype
@@ -66,7 +66,7 @@ class LogprobProbe:
     def check(self, rollouts: Rollouts) -> str:
         """StaleWeightsError beyond the limit; SamplerError when sampler and trainer disagree from the start.
 
-        Returns a warning where no more than the maximum is beyond it, else nothing.
+        Returns a warning if only the maximum is beyond the limit, else an empty text.
         """
         seen = measure(rollouts)
         if self.calibration is None:

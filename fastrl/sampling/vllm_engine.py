@@ -89,7 +89,7 @@ class Engine:
     def stream(
         self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
     ) -> Iterator[tuple[int, Completion]]:
-        """As `generate`, each with the index of its request, as soon as it is finished."""
+        """(index of the request, completion), each as soon as it is finished; else as `generate`."""
         from vllm.lora.request import LoRARequest
 
         adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
@@ -163,7 +163,7 @@ class Engine:
 
     @contextmanager
     def _working(self, action: str) -> Iterator[None]:
-        """On the engine's stream. An in-process engine can fail with any exception; whichever it is, it is its own."""
+        """Run the block on the engine's stream. SamplerError for any exception: all of them are the engine's."""
         try:
             with self._stream.current():
                 yield
@@ -260,7 +260,7 @@ def _lora_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _num_processes() -> int:
-    """Of this process's default group; an earlier engine may have made one of size 1."""
+    """Processes of the default group, of which an earlier engine may have made one of size 1."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
@@ -271,13 +271,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def _keep_weight(layer: nn.Module, remove_weight: bool = False) -> None:
-    """In place of packing a layer's weight away: compute with the weight itself."""
+    """Let a layer compute with its weight itself, instead of packing the weight away."""
     layer.cpu_linear = torch.nn.functional.linear
 
 
 @contextmanager
 def _linear_weights_kept() -> Iterator[None]:
-    """While a model loads on CPU: keep linear weights from being packed into copies that nobody can reach."""
+    """While a model loads on CPU, keeps linear weights from being packed into copies that nobody can reach."""
     import vllm.model_executor.layers.linear as linear
     import vllm.model_executor.layers.utils as utils
     import vllm.model_executor.layers.vocab_parallel_embedding as embedding

@@ -19,11 +19,11 @@ from fastrl.sampling.vllm_engine import Completion, Engine, EngineSettings, Requ
 from fastrl.sampling.weights.choose import share_weights
 from fastrl.sampling.weights.shared import SharedWeights
 
-PART = 256  # completions of whole prompts that are handed over while others are still sampled
+PART = 256  # completions, of whole prompts, that are handed over while others are still sampled
 
 
 class VllmSampler:
-    """Samples through `engine` from `weights`. stop_token_ids end a completion and are part of it."""
+    """Samples from `weights` through `engine`. stop_token_ids end a completion and are part of it."""
 
     def __init__(self, engine: Engine, weights: SharedWeights, *, stop_token_ids: list[int]):
         self.engine, self.weights, self.stop_token_ids = engine, weights, stop_token_ids

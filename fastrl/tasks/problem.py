@@ -58,7 +58,7 @@ class Problem:
 
 
 def content_id(prompt: Prompt, row: dict) -> str:
-    """The first words of a prompt, for people, and a hash of everything that the problem is."""
+    """The first words of a prompt, for people, and a hash of prompt and row."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     words = "-".join(re.findall(r"[a-z0-9]+", text.lower())[:5])[:32]
     content = json.dumps([prompt, row], sort_keys=True, default=repr).encode()
@@ -66,7 +66,7 @@ def content_id(prompt: Prompt, row: dict) -> str:
 
 
 def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
-    """The same problems; one that comes again gets a number behind its id, so that it is counted by itself."""
+    """The same problems; one that is repeated gets a number behind its id, so that each is counted by itself."""
     seen: Counter[str] = Counter()
     numbered = []
     for problem in problems:

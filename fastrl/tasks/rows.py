@@ -70,7 +70,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def require_prompt(fields: dict, names: tuple[str, ...], where: str) -> Prompt:
-    """As `require_text`, but a chat is a prompt, too: a list of messages, each with `role` and `content` as text."""
+    """As `require_text`, or a chat: a list of messages, each with `role` and `content` as text."""
     name = next((name for name in names if fields.get(name) is not None), "")
     if not isinstance(fields.get(name), list):
         return require_text(fields, names, where)

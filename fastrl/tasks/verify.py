@@ -1,4 +1,4 @@
-"""Scoring outside of training: a file of completions, and the one call that finds a broken reward before it matters."""
+"""Scoring outside of training: a file of completions, and one call that finds a broken reward before a run starts."""
 
 import json
 import os
@@ -54,8 +54,8 @@ def verify_file(
 
     Each row has `completion` and what the task needs: `answer` for math, `numbers` and `target` for countdown, the
     entry for reasoning-gym, anything for a user's reward. `completion`, `reward`, `reason` and `finish_reason` are not
-    handed to the reward. A reward that judges groups gets together, wherever they stand, the rows whose other fields
-    are all equal.
+    handed to the reward. For a reward that judges groups, rows whose other fields are all equal are one group, wherever
+    they stand.
 
     `reward` becomes null where the verifier failed or the row lacks what the task needs (a null, empty or absent
     answer); `reason` says which. A row whose `finish_reason` is "length" was cut at the token limit and counts as
@@ -93,7 +93,7 @@ def verify_file(
 
 
 def _score(pool: VerifierPool, items: list[Item]) -> list[Verdict]:
-    """As `pool.score`, with groups whose rows do not stand beside each other."""
+    """As `pool.score`, but the rows of a group need not stand beside each other."""
     if not pool.judges_groups():
         return pool.score(items)
     groups: dict[str, list[int]] = {}
@@ -105,7 +105,7 @@ def _score(pool: VerifierPool, items: list[Item]) -> list[Verdict]:
 
 
 def _counted(fields: dict, verdict: Verdict, correctness: Correctness) -> dict:
-    """The row with what its verdict counts as, as training would count it."""
+    """The row with its reward and reason, counted as training would count them."""
     is_truncated = fields.get("finish_reason") == "length"
     is_wrong = is_truncated and correctness.truncated == "wrong" and not verdict.is_fault
     reward = correctness.reward(verdict.reward, is_truncated=is_truncated)
@@ -130,7 +130,7 @@ def _read_item(kind: TaskKind, fields: dict, where: str) -> Item | UnusableRow:
 
 
 def _prompt(kind: TaskKind, data: dict, where: str) -> Prompt:
-    """What training would give the reward; empty where the row has no prompt, which a reward may do without."""
+    """The prompt that training would give the reward; empty if the row has none, which a reward may do without."""
     try:
         return kind.read_prompt(data, where)
     except ValueError:

@@ -21,7 +21,7 @@ from fastrl.sampling.weights.shared import AliasedWeights
 class AdapterWeights:
     """Aliased base and published adapters. ValueError when vLLM cannot take either as it is.
 
-    is_exact: α/r is a power of two, so that (α/r)·B is not rounded again.
+    is_exact: whether α/r is a power of two, so that (α/r)·B is not rounded again.
     """
 
     mode: Literal["adapters"] = "adapters"

@@ -1,4 +1,4 @@
-"""Which way the served model gets the trainer's weights: one chooser, and it says why."""
+"""Chooses how the served model gets the trainer's weights, and says why."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -51,7 +51,7 @@ def share_weights(
 
 
 def _share_adapters(mode: str, engine: Engine, model: nn.Module, say: Callable[[str], None]) -> AdapterWeights:
-    """The frozen base is vLLM's own tensors, the adapters are handed over after each update."""
+    """Let the frozen base be vLLM's own tensors; the adapters are handed over after each update."""
     if mode not in ("auto", "alias"):
         raise ValueError(f"sampler.weights = '{mode}': beside adapters the frozen base is always aliased ('auto')")
     try:

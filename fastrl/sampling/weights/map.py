@@ -1,4 +1,4 @@
-"""Which rows of which vLLM tensor are a Hugging Face parameter: the map that both sharing and checking go by.
+"""The map from each Hugging Face parameter to the rows of a vLLM tensor that hold it. Sharing and checking use it.
 
 A map is complete when every parameter of the trained model has exactly one place of its own shape and dtype, every
 tensor of the served model is some parameter's place, and the bytes on both sides agree.
@@ -51,7 +51,7 @@ def bit_checksum(tensors: list[Tensor]) -> tuple[int, int]:
 
 
 def is_same_memory(a: Tensor, b: Tensor) -> bool:
-    """One tensor in all but name: address, shape, strides, dtype, storage."""
+    """Whether two tensors are one: address, shape, strides, dtype and storage are the same."""
     return (
         a.data_ptr() == b.data_ptr()
         and a.shape == b.shape
@@ -62,7 +62,7 @@ def is_same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def gaps(parameters: dict[str, Tensor], slots: list[Slot]) -> list[str]:
-    """What keeps the map from being complete, one line each; empty: 100 % of both sides, byte for byte."""
+    """What keeps the map from being complete, one text each. Empty: it covers both sides, byte for byte."""
     known = places(slots)
     found = [f"{s.name}: fused or padded in a way that row ranges do not describe" for s in slots if not s.rows]
     found += [f"{n}: served, but not a parameter of the trained model" for n in known if n not in parameters]

@@ -1,6 +1,6 @@
 """Functions of rational numbers whose value is exact: roots, factorials, binomials, rounding, divisors.
 
-Each takes and returns a `Fraction`, or returns None where the value is not rational. Sizes are bounded before anything
+Each takes and returns a `Fraction`, or returns None where the value is not rational. Sizes are checked before anything
 is computed: `Unreadable` says that a value is out of reach.
 """
 

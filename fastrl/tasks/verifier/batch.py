@@ -60,7 +60,7 @@ class Batch:
             (self.suspects if is_suspect else self.waiting).append(index)
 
     def hit(self, index: int, limit: str) -> None:
-        """A limit: the second time, in a fresh worker, it is the verdict of the call's completions."""
+        """Note a limit that a call has hit. The second time, in a fresh worker, it is the verdict."""
         if index in self.limits:
             self._settle_alike(index, Verdict(0.0, limit))
         else:
@@ -68,7 +68,7 @@ class Batch:
             self.suspects.append(index)
 
     def die(self, index: int, how: str) -> None:
-        """A worker that ended by itself, or was killed from outside: nobody knows by whom."""
+        """Note that a worker on this call ended by itself, or was killed by somebody unknown."""
         self.num_deaths[index] += 1
         if self.num_deaths[index] < MAX_DEATHS:
             self.suspects.append(index)
@@ -77,7 +77,7 @@ class Batch:
             self._settle_alike(index, fault(f"the worker {how} {MAX_DEATHS} times on this {what}"))
 
     def settle(self, index: int, verdicts: Sequence[Verdict]) -> None:
-        """The verdicts of a call, one for each of its completions."""
+        """Take the verdicts of a call, one for each of its completions."""
         for position, verdict in zip(self._positions[index], verdicts, strict=True):
             self.verdicts[position] = verdict
         self.num_open -= 1

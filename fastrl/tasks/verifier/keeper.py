@@ -50,7 +50,7 @@ def keep(lifeline: int, channel: int) -> None:
 
 
 def _wait(worker: int, trainer: int, lifeline: int, wakes: int) -> int | None:
-    """Until the worker ends by itself: its exit status, negative for a signal. None when it has to be ended."""
+    """Wait for the worker. Its exit status (negative: a signal) if it ends by itself; None if it has to be ended."""
     while os.getppid() == trainer:
         while True:  # orphans are ours to bury, too
             pid, status = os.waitpid(-1, os.WNOHANG)

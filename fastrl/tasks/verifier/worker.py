@@ -82,7 +82,7 @@ def work(channel: Connection) -> None:
 
 
 def _load(orders: Orders) -> tuple[Judge, bool]:
-    """The reward as a function that raises nothing, even if it cannot be loaded; and whether it judges groups."""
+    """(the reward as a function that never raises, even if it cannot be loaded; whether it judges groups)."""
     try:
         reward = pickle.loads(orders.reward)
         prepare = getattr(reward, "prepare", None)
@@ -96,7 +96,7 @@ def _load(orders: Orders) -> tuple[Judge, bool]:
 
 
 def _judges_groups(reward: Callable) -> bool:
-    """Whether the reward's second parameter is `completions`. TypeError where that name stands anywhere else."""
+    """Whether the reward's second parameter is `completions`. TypeError if another parameter has that name."""
     try:
         signature = inspect.signature(reward)
     except ValueError:  # a function written in C does not tell
