@@ -209,6 +209,7 @@ def _train_chunks(
         bad = policy_rows(kernel, logits, rows.take(part), tail, loss, out.narrow(part), wanted.any)
         check_possible(bad, rows, part.start, index)
         gradients.add(part, logits)
+    del logits  # before dW is rounded into another buffer
     return LinearResult(out.total_loss(), out, *gradients.result())
 
 

@@ -8,6 +8,7 @@ registered name and floats, a missing gradient as an empty tensor. The back-end 
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .rows import TokenRows, as_column
 from .surrogates import SURROGATES
 
 
-def _kernel(operation: str, tensor: Tensor):
+def _kernel(operation: str, tensor: Tensor) -> ModuleType:
     return row_kernel(choose(operation, tensor.device, tensor.dtype).backend)
 
 
@@ -98,30 +99,31 @@ def _(hidden, weight, bias, *args):
 
 
 def _keep_gradients(ctx, inputs, output) -> None:
-    ctx.wants = inputs[-3:]
+    ctx.wants, ctx.kernel = inputs[-3:], _kernel("linear_policy_loss", inputs[0])
     ctx.num_inputs = len(inputs)
     ctx.save_for_backward(*output[4:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros the size of dW for outputs without gradient
 
 
-def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    """grad·upstream, multiplied in fp32. A factor of 1, the usual one, makes no copy on CPU, where looking is free."""
-    is_traced = torch.compiler.is_compiling() or type(upstream) is not Tensor
-    if upstream.device.type != "cpu" or is_traced:
-        return (grad.float() * upstream).to(grad.dtype)
-    factor = float(upstream)
-    return grad if factor == 1.0 else grad * factor
+def _scaled(kernel: ModuleType, gradient: Tensor, upstream: Tensor) -> Tensor:
+    """gradient·upstream, rounded once: in the gradient's own memory, unless another backward will read it again."""
+    if torch.compiler.is_compiling() or type(upstream) is not Tensor:  # traced: the compiler fuses it
+        return (gradient.float() * upstream).to(gradient.dtype)
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        gradient = gradient.clone()
+    kernel.scale_(gradient, upstream)
+    return gradient
 
 
 def _hand_out_gradients(ctx, upstream, *_):
     if upstream is None:
         return (None,) * ctx.num_inputs
     grads = [
-        _scaled(grad, upstream) if is_wanted else None
+        _scaled(ctx.kernel, grad, upstream) if is_wanted else None
         for grad, is_wanted in zip(ctx.saved_tensors, ctx.wants, strict=True)
     ]
-    return grads[0], grads[1], grads[2], *([None] * (ctx.num_inputs - 3))
+    return *grads, *([None] * (ctx.num_inputs - 3))
 
 
 linear_policy_loss_op.register_autograd(_hand_out_gradients, setup_context=_keep_gradients)

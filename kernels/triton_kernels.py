@@ -188,6 +188,8 @@ def _scale_kernel(gradient_ptr, upstream_ptr, num_elements, BLOCK: tl.constexpr)
     """gradient ← gradient·upstream; a factor of 1 touches no memory, and the host need not know."""
     factor = tl.load(upstream_ptr)
     if factor != 1:
-        offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        mask = offs < num_elements
-        tl.store(gradient_ptr + offs, tl.load(gradient_ptr + offs, mask=mask).to(tl.float32) * factor, mask=mask)
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        for start in range(first, num_elements, tl.num_programs(0).to(tl.int64) * BLOCK):
+            offs = start + tl.arange(0, BLOCK)
+            mask = offs < num_elements
+            tl.store(gradient_ptr + offs, tl.load(gradient_ptr + offs, mask=mask).to(tl.float32) * factor, mask=mask)

@@ -11,6 +11,8 @@ from .triton_losses import NUM_PARAMETERS, parameters_of
 
 fused_surrogates = tuple(NUM_PARAMETERS)
 MAX_BLOCK_V = 8192
+SCALE_BLOCK = 4096
+MAX_SCALE_PROGRAMS = 1024  # enough for any GPU, and few enough to cost nothing where the factor is 1
 THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
 
 
@@ -134,5 +136,5 @@ def scale_(gradient: Tensor, upstream: Tensor) -> None:
     if not gradient.is_contiguous():
         gradient.mul_(upstream)
     elif gradient.numel():
-        block = 4096
-        _scale_kernel[(triton.cdiv(gradient.numel(), block),)](gradient, upstream, gradient.numel(), BLOCK=block)
+        num_programs = min(MAX_SCALE_PROGRAMS, triton.cdiv(gradient.numel(), SCALE_BLOCK))
+        _scale_kernel[(num_programs,)](gradient, upstream, gradient.numel(), BLOCK=SCALE_BLOCK)

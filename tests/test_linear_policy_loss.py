@@ -68,13 +68,41 @@ def test_heads_over_many_chunks(small_chunks, dtype, head) -> None:
     assert_gradients_as_good(case, FULL)
 
 
-@pytest.mark.parametrize("upstream", [0.5, -3.0])
-def test_upstream_gradient_scales_everything(upstream) -> None:
-    case = make_case(20, 50, 16, torch.float32, has_bias=True)
+@pytest.mark.parametrize("upstream", [0.0, 0.5, 1.0, 2.0, -0.5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_upstream_gradient_scales_everything(dtype, upstream) -> None:
+    case = make_case(20, 50, 16, dtype, has_bias=True)
     _, once = run_linear(case, CLIP, "native")
     _, scaled = run_linear(case, CLIP, "native", upstream=upstream)
     for plain, times in zip(once, scaled, strict=True):
-        assert torch.allclose(times, upstream * plain, rtol=1e-6, atol=0)
+        assert torch.equal(times, upstream * plain)  # rounded once
+
+
+class LargeResults(TorchDispatchMode):
+    """Names of the operations whose result is as large as `least` elements and lies in memory of its own."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.names = least, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result, known = func(*args, **(kwargs or {})), {x.data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        if isinstance(result, torch.Tensor) and result.numel() >= self.least and result.data_ptr() not in known:
+            self.names.append(func.overloadpacket.__name__)
+        return result
+
+
+@pytest.mark.parametrize("upstream", [1.0, -0.5])
+def test_the_backward_copies_no_gradient_that_is_read_once(upstream) -> None:
+    case = make_case(40, 50, 16, torch.bfloat16)
+    inputs = [x.requires_grad_() for x in case.inputs]
+    loss = upstream * linear_policy_loss(inputs[0], Head(inputs[1]), case.rows, CLIP).loss
+    with LargeResults(40 * 16) as made:
+        kept = torch.autograd.grad(loss, inputs, retain_graph=True)
+        assert made.names == ["clone", "clone"]
+        again = torch.autograd.grad(loss, inputs)
+    assert made.names == ["clone", "clone"]
+    assert all(torch.equal(first, second) for first, second in zip(kept, again, strict=True))
 
 
 def test_rows_without_gradient_are_not_computed() -> None:
@@ -140,7 +168,7 @@ def test_frozen_inputs_get_the_same_gradients_beside_them() -> None:
     assert not result.loss.requires_grad
 
 
-@pytest.mark.parametrize("upstream", [1.0, 2.0])
+@pytest.mark.parametrize("upstream", [1.0, 2.0, 0.0, -0.5])
 def test_a_second_backward_doubles_and_never_more(upstream) -> None:
     case = make_case(12, 40, 8, torch.float32)
     hidden, weight = (x.clone().requires_grad_() for x in (case.hidden, case.head.weight))

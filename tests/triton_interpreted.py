@@ -12,7 +12,7 @@ from test_losses import HALF, SURROGATES, evaluate
 from test_surrogates import EXTRAS, RootClip, assert_fused_twin_agrees, assert_linear_as_good
 from test_surrogates import registered as registered  # a fixture
 
-from fastrl.kernels import TokenLoss, forced_backend, token_logprobs, triton_rows
+from fastrl.kernels import Head, TokenLoss, forced_backend, linear_policy_loss, token_logprobs, triton_rows
 from fastrl.kernels.rows import HeadTail, RowResults
 from fastrl.kernels.triton_losses import parameters_of
 
@@ -150,12 +150,27 @@ def test_strided_rows_and_offsets_beyond_32_bits() -> None:
     assert torch.equal(out.logprobs, near.logprobs)
 
 
-@pytest.mark.parametrize("upstream", [1.0, 0.25])
-def test_scaling_in_place(upstream) -> None:
-    values = torch.randn(5000).bfloat16()
+@pytest.mark.parametrize("upstream", [1.0, 0.25, 0.0, -0.5])
+def test_scaling_in_place(monkeypatch, upstream) -> None:
+    """50 blocks and a part of one in three programs."""
+    monkeypatch.setattr(triton_rows, "SCALE_BLOCK", 128)
+    monkeypatch.setattr(triton_rows, "MAX_SCALE_PROGRAMS", 3)
+    values = torch.randn(50 * 128 + 7).bfloat16()
     expected = (values.float() * upstream).bfloat16()
     triton_rows.scale_(values, torch.tensor(upstream))
     assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 2.0, 0.0, -0.5])
+def test_two_backwards_of_the_operator(upstream) -> None:
+    case = make_case(12, 40, 8, torch.float32)
+    hidden, weight = (x.requires_grad_() for x in case.inputs)
+    with forced_backend("triton"):
+        loss = linear_policy_loss(hidden, Head(weight), case.rows, PLAIN).loss
+    once = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    for is_kept in (True, False):
+        scaled = torch.autograd.grad(upstream * loss, (hidden, weight), retain_graph=is_kept)
+        assert all(torch.equal(mine, upstream * plain) for mine, plain in zip(scaled, once, strict=True))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())

@@ -276,16 +276,17 @@ def loss_gradients(
     has_buffer: dW is summed in a float32 buffer of the caller's, and None here. device_type: where the head will be.
     """
     num_rows, dtype = hidden_NH.shape[0], weight_VH.dtype
-    columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)
+    columns = hidden_NH.new_empty(num_rows, LOSS_ROW_BYTES, dtype=torch.uint8)  # noqa: F841, counted while it lives
     forms_weight = weight_VH.requires_grad and not has_buffer
     spare_bytes = 4 * weight_VH.numel() if forms_weight and dtype != torch.float32 else 0
     size = chunks.chunk_rows(num_rows, _placed(weight_VH, device_type), spare_bytes, has_buffer=has_buffer)
-    made = [columns, hidden_NH.new_empty(size, weight_VH.shape[0])]
+    buffers, grad_weight = [hidden_NH.new_empty(size, weight_VH.shape[0])], None
     if forms_weight:
-        made.append(torch.empty_like(weight_VH, dtype=dtype if size >= num_rows else torch.float32).detach())
-    grad_hidden = torch.empty_like(hidden_NH).detach()
-    grad_weight = made[-1].to(dtype) if forms_weight else None
-    return [grad_hidden, grad_weight], num_bytes(made[1:])
+        grad_weight = torch.empty_like(weight_VH, dtype=dtype if size >= num_rows else torch.float32).detach()
+        buffers.append(grad_weight)
+    grad_hidden, counted = torch.empty_like(hidden_NH).detach(), num_bytes(buffers)
+    buffers.clear()  # the logits go before a sum in float32 is rounded
+    return [grad_hidden, None if grad_weight is None else grad_weight.to(dtype)], counted
 
 
 def _placed(weight: Tensor, device_type: str) -> Tensor:
