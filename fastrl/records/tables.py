@@ -34,7 +34,7 @@ def difference_table(pairs: dict[str, tuple[dict, dict]]) -> str:
     moved = [solved_and_lost(eval_base=b, eval_new=a) for a, b in pairs.values()]
     rows = [["difference, points", *pairs]]
     for k in sorted(set(chain.from_iterable(curves))):
-        rows.append([f"pass@{k}", *(_difference(curve[k]) if k in curve else "–" for curve in curves)])
+        rows.append([f"pass@{k}", *(difference_text(curve[k]) if k in curve else "–" for curve in curves)])
     rows.append(["newly solved", *(str(len(solved)) for solved, _ in moved)])
     rows.append(["lost", *(str(len(lost)) for _, lost in moved)])
     return _markdown(rows) + "\n`*` the 95 % interval, paired over problems, excludes 0.\n"
@@ -47,7 +47,8 @@ def _mean(evaluation: dict, k: int) -> str:
     return f"{100 * interval['mean']:.1f} ±{50 * (interval['high'] - interval['low']):.1f}"
 
 
-def _difference(interval: Interval) -> str:
+def difference_text(interval: Interval) -> str:
+    """`+1.2 [+0.3, +2.1] *` in points; a space where the interval holds 0."""
     mean, low, high = (
         f"{100 * value:+.1f}".replace("-", "−") for value in (interval.mean, interval.low, interval.high)
     )
