@@ -1,6 +1,6 @@
 """`fastrl compare`: evaluations of the same problems side by side, as one figure and one page that needs no network.
 
-Differences are to the first of them, paired by problem, with 95 % bootstrap intervals over problems: what other
+Differences are to the first evaluation, paired by problem. Their 95 % bootstrap intervals over problems say what other
 problems of the kind would change, not what another training seed would.
 """
 
@@ -31,7 +31,7 @@ PAGE = Path(__file__).with_name("comparison.html")  # a Jinja template
 
 @dataclass(frozen=True)
 class Difference:
-    """An evaluation less the first: pass@k by k, and the problems that only one of them solves with any sample."""
+    """An evaluation minus the first: pass@k by k, and the problems that only one of the two solves with any sample."""
 
     name: str
     pass_at_k: dict[int, Interval]
@@ -54,7 +54,7 @@ def find_evaluation(path: Path) -> Path:
 
 
 def names_of(paths: list[Path]) -> list[str]:
-    """Short and different names: the last parts of the paths that are not the same for all."""
+    """Short, distinct names: the last parts of the paths, but for an ending that all share. ValueError for equals."""
     if len(set(paths)) < len(paths):
         twice = next(p for p, count in Counter(paths).items() if count > 1)
         raise ValueError(f"{twice} is named twice; there is nothing to compare")
@@ -69,7 +69,7 @@ def names_of(paths: list[Path]) -> list[str]:
 
 
 def differences(evaluations: dict[str, dict]) -> list[Difference]:
-    """Every evaluation but the first, less the first. ValueError, with the names, for different problems."""
+    """Every other evaluation minus the first. ValueError, with the names, for different problems."""
     (base_name, base), *others = evaluations.items()
     found = []
     for name, evaluation in others:

@@ -56,7 +56,7 @@ def difference_text(interval: Interval) -> str:
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    """A table of which the first row is the header; the first column is aligned left, the others right."""
+    """A table. The first row is its header; the first column is aligned left, the others right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
