@@ -7,7 +7,7 @@ import pytest
 
 from fastrl.cli import main
 from fastrl.config.schema import TaskConfig
-from fastrl.evaluation.evaluate import same_problems
+from fastrl.evaluation.evaluate import check_same_problems
 from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import load_task
 from fastrl.tasks.rows import number_text, read_rows
@@ -40,7 +40,7 @@ def test_problems_are_known_by_their_content_not_by_their_place(tmp_path):
     with pytest.raises(ValueError, match="evaluations of different problems"):
         solved_and_lost(evaluation(aime), evaluation(amc))
     with pytest.raises(ValueError, match="hold different problems"):
-        same_problems(evaluation(aime), [p.id for p in amc])
+        check_same_problems(evaluation(aime), [p.id for p in amc])
     shuffled = problems(tmp_path / "other" / "any.jsonl", AIME[::-1])
     base, new = evaluation(aime, correct=0), evaluation(shuffled, correct=0)
     new["problems"][0]["num_correct"] = 4  # the last of AIME

@@ -112,7 +112,7 @@ def test_bfloat16_weights_are_the_rounded_masters_in_shared_memory(share):
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt2"])
 def test_copy_takes_the_trainers_weights_bit_for_bit(share, family):
     with share(family, "copy") as shared:
-        assert shared.sampler.weights.mode == "copy" and shared.sampler.shares_weights
+        assert type(shared.sampler.weights) is CopiedWeights and shared.sampler.shares_weights
         ours = {p.data_ptr() for p in shared.model.parameters()}
         assert not ours & {s.parameter.data_ptr() for s in shared.sampler.engine.slots()}
         assert shared.sampler.publish(0) == sum(p.nbytes for p in shared.model.parameters())
@@ -121,7 +121,7 @@ def test_copy_takes_the_trainers_weights_bit_for_bit(share, family):
 
 def test_a_model_that_does_not_map_is_copied_with_the_reason_said(share):
     with share("gpt2") as shared:
-        assert shared.sampler.weights.mode == "copy" and not shared.sampler.weights.has_map
+        assert type(shared.sampler.weights) is CopiedWeights and not shared.sampler.weights.has_map
         assert "sharing is not possible" in shared.said[0] and "attn.c_attn.weight: (64, 192)" in shared.said[0]
     with pytest.raises(ValueError, match="'alias' is not possible: 8 gaps"), share("gpt2", "alias"):
         pass

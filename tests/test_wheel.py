@@ -20,6 +20,7 @@ def test_the_wheel_works_away_from_the_repository(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert sorted(p.name.split("-")[0] for p in site.iterdir()) == ["fastrl", "fastrl"]
+    assert (site / "fastrl" / "evaluation" / "comparison.html").is_file()
     code = (
         "import fastrl, fastrl._native, fastrl.kernels.native as n, torch;"
         "print(fastrl.__file__, fastrl._native.__file__);"

@@ -1,6 +1,6 @@
 """`fastrl compare`: evaluations of the same problems side by side, as one figure and one page that needs no network.
 
-Differences are to the first of them, paired by problem, with 95 % bootstrap intervals over problems: what other
+Differences are to the first evaluation, paired by problem. Their 95 % bootstrap intervals over problems say what other
 problems of the kind would change, not what another training seed would.
 """
 
@@ -13,7 +13,7 @@ from jinja2 import Environment
 
 from fastrl.evaluation.results import load_evaluation
 from fastrl.records.plot import plot_pass_at_k
-from fastrl.records.tables import difference_table, pass_table
+from fastrl.records.tables import difference_table, difference_text, pass_table
 from fastrl.statistics import Interval, paired_pass_difference, solved_and_lost
 
 SPLITS = ("test", "validation", "train")  # of a run folder, the first that was evaluated
@@ -26,11 +26,12 @@ SCALARS = {
     "truncated_share": "truncated share",
 }
 CALIBRATION = ("stated_share", "brier", "ece", "auroc")
+PAGE = Path(__file__).with_name("comparison.html")  # a Jinja template
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An evaluation less the first: pass@k by k, and the problems that only one of them solves with any sample."""
+    """An evaluation minus the first: pass@k by k, and the problems that only one of the two solves with any sample."""
 
     name: str
     pass_at_k: dict[int, Interval]
@@ -53,7 +54,7 @@ def find_evaluation(path: Path) -> Path:
 
 
 def names_of(paths: list[Path]) -> list[str]:
-    """Short and different names: the last parts of the paths that are not the same for all."""
+    """Short, distinct names: the last parts of the paths, but for an ending that all share. ValueError for equals."""
     if len(set(paths)) < len(paths):
         twice = next(p for p, count in Counter(paths).items() if count > 1)
         raise ValueError(f"{twice} is named twice; there is nothing to compare")
@@ -68,7 +69,7 @@ def names_of(paths: list[Path]) -> list[str]:
 
 
 def differences(evaluations: dict[str, dict]) -> list[Difference]:
-    """Every evaluation but the first, less the first. ValueError, with the names, for different problems."""
+    """Every other evaluation minus the first. ValueError, with the names, for different problems."""
     (base_name, base), *others = evaluations.items()
     found = []
     for name, evaluation in others:
@@ -102,7 +103,7 @@ def page_of(evaluations: dict[str, dict], found: list[Difference], png: bytes) -
     ks = sorted({int(k) for e in evaluations.values() for k in e["pass_at_k"]})
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "points": _points, "number": _number}
-    return environment.from_string(PAGE).render(
+    return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
         evaluations=evaluations,
         differences=found,
         ks=ks,
@@ -119,67 +120,8 @@ def _percent(interval: dict | None) -> str:
 
 
 def _points(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    text = f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-    return text.replace("-", "−") + (" *" if interval.excludes_zero else "")
+    return "–" if interval is None else difference_text(interval).rstrip()
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>fastrl: {{ evaluations | join(", ") }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-img { max-width: 100%; height: auto }
-div { overflow-x: auto }
-table { border-collapse: collapse; margin: 1rem 0; white-space: nowrap }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb; text-align: right }
-th:first-child, td:first-child { text-align: left }
-</style>
-</head>
-<body>
-<h1>{{ evaluations | join(", ") }}</h1>
-<img alt="pass@k against k" src="data:image/png;base64,{{ image }}">
-<h2>pass@k, % of problems</h2>
-<div><table>
-<tr><th></th><th>problems × samples</th>{% for k in ks %}<th>{{ k }}</th>{% endfor %}</tr>
-{% for name, e in evaluations.items() %}
-<tr><td>{{ name }}</td><td>{{ e.num_problems }} × {{ e.num_samples }}</td>
-{%- for k in ks %}<td>{{ e.pass_at_k.get(k | string) | percent }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-<h2>Differences to {{ evaluations | first }}, points</h2>
-<div><table>
-<tr><th></th>{% for k in ks %}<th>{{ k }}</th>{% endfor %}<th>newly solved</th><th>lost</th></tr>
-{% for d in differences %}
-<tr><td>{{ d.name }}</td>{% for k in ks %}<td>{{ d.pass_at_k.get(k) | points }}</td>{% endfor %}
-<td>{{ d.newly_solved | length }}</td><td>{{ d.lost | length }}</td></tr>
-{% endfor %}
-</table></div>
-<p>95 % intervals, bootstrap over problems, paired; * excludes 0. Solved: correct with any sample.</p>
-<h2>Diversity</h2>
-<div><table>
-<tr><th></th><th>slope, points a doubling of k</th>
-{%- for label in scalars.values() %}<th>{{ label }}</th>{% endfor %}
-{%- for key in calibration %}<th>{{ key }}</th>{% endfor %}</tr>
-{% for name, e in evaluations.items() %}
-<tr><td>{{ name }}</td><td>{{ e.get("pass_slope") | percent }}</td>
-{%- for key in scalars %}<td>{{ e.get(key) | number }}</td>{% endfor %}
-{%- for key in calibration %}<td>{{ (e.get("calibration") or {}).get(key) | number }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-{% for d in differences %}
-<details><summary>{{ d.name }}: {{ d.newly_solved | length }} newly solved, {{ d.lost | length }} lost</summary>
-<p>Newly solved: {{ d.newly_solved | join(", ") or "none" }}</p>
-<p>Lost: {{ d.lost | join(", ") or "none" }}</p>
-</details>
-{% endfor %}
-</body>
-</html>
-"""

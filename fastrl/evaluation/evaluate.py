@@ -23,14 +23,14 @@ from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verify import make_pool
 
 
-def compare(evaluation: dict, base: dict) -> dict:
+def differences_to(base: dict, evaluation: dict) -> dict:
     """Paired differences of pass@k (evaluation − base), and the problems newly solved and lost, as JSON."""
     solved, lost = solved_and_lost(base, evaluation)
     curve = curve_as_json(paired_pass_difference(evaluation, base))
     return {"pass_at_k": curve, "newly_solved": solved, "lost": lost}
 
 
-def same_problems(base: dict, ids: list[str]) -> None:
+def check_same_problems(base: dict, ids: list[str]) -> None:
     """ValueError when an earlier evaluation is not of exactly these problems: there is nothing to compare."""
     if different := {p["id"] for p in base["problems"]} ^ set(ids):
         raise ValueError(
@@ -65,7 +65,7 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
     max_sequence_tokens = _longest_sequence(config, task, source)
     if base:
-        same_problems(base, [p.id for p in getattr(task, split)])
+        check_same_problems(base, [p.id for p in getattr(task, split)])
     policy = Policy(load_model(source), temperature=config.sampler.temperature)
     parts = SamplerParts(
         config.sampler, policy, tokenizer, max_sequence_tokens, trust_remote_code=config.model.trust_remote_code
@@ -78,7 +78,7 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
         evaluation = evaluator.run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}
     if base:
-        evaluation["against_base"] = compare(evaluation, base)
+        evaluation["against_base"] = differences_to(base, evaluation)
     save_evaluation(evaluation, output)
     shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}
     plot_pass_at_k(shown, output.with_suffix(".png"))

@@ -11,7 +11,6 @@ Measured on an H100 (torch 2.11, Qwen3-0.6B, 16 sequences of 256 + 768 tokens a 
 tensors; predicted 42.0, or 43.8 with the keys and values that torch 2.11's varlen_attn needs repeated.
 """
 
-import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,11 +24,11 @@ from fastrl.plan.workload import Workload, workload
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.pretrained import Pretrained
 from fastrl.sampling.kv_budget import (
-    BLOCK_TOKENS,
-    SLACK_BLOCKS,
     available_bytes,
     bytes_per_token,
+    device_memory,
     reserved_bytes,
+    sequence_bytes,
     served_bytes,
 )
 
@@ -125,9 +124,7 @@ def detected_memory(device: torch.device) -> int:
     """Bytes of the GPU, or of the machine. ValueError for cuda where there is none to ask."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("this machine has no CUDA device to ask for its memory: give --memory-gib")
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return device_memory(device)[1]
 
 
 def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
@@ -179,13 +176,12 @@ def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: i
 
     kept: bytes of training and of vLLM's weights, beside which the run cuts vLLM's cache.
     """
-    sampler, token_bytes = work.config.sampler, bytes_per_token(model)
+    sampler = work.config.sampler
     if not work.is_vllm:
-        return work.num_sampled * work.sequence_tokens * token_bytes
+        return work.num_sampled * work.sequence_tokens * bytes_per_token(model)
     if sampler.kv_cache_bytes:
         return sampler.kv_cache_bytes
-    num_blocks = -(-work.sequence_tokens // BLOCK_TOKENS) + SLACK_BLOCKS
-    wanted = sampler.batch_size * num_blocks * BLOCK_TOKENS * token_bytes
+    wanted = sampler.batch_size * sequence_bytes(model, work.sequence_tokens)
     return min(wanted, available_bytes(work.device, memory, memory - kept))
 
 

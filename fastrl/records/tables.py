@@ -34,7 +34,7 @@ def difference_table(pairs: dict[str, tuple[dict, dict]]) -> str:
     moved = [solved_and_lost(eval_base=b, eval_new=a) for a, b in pairs.values()]
     rows = [["difference, points", *pairs]]
     for k in sorted(set(chain.from_iterable(curves))):
-        rows.append([f"pass@{k}", *(_difference(curve[k]) if k in curve else "–" for curve in curves)])
+        rows.append([f"pass@{k}", *(difference_text(curve[k]) if k in curve else "–" for curve in curves)])
     rows.append(["newly solved", *(str(len(solved)) for solved, _ in moved)])
     rows.append(["lost", *(str(len(lost)) for _, lost in moved)])
     return _markdown(rows) + "\n`*` the 95 % interval, paired over problems, excludes 0.\n"
@@ -47,7 +47,8 @@ def _mean(evaluation: dict, k: int) -> str:
     return f"{100 * interval['mean']:.1f} ±{50 * (interval['high'] - interval['low']):.1f}"
 
 
-def _difference(interval: Interval) -> str:
+def difference_text(interval: Interval) -> str:
+    """`+1.2 [+0.3, +2.1] *` in points; a space where the interval holds 0."""
     mean, low, high = (
         f"{100 * value:+.1f}".replace("-", "−") for value in (interval.mean, interval.low, interval.high)
     )
@@ -55,7 +56,7 @@ def _difference(interval: Interval) -> str:
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    """A table of which the first row is the header; the first column is aligned left, the others right."""
+    """A table. The first row is its header; the first column is aligned left, the others right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -26,6 +26,12 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) ->
     return 2 * config.num_hidden_layers * heads * head_dim * (dtype or model.dtype).itemsize
 
 
+def sequence_bytes(model: PreTrainedModel, num_tokens: int, dtype: torch.dtype | None = None) -> int:
+    """What a sequence of `num_tokens` occupies in vLLM's cache: whole blocks."""
+    num_blocks = math.ceil(num_tokens / BLOCK_TOKENS) + SLACK_BLOCKS
+    return num_blocks * BLOCK_TOKENS * bytes_per_token(model, dtype)
+
+
 def served_bytes(weights: str, model: nn.Module, dtype: torch.dtype, *, is_sharded: bool) -> int:
     """Bytes of the weights in `dtype` that vLLM keeps beside the trained ones.
 
@@ -69,10 +75,9 @@ def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: i
     """
     if config.kv_cache_bytes:
         return config.kv_cache_bytes
-    blocks = math.ceil(max_sequence_tokens / BLOCK_TOKENS) + SLACK_BLOCKS
-    one = blocks * BLOCK_TOKENS * bytes_per_token(policy.model, policy.dtype)
+    one = sequence_bytes(policy.model, max_sequence_tokens, policy.dtype)
     served = served_bytes(config.weights, policy.model, policy.dtype, is_sharded=is_sharded(policy))
-    free, total = _device_memory(policy.device)
+    free, total = device_memory(policy.device)
     available = available_bytes(policy.device, total, free - training_bytes - served)
     if one > available:
         raise ValueError(
@@ -82,7 +87,7 @@ def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: i
     return min(one * config.batch_size, available)
 
 
-def _device_memory(device: torch.device) -> tuple[int, int]:
+def device_memory(device: torch.device) -> tuple[int, int]:
     """(free, total) bytes of a GPU; on CPU all of the machine's memory twice."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)

@@ -5,7 +5,6 @@ compared bit for bit, zero where a layer has no adapter or vLLM's rank is larger
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,6 @@ class AdapterWeights:
 
     is_exact: whether α/r is a power of two, so that (α/r)·B is not rounded again.
     """
-
-    mode: Literal["adapters"] = "adapters"
 
     def __init__(self, engine: Engine, model: nn.Module):
         self.engine, self.model = engine, model

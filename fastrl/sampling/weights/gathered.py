@@ -5,8 +5,6 @@ where it belongs: there is no staging copy and no second full set of weights. Th
 shard, computed where it lives, with those of the rows that arrived. All processes publish and prove together.
 """
 
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ class GatheredWeights:
     root: the module that FSDP2 took as its root.
     """
 
-    mode: Literal["gather"] = "gather"
     is_exact = True
 
     def __init__(self, engine: Engine, model: nn.Module, root: nn.Module):

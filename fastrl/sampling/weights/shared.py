@@ -7,7 +7,7 @@ says which update is being sampled from, and `prove_fresh` looks at the tensors:
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ from fastrl.sampling.weights.map import bit_checksum, gaps, is_same_memory, plac
 
 
 class SharedWeights(Protocol):
-    """is_exact: the served weights are known to equal the trainer's bit for bit whenever `prove_fresh` is silent."""
+    """is_exact: whether a silent `prove_fresh` means equality bit for bit. version: the update that is served."""
 
-    mode: Literal["alias", "gather", "copy", "adapters"]
     is_exact: bool
+    version: int
 
     def publish(self, version: int) -> int:
         """Bring the served weights up to date; the bytes moved."""
@@ -39,7 +39,6 @@ class AliasedWeights:
     What they held before is freed. The parameter objects stay, so optimizers, tied heads and references never notice.
     """
 
-    mode: Literal["alias"] = "alias"
     is_exact = True
 
     def __init__(self, engine: Engine, model: nn.Module):
@@ -78,8 +77,6 @@ class CopiedWeights:
     Where rows map one to one the bits are compared tensor by tensor; else by two sums over all of them that no
     reordering changes (Σ b and Σ b² modulo 2⁶⁴ of the values' bit patterns b), if those agree to begin with.
     """
-
-    mode: Literal["copy"] = "copy"
 
     def __init__(self, engine: Engine, model: nn.Module, say: Callable[[str], None]):
         self.engine, self.model, self.version = engine, model, 0

@@ -139,10 +139,8 @@ def _are_same_tuples(gold: Tree, answer: Tree) -> bool:
 def _are_same_matrices(gold: Tree, answer: Tree) -> bool:
     if gold[1] != answer[1] or [len(row) for row in gold[2:]] != [len(row) for row in answer[2:]]:
         return False
-    pairs = [
-        pair for rows in zip(gold[2:], answer[2:], strict=True) for pair in zip(rows[0][1:], rows[1][1:], strict=True)
-    ]
-    return all(are_equal(g, a) for g, a in pairs)
+    rows = zip(gold[2:], answer[2:], strict=True)
+    return all(are_equal(*pair) for g, a in rows for pair in zip(g[1:], a[1:], strict=True))
 
 
 def _are_same_quantities(gold: Tree, answer: Tree) -> bool:
