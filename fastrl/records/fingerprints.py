@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from fastrl.config.schema import TaskConfig, TrainConfig
 from fastrl.policy.pretrained import Pretrained
 from fastrl.records.checkpoints import checksums
-from fastrl.tasks import TASKS, Problem, Task, find_kind
+from fastrl.tasks import Problem, Task, find_kind
+from fastrl.tasks.choose import TASKS
 from fastrl.tasks.custom import home_of
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")

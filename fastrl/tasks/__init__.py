@@ -5,110 +5,13 @@
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     <module>:<function>       your own reward over JSON lines
 
-A task of its own is one file here and one line in `TASKS`. Rewards run in the worker processes of `verifier/`; the
-answers that `math` compares are read by `math_answers/`.
+A task of its own is one file here and one line in `choose.TASKS`. Rewards run in the worker processes of `verifier/`.
+The answers that `math` compares are read by `math_answers/`.
 
 Nothing in this package imports torch or transformers: verifier workers import it and must stay light.
 """
 
-import difflib
-import importlib
-import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from .problem import Problem, Reward, Score, Task, TaskKind, content_id, with_different_ids
-from .rows import UnusableRow, read_rows
-from .templates import TEMPLATES
-
-if TYPE_CHECKING:
-    from fastrl.config.schema import TaskConfig
+from .choose import find_kind, load_task
+from .problem import Problem, Reward, Score, Task, TaskKind
 
 __all__ = ["Problem", "Reward", "Score", "Task", "TaskKind", "find_kind", "load_task"]
-
-# Name -> module:TaskKind. A name with a colon at its end is a family: module:function, called with what follows it.
-TASKS = {
-    "countdown": "fastrl.tasks.countdown:COUNTDOWN",
-    "math": "fastrl.tasks.math:MATH",
-    "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
-}
-SPLITS = ("train", "validation", "test")
-MAX_UNUSABLE = 0.01  # of the rows of a dataset; MATH train has 4 empty answers among 7500
-
-
-def find_kind(name: str, reward_folder: str = "") -> TaskKind:
-    """The kind of task that `name` asks for; ValueError names the nearest known one. reward_folder: of TaskConfig."""
-    family, colon, dataset = name.partition(":")
-    if place := TASKS.get(family + colon):
-        module, _, attribute = place.partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-        return found(dataset) if colon else found
-    if colon:
-        from .custom import custom_kind
-
-        return custom_kind(name, reward_folder)
-    known = [*(f"{name}<dataset>" if name.endswith(":") else name for name in TASKS), "<module>:<function>"]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(known)}.{hint}")
-
-
-def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
-    """Read or generate the splits asked for; the others are empty.
-
-    A split's source is config.train / .validation / .test. With train = "" the task's own generator makes every split
-    that has no source; otherwise such a split is empty (generated problems could be among those of the training file).
-    config.num_<split> keeps that many problems, 0 all: the first of a file, a seeded sample of what is generated.
-    Raises ValueError or FileNotFoundError with one message: file, line, offending value, what would be right.
-    """
-    kind = find_kind(config.name, config.reward_folder)
-    problems = {split: _load_split(kind, config, split) if split in splits else [] for split in SPLITS}
-    return Task(
-        name=config.name,
-        reward=kind.reward,
-        template=_resolve_template(config, kind),
-        instruction=kind.instruction,
-        demonstrations=kind.demonstrations if not config.train else None,
-        solutions=kind.solutions,
-        **problems,
-    )
-
-
-def _load_split(kind: TaskKind, config: "TaskConfig", split: str) -> Sequence[Problem]:
-    source = getattr(config, split)
-    count = getattr(config, f"num_{split}")
-    if count < 0:
-        raise ValueError(f"num_{split} = {count}: expected 0 (all) or a positive number of problems")
-    if source:
-        return _read_problems(kind, source, read_rows(source, default_split=split)[: count or None])
-    if kind.generate is not None and not config.train:
-        return kind.generate(config, split)
-    if split == "train":
-        raise ValueError(f"task {config.name!r} generates no problems: set train to a JSON-lines file or a dataset id")
-    return []
-
-
-def _read_problems(kind: TaskKind, source: str, rows: list[tuple[str, dict]]) -> list[Problem]:
-    problems, unusable = [], []
-    for where, fields in rows:
-        try:
-            row, prompt = kind.read_row(fields, where), kind.read_prompt(fields, where)
-        except UnusableRow as error:
-            unusable.append(error)
-            continue
-        problems.append(Problem(content_id(prompt, row), prompt, row, where))
-    if len(unusable) > MAX_UNUSABLE * len(rows):
-        raise ValueError(f"{source}: {len(unusable)} of {len(rows)} rows cannot be used, the first: {unusable[0]}")
-    if unusable:
-        warnings.warn(f"{source}: skipped {len(unusable)} of {len(rows)} rows, the first: {unusable[0]}", stacklevel=4)
-    return with_different_ids(problems)
-
-
-def _resolve_template(config: "TaskConfig", kind: TaskKind) -> str:
-    template = kind.template if config.template == "auto" else config.template
-    if template not in TEMPLATES and template != "chat":
-        known = ["auto", "chat", *TEMPLATES]
-        near = difflib.get_close_matches(template, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown template {template!r}; expected one of {', '.join(known)}.{hint}")
-    return template

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import MAX_UNUSABLE, find_kind
+from .choose import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
 from .problem import GroupReward, Problem, Prompt, Reward, Task, TaskKind, content_id
 from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
