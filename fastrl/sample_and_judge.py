@@ -122,14 +122,23 @@ class Arena:
             yield replace(judged, groups_R=np.array(block, dtype=np.int32)[judged.groups_R])
 
     def _judged(self, problems: Sequence[Problem], request: tuple, watch: Stopwatch) -> list[Rollouts]:
-        """Each part of what the sampler makes of a request is judged in another thread while it makes the next."""
+        """Each part of what the sampler makes of a request is judged in another thread while it makes the next.
+
+        The last is judged here: a thread would only wait for this one to let it run.
+        """
+        judged, num_left = [], len(problems) * request[1].num_samples
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
         try:
             with watch("generate"):
-                parts = whole_groups(self.sampler.generate(*request), request[1].num_samples)
-                futures = [thread.submit(self.judge, problems, part) for part in parts]
+                last = Rollouts.of([], [])
+                for part in whole_groups(self.sampler.generate(*request), request[1].num_samples):
+                    num_left -= len(part)
+                    if num_left:
+                        judged.append(thread.submit(self.judge, problems, part))
+                    else:
+                        last = part
             with watch("verify"):
-                return [future.result() for future in futures] or [self.judge([], Rollouts.of([], []))]
+                return [*(future.result() for future in judged), self.judge(problems, last)]
         finally:
             thread.shutdown(cancel_futures=True)
 
