@@ -2,6 +2,7 @@
 its own (TRITON_INTERPRET=1 must not reach a process that compiles); its name keeps it out of the usual collection."""
 
 from dataclasses import replace
+from functools import partial
 from math import exp, log
 
 import pytest
@@ -14,15 +15,24 @@ from test_surrogates import registered as registered  # a fixture
 
 from fastrl.kernels import Head, TokenLoss, forced_backend, linear_policy_loss, token_logprobs, triton_rows
 from fastrl.kernels.rows import HeadTail, RowResults
+from fastrl.kernels.triton_launch import Launch
 from fastrl.kernels.triton_losses import parameters_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Blocks of 64, so that small vocabularies take several, the last one partly empty."""
-    monkeypatch.setattr(triton_rows, "MAX_BLOCK_V", 64)
+TILE = 64
+
+
+def small_launch(vocab, itemsize, device, *, with_gradient, has_tail, has_bias, is_cluster) -> Launch:
+    """Blocks or tiles of 64, so that small vocabularies take several, the last one partly empty."""
+    size = {"TILE_V": TILE, "NUM_TILES": -(-vocab // TILE)} if is_cluster else {"BLOCK_V": TILE}
+    return Launch(is_cluster, size, "small")
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["sweeps", "cluster"])
+def small_blocks(monkeypatch, request) -> None:
+    monkeypatch.setattr(triton_rows, "choose_launch", partial(small_launch, is_cluster=request.param))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
