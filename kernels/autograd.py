@@ -1,5 +1,7 @@
 """What the forward has formed and the backward hands out: autograd functions, which torch.compile does not trace."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -9,7 +11,7 @@ from .policy_rows import policy_rows
 from .rows import HeadTail, RowResults
 
 
-def _scaled(kernel, gradient: Tensor, upstream: Tensor) -> Tensor:
+def _scaled(kernel: ModuleType, gradient: Tensor, upstream: Tensor) -> Tensor:
     """gradient·upstream, rounded once: in the gradient's own memory, unless another backward will read it again."""
     if torch._C._autograd._get_current_graph_task_keep_graph():
         gradient = gradient.clone()

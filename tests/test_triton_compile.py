@@ -196,7 +196,9 @@ def test_a_cluster_reads_and_writes_each_tile_once_and_leaves_room_for_another_r
     assert options == {"TILE_V": 16384, "NUM_TILES": 10, "num_warps": 8, "num_ctas": 8}
     code = disassembled(compiled, "-sass", tmp_path)
     assert len(re.findall(r"\bLDG\.E\.128\b", code)) == len(re.findall(r"\bSTG\.E\.128\b", code)) == 10
-    assert re.search(r"\bUCGABAR_WAIT\b", code) and not re.search(r"\b(LDL|STL)\b", code)
+    target, barrier, store = (code.index(name) for name in ("LDG.E.U16", "UCGABAR_WAIT", "STG.E.128"))
+    assert target < barrier < store, "every CTA reads the target's logit before another one may overwrite it"
+    assert not re.search(r"\b(LDL|STL)\b", code)
     assert 2 * 8 * 32 * resources(compiled, tmp_path).registers <= THREAD_REGISTERS
 
 
