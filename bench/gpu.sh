@@ -14,7 +14,10 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 "$python" -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.is_available())'
 if "$python" -c 'import pytest' 2>/dev/null; then
-    timeout 130 "$python" -m pytest "$root/tests/test_triton_gpu.py" -q -p no:cacheprovider -c "$root/pyproject.toml" \
-        --rootdir "$root" 2>&1 | tee "$out/gpu_tests.log" || { echo "GPU tests failed"; exit 1; }
+    parallel=()
+    "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 12)  # most of the time goes into compiling
+    timeout 160 "$python" -m pytest "$root/tests/test_triton_gpu.py" "$root/tests/test_triton_launch.py" -q \
+        "${parallel[@]}" -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" 2>&1 |
+        tee "$out/gpu_tests.log" || { echo "GPU tests failed"; exit 1; }
 fi
 timeout 390 "$python" "$root/bench/gpu_table.py" --out "$out" --minutes "${MINUTES:-5}" 2>&1 | tee "$out/gpu.log"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrl.kernels import Head, TokenLoss, TokenRows, linear_policy_loss, policy_loss
-from fastrl.kernels.dispatch import choose, row_kernel
+from fastrl.kernels.dispatch import choose, forced_backend, row_kernel
 from fastrl.kernels.rows import HeadTail, RowResults
 
 
@@ -68,8 +68,33 @@ def linear_eager(data: Linear, function: Callable = baselines.linear_loss):
     return gradients(loss, data.hidden, data.weight)
 
 
+def launched(is_cluster: bool, run: Callable, options: dict[str, int] | None = None) -> Callable:
+    """`run` on one of the two Triton row kernels, in its usual shape or with these options."""
+
+    def on_that_kernel(data: Logits):
+        from fastrl.kernels import triton_launch, triton_rows
+
+        vocab, itemsize = data.logits.shape[1], data.logits.element_size()
+        sizes = options or (
+            triton_launch.cluster_options(vocab, itemsize, triton_launch.MAX_TILES, 8)
+            if is_cluster
+            else triton_launch.sweep_options(vocab, has_second_sweep=run is not score_ours)
+        )
+        launch, kept = triton_launch.Launch(is_cluster, sizes, "for comparison"), triton_rows.choose_launch
+        triton_rows.choose_launch = lambda *_, **__: launch
+        try:
+            with forced_backend("triton"):
+                return run(data)
+        finally:
+            triton_rows.choose_launch = kept
+
+    return on_that_kernel
+
+
 def score_contestants() -> Iterator[tuple[str, Callable]]:
     yield "fastrl", score_ours
+    yield "fastrl, sweeps", launched(False, score_ours)
+    yield "fastrl, cluster", launched(True, score_ours)
     yield "eager", lambda data: baselines.scores(data.logits, data.targets)
     yield "compiled", lambda data: baselines.compiled(baselines.scores)(data.logits, data.targets)
     yield "liger fused_selective_log_softmax (no entropy)", liger_scores
@@ -84,6 +109,8 @@ def liger_scores(data: Logits):
 
 def logits_contestants() -> Iterator[tuple[str, Callable]]:
     yield "fastrl", logits_ours
+    yield "fastrl, sweeps", launched(False, logits_ours)
+    yield "fastrl, cluster", launched(True, logits_ours)
     yield "eager", logits_eager
     yield "compiled", lambda data: logits_eager(data, baselines.compiled(baselines.logits_loss))
     yield "liger triton_grpo_loss", liger_grpo

@@ -1,13 +1,15 @@
 """The GPU table: correctness, then every bar beside its floor and its peers, in one process and under a deadline.
 
     python bench/gpu_table.py [--out DIR] [--minutes 5]        on a machine without CUDA: a dry run at toy sizes
+    TRITON_INTERPRET=1 python bench/gpu_table.py               the dry run with both Triton kernels, interpreted
 
-Floors measured in the same run: a read-only reduction over the logits, an in-place `mul_` on them, three bare
-`torch.mm`s. Bars: scoring <= 1.15× the first, loss + gradient <= 1.15× the second, dense linear <= 1.15× the third with
-<= 4 GB extra, half of the rows idle <= 0.55× of dense. Writes gpu.json and gpu.md after every row.
+Milliseconds are the device's, between two events behind a wait that lets the host get ahead; a row's note has the
+median wall time, host included. Floors are measured in the same run: a read-only reduction over the logits, an in-place
+`mul_` on them, three bare `torch.mm`s; BARS says what may be lost to them. Writes gpu.json and gpu.md after every row.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -23,6 +25,10 @@ from gpu_contestants import Linear, Logits
 from machine import Row, Table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+AHEAD_CYCLES = 3_000_000  # of waiting on the device, about 2 ms: longer than the host takes to launch an operation
+BARS = {"log-prob + entropy": 1.08, "loss + gradient": 1.15, "loss + dX + dW": 1.06, "half idle": 0.53}
+VOCABULARIES = (151936, 32000, 128256, 256000)
+ROWS = (8192, 2048)
 
 
 class Clock:
@@ -41,17 +47,33 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def times_ms(run: Callable, budget_s: float = 0.6) -> list[float]:
+def wall_ms(run: Callable) -> float:
+    begin = time.perf_counter()
+    run()
+    synchronize()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def device_ms(run: Callable) -> float:
+    if DEVICE != "cuda":
+        return wall_ms(run)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(AHEAD_CYCLES)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def times_ms(run: Callable, clock: Callable, budget_s: float = 0.3) -> list[float]:
     """Sorted times of 3 to 20 runs after two for warming up."""
     for _ in range(2):
         run()
     synchronize()
     found, start = [], time.monotonic()
     while len(found) < 3 or (len(found) < 20 and time.monotonic() - start < budget_s):
-        begin = time.perf_counter()
-        run()
-        synchronize()
-        found.append(1e3 * (time.perf_counter() - begin))
+        found.append(clock(run))
     return sorted(found)
 
 
@@ -75,21 +97,21 @@ def measure(table: Table, clock: Clock, what: str, shape: str, who: str, run: Ca
         return float("nan")
     try:
         peak = extra_bytes(run, memory == "in_place") if memory else None
-        found = times_ms(run)
+        found, wall = times_ms(run, device_ms), statistics.median(times_ms(run, wall_ms))
     except Exception as error:  # a peer may fail in any way; its row says how
         table.rows.append(Row(what, shape, who, note=f"{type(error).__name__}: {error}".split("\n")[0][:100]))
         return float("nan")
     median, p20, p80 = statistics.median(found), found[len(found) // 5], found[len(found) - 1 - len(found) // 5]
-    table.rows.append(Row(what, shape, who, median, p20, p80, peak))
-    print(f"{what:28} {shape:28} {who:45} {median:9.3f} ms", flush=True)
+    table.rows.append(Row(what, shape, who, median, p20, p80, peak, f"wall {wall:.3f} ms"))
+    print(f"{what:28} {shape:28} {who:45} {median:9.3f} ms, wall {wall:9.3f}", flush=True)
     table.save()
     return median
 
 
-def note(table: Table, what: str, shape: str, ratio: float, bar: float) -> None:
+def note(table: Table, what: str, shape: str, who: str, ratio: float, bar: float) -> None:
     if DEVICE == "cuda":  # toy sizes on a CPU say nothing
         verdict = "meets" if ratio <= bar else "MISSES"
-        table.rows.append(Row(what, shape, "bar", note=f"{ratio:.3f}× of its floor, {verdict} {bar}×"))
+        table.rows.append(Row(what, shape, f"bar, {who}", note=f"{ratio:.3f}× of its floor, {verdict} {bar}×"))
 
 
 def make_logits(num_rows: int, vocab: int, peaked: bool) -> Logits:
@@ -150,10 +172,10 @@ def logits_tables(table: Table, clock: Clock, num_rows: int, vocab: int, peaked:
         ("loss + gradient", contestants.logits_contestants, write),
     ):
         for who, run in who_runs():
-            if with_peers or who == "fastrl":
+            if with_peers or who.startswith("fastrl"):
                 found = measure(table, clock, what, shape, who, lambda run=run: run(data), "in_place")
-                if who == "fastrl":
-                    note(table, what, shape, found / floor, 1.15)
+                if who.startswith("fastrl"):
+                    note(table, what, shape, who, found / floor, BARS[what])
 
 
 def linear_tables(table: Table, clock: Clock, num_rows: int, width: int, vocab: int, with_peers: bool) -> None:
@@ -168,31 +190,45 @@ def linear_tables(table: Table, clock: Clock, num_rows: int, width: int, vocab: 
 
     floor = measure(table, clock, "floor: three products", shape, "torch.mm", three_products)
     dense = measure(table, clock, "loss + dX + dW", shape, "fastrl", lambda: contestants.linear_ours(data), "beside")
-    note(table, "loss + dX + dW", shape, dense / floor, 1.15)
+    note(table, "loss + dX + dW", shape, "fastrl", dense / floor, BARS["loss + dX + dW"])
     idle = torch.arange(num_rows, device=DEVICE) % 2 == 0
     half = replace(data, coefficients=torch.where(idle, 0.0, data.coefficients))
     half_time = measure(
         table, clock, "loss + dX + dW", shape, "fastrl, half idle", lambda: contestants.linear_ours(half), "beside"
     )
-    note(table, "loss + dX + dW, half idle", shape, half_time / dense, 0.55)
+    note(table, "loss + dX + dW, half idle", shape, "fastrl", half_time / dense, BARS["half idle"])
     for who, run in contestants.linear_contestants():
         if with_peers and who != "fastrl":
             measure(table, clock, "loss + dX + dW", shape, who, lambda run=run: run(data), "beside")
 
 
 def launch_sweep(table: Table, clock: Clock, num_rows: int, vocab: int) -> None:
-    """Other launch shapes of the row kernel, for the next version."""
-    from fastrl.kernels import triton_rows
+    """Other shapes of both row kernels, for the next version."""
+    data, shape = make_logits(num_rows, vocab, peaked=False), f"{num_rows} × {vocab}"
+    sweeps = [{"BLOCK_V": block, "num_warps": warps} for block, warps in ((4096, 8), (8192, 16), (8192, 32))]
+    clusters = [
+        {"TILE_V": tile, "NUM_TILES": -(-vocab // tile), "num_warps": warps, "num_ctas": ctas}
+        for tile, warps, ctas in ((16384, 8, 8), (32768, 16, 8), (16384, 16, 8), (65536, 32, 8), (16384, 16, 4))
+    ]
+    for options in sweeps + clusters:
+        who, is_cluster = ", ".join(f"{name} {value}" for name, value in options.items()), "TILE_V" in options
+        for what, run in (("log-prob + entropy", contestants.score_ours), ("loss + gradient", contestants.logits_ours)):
+            run = contestants.launched(is_cluster, run, options)
+            measure(table, clock, f"shape: {what}", shape, who, lambda run=run: run(data))
 
-    data, kept = make_logits(num_rows, vocab, peaked=False), triton_rows.launch_shape
-    try:
-        for block, warps in ((2048, 8), (4096, 8), (4096, 16), (8192, 16), (8192, 32), (16384, 32)):
-            triton_rows.launch_shape = lambda _, block=block, warps=warps, **__: {"BLOCK_V": block, "num_warps": warps}
-            who, shape = f"BLOCK_V={block}, {warps} warps", f"{num_rows} × {vocab}"
-            measure(table, clock, "sweep: log-prob + entropy", shape, who, lambda: contestants.score_ours(data))
-            measure(table, clock, "sweep: loss + gradient", shape, who, lambda: contestants.logits_ours(data))
-    finally:
-        triton_rows.launch_shape = kept
+
+def all_tables(table: Table, clock: Clock) -> None:
+    """What decides first: the main shape with peers, the shapes of the kernels, then every other size."""
+    logits_tables(table, clock, ROWS[0], VOCABULARIES[0], peaked=False, with_peers=True)
+    launch_sweep(table, clock, ROWS[0], VOCABULARIES[0])
+    linear_tables(table, clock, ROWS[0], 4096, VOCABULARIES[0], with_peers=True)
+    for num_rows, vocab, peaked in itertools.product(ROWS, VOCABULARIES, (False, True)):
+        if (num_rows, vocab, peaked) != (ROWS[0], VOCABULARIES[0], False):
+            logits_tables(table, clock, num_rows, vocab, peaked, with_peers=False)
+            torch.cuda.empty_cache()
+    for num_rows, width, vocab in ((2048, 4096, 151936), (8192, 2048, 128256), (32768, 4096, 151936)):
+        linear_tables(table, clock, num_rows, width, vocab, with_peers=False)
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -204,23 +240,11 @@ def main() -> None:
     clock, title = Clock(options.minutes), "GPU table" + (" (dry run on CPU)" if is_dry else "")
     table = Table(title, " ".join(sys.argv), options.out, "gpu_dry_run" if is_dry else "gpu")
     check()
-    main_rows, main_width, main_vocab = (16, 32, 512) if is_dry else (8192, 4096, 151936)
-    logits_tables(table, clock, main_rows, main_vocab, peaked=False, with_peers=True)
-    linear_tables(table, clock, main_rows, main_width, main_vocab, with_peers=True)
-    if not is_dry:
-        launch_sweep(table, clock, main_rows, main_vocab)
-        logits_tables(table, clock, main_rows, main_vocab, peaked=True, with_peers=False)
-        for num_rows, vocab in ((2048, 151936), (65536, 32000), (32768, 151936), (8192, 128256), (8192, 256000)):
-            logits_tables(table, clock, num_rows, vocab, peaked=False, with_peers=False)
-            torch.cuda.empty_cache()
-        for num_rows, width, vocab in (
-            (2048, 4096, 151936),
-            (8192, 2048, 128256),
-            (32768, 4096, 151936),
-            (65536, 2048, 32000),
-        ):
-            linear_tables(table, clock, num_rows, width, vocab, with_peers=False)
-            torch.cuda.empty_cache()
+    if is_dry:
+        logits_tables(table, clock, 16, 512, peaked=False, with_peers=True)
+        linear_tables(table, clock, 16, 32, 512, with_peers=True)
+    else:
+        all_tables(table, clock)
     table.save()
     print(table.markdown())
 

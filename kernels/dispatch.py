@@ -52,15 +52,28 @@ def native_problem() -> str:
     return native.problem
 
 
-def choose(operation: str, device: torch.device | str, dtype: torch.dtype, surrogate: str = "") -> Choice:
+def choose(
+    operation: str, device: torch.device | str, dtype: torch.dtype, surrogate: str = "", vocab: int = 0
+) -> Choice:
     """The back-end for `operation` (token_logprobs | policy_loss | linear_policy_loss) on tensors like these.
 
     surrogate: the name of the loss's; the reason then says whether the back-end has it fused or reads the logits twice.
+    vocab: logits of a row; the reason then says how Triton reads them.
     """
     choice = Choice(_forced, "forced by the caller") if _forced else _usual(operation, device, dtype)
+    if choice.backend == "triton" and vocab:
+        launch = _launch_reason(operation, torch.device(device), dtype, vocab)
+        choice = replace(choice, reason=f"{choice.reason}, {launch}")
     if choice.backend == "reference" or not surrogate or surrogate in row_kernel(choice.backend).fused_surrogates:
         return choice
     return replace(choice, reason=f"{choice.reason}; surrogate {surrogate} in PyTorch, the logits are read twice")
+
+
+def _launch_reason(operation: str, device: torch.device, dtype: torch.dtype, vocab: int) -> str:
+    from .triton_launch import choose_launch
+
+    with_gradient = operation != "token_logprobs"
+    return choose_launch(vocab, dtype.itemsize, device, with_gradient=with_gradient).reason
 
 
 def _usual(operation: str, device: torch.device | str, dtype: torch.dtype) -> Choice:

@@ -1,5 +1,7 @@
 """torch.library operators over the chunk driver: functional, so that torch.compile keeps them whole.
 
+Only traced code calls them (`ops`): passing 21 arguments through a schema takes the host longer than all else.
+
     fastrl::token_logprobs       (logprobs, entropy)
     fastrl::linear_policy_loss   (loss, logprobs, entropy, clipped, dX, dW, db): gradients are outputs, for the backward
 
@@ -99,28 +101,19 @@ def _(hidden, weight, bias, *args):
 
 
 def _keep_gradients(ctx, inputs, output) -> None:
-    ctx.wants, ctx.kernel = inputs[-3:], _kernel("linear_policy_loss", inputs[0])
+    ctx.wants = inputs[-3:]
     ctx.num_inputs = len(inputs)
     ctx.save_for_backward(*output[4:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros the size of dW for outputs without gradient
 
 
-def _scaled(kernel: ModuleType, gradient: Tensor, upstream: Tensor) -> Tensor:
-    """gradient·upstream, rounded once: in the gradient's own memory, unless another backward will read it again."""
-    if torch.compiler.is_compiling() or type(upstream) is not Tensor:  # traced: the compiler fuses it
-        return (gradient.float() * upstream).to(gradient.dtype)
-    if torch._C._autograd._get_current_graph_task_keep_graph():
-        gradient = gradient.clone()
-    kernel.scale_(gradient, upstream)
-    return gradient
-
-
 def _hand_out_gradients(ctx, upstream, *_):
+    """Each gradient times the upstream in fp32: a compiler makes one pass of it."""
     if upstream is None:
         return (None,) * ctx.num_inputs
     grads = [
-        _scaled(ctx.kernel, grad, upstream) if is_wanted else None
+        (grad.float() * upstream).to(grad.dtype) if is_wanted else None
         for grad, is_wanted in zip(ctx.saved_tensors, ctx.wants, strict=True)
     ]
     return *grads, *([None] * (ctx.num_inputs - 3))

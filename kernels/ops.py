@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import chunks, library, reference
-from .autograd import ConsumedLogits, IntoGivenBuffer
+from .autograd import ConsumedLogits, FormedGradients
 from .dispatch import choose, row_kernel
 from .losses import Head, PolicyLoss, TokenLoss
 from .rows import TokenRows, check_half
@@ -23,9 +23,13 @@ def token_logprobs(hidden: Tensor, head: Head, rows: TokenRows) -> tuple[Tensor,
     hidden (N,H) of the dtype of head.weight (V,H); of the rows targets and temperature are read. Returns (logprobs,
     entropy), both (N,) fp32. ValueError for a target outside [0,V) or one whose logit is −inf.
     """
-    if choose("token_logprobs", hidden.device, hidden.dtype).backend == "reference":
+    backend = choose("token_logprobs", hidden.device, hidden.dtype).backend
+    if backend == "reference":
         return reference.token_logprobs(hidden, head, rows)
-    return library.token_logprobs(hidden, head, rows)
+    if torch.compiler.is_compiling():
+        return library.token_logprobs(hidden, head, rows)
+    out = chunks.token_logprobs(row_kernel(backend), hidden, head, rows)
+    return out.logprobs, out.entropy
 
 
 @torch.compiler.disable
@@ -71,13 +75,13 @@ def linear_policy_loss(
     backend = choose("linear_policy_loss", hidden.device, hidden.dtype).backend
     if backend == "reference":
         return reference.linear_policy_loss(hidden, head, rows, loss, score_all=score_all, grad_weight=grad_weight)
-    if grad_weight is not None:
-        return _into_given_buffer(row_kernel(backend), hidden, head, rows, loss, wanted, score_all)
-    return library.linear_policy_loss(hidden, head, rows, loss, wanted, score_all)
+    if torch.compiler.is_compiling() and grad_weight is None:
+        return library.linear_policy_loss(hidden, head, rows, loss, wanted, score_all)
+    return _untraced(row_kernel(backend), hidden, head, rows, loss, wanted, score_all)
 
 
 @torch.compiler.disable
-def _into_given_buffer(
+def _untraced(
     kernel: ModuleType,
     hidden: Tensor,
     head: Head,
@@ -89,4 +93,6 @@ def _into_given_buffer(
     def run() -> chunks.LinearResult:
         return chunks.linear_policy_loss(kernel, hidden, head, rows, loss, wanted, score_all=score_all)
 
-    return PolicyLoss(*IntoGivenBuffer.apply(hidden, head.bias, run))
+    into_buffer = wanted.into is not None
+    weight = None if into_buffer else head.weight
+    return PolicyLoss(*FormedGradients.apply(hidden, weight, head.bias, kernel, run, into_buffer))

@@ -48,7 +48,7 @@ class TokenRows:
     def checked(self, num_rows: int, vocab: int, device: torch.device) -> "TokenRows":
         """The form that row kernels read: on `device`, contiguous, fp32 but for the targets, numbers as () tensors.
 
-        ValueError for a wrong shape or dtype, or a target on the CPU that is outside [0, vocab).
+        ValueError for a wrong shape or dtype, or a target outside [0, vocab); see `check_targets`.
         """
         check_targets(self.targets, num_rows, vocab)
         columns = {f.name: as_column(f.name, getattr(self, f.name), num_rows, device) for f in fields(self)[1:]}
@@ -84,10 +84,16 @@ def as_column(name: str, value: float | Tensor | None, num_rows: int, device: to
 
 
 def check_targets(targets: Tensor, num_rows: int, vocab: int) -> None:
-    """ValueError for targets of a wrong shape or dtype, or outside [0, vocab). CUDA values are not read (no sync)."""
+    """ValueError for targets of a wrong shape or dtype, or outside [0, vocab).
+
+    The last is an assertion on the device for CUDA targets: it stops the run at the next synchronisation.
+    """
     if targets.shape != (num_rows,) or targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 of shape ({num_rows},), got {targets.dtype} {tuple(targets.shape)}")
-    if num_rows and not targets.is_cuda:
+    if targets.is_cuda:
+        is_inside = ((targets >= 0) & (targets < vocab)).all()
+        torch._assert_async(is_inside, f"a target is outside the vocabulary [0, {vocab})")
+    elif num_rows:
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= vocab:
             raise ValueError(f"target {low if low < 0 else high} is outside the vocabulary [0, {vocab})")

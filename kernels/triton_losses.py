@@ -1,4 +1,4 @@
-"""Fused twins of `surrogates`: Triton functions of one token; `surrogate_term` picks one by its name.
+"""The loss of one token in Triton. `surrogate_term` picks a fused twin of `surrogates` by its name.
 
 The kernel's constant is a name, because constants must be serialisable (vLLM has a hook that writes them as JSON) and
 a function is not. A twin is a function, a branch of `surrogate_term` and its number of parameters in NUM_PARAMETERS.
@@ -52,6 +52,30 @@ def surrogate_term(logprob, log_ratio, advantage, first, second, third, SURROGAT
         tl.static_assert(SURROGATE == "cispo")
         loss, slope, clipped = cispo(logprob, log_ratio, advantage, first, second, third)
     return loss, slope, clipped
+
+
+@triton.jit
+def token_term(
+    row, logprob, entropy, advantages_ptr, old_ptr, sampler_ptr, ref_ptr, first, second, third, kl_coef, entropy_coef,
+    importance_cap, SURROGATE: tl.constexpr, HAS_OLD: tl.constexpr, HAS_CAP: tl.constexpr, HAS_KL: tl.constexpr,
+):  # fmt: skip
+    """(loss, slope in logprob, clipped) of one token, before its weight."""
+    advantage = tl.load(advantages_ptr + row)
+    log_ratio = 0.0 * logprob
+    if HAS_OLD:
+        log_ratio = logprob - tl.load(old_ptr + row)
+    loss, slope, clipped = surrogate_term(logprob, log_ratio, advantage, first, second, third, SURROGATE)
+    if HAS_CAP:
+        importance = tl.minimum(tl.exp(logprob - tl.load(sampler_ptr + row)), importance_cap)
+        loss *= importance
+        slope *= importance
+    if HAS_KL:
+        raw_ratio = tl.load(ref_ptr + row) - logprob
+        log_ref_ratio = tl.minimum(tl.maximum(raw_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO)
+        ref_ratio = tl.exp(log_ref_ratio)
+        loss += kl_coef * (ref_ratio - log_ref_ratio - 1)
+        slope += tl.where(tl.abs(raw_ratio) > MAX_LOG_RATIO, 0.0, kl_coef * (1 - ref_ratio))
+    return loss - entropy_coef * entropy, slope, clipped
 
 
 NUM_PARAMETERS = {"reinforce": 0, "ppo_clip": 3, "cispo": 1}

@@ -1,58 +1,52 @@
 """The Triton row kernels as the chunk driver calls them: the same functions as `native`, without a host sync."""
 
+from functools import partial
+
 import torch
 import triton
 from torch import Tensor
 
 from .losses import TokenLoss
 from .rows import HeadTail, RowResults, TokenRows
+from .triton_cluster import _policy_cluster_kernel, _score_cluster_kernel
 from .triton_kernels import _policy_rows_kernel, _scale_kernel, _score_rows_kernel
+from .triton_launch import choose_launch
 from .triton_losses import NUM_PARAMETERS, parameters_of
 
 fused_surrogates = tuple(NUM_PARAMETERS)
-MAX_BLOCK_V = 8192
 SCALE_BLOCK = 4096
 MAX_SCALE_PROGRAMS = 1024  # enough for any GPU, and few enough to cost nothing where the factor is 1
-THREAD_ELEMENTS = 8  # of a block, in the registers of one thread
-
-
-def launch_shape(vocab: int, *, has_second_sweep: bool) -> dict[str, int]:
-    """BLOCK_V and num_warps for rows of `vocab` logits.
-
-    With a second sweep one row fills a multiprocessor (32 warps). Without one, two rows share it, and one computes
-    while the other waits. On an H100 both sweeps read from memory, and other shapes differ by 10 % (bench/LOG.md,
-    2026-11-28).
-    """
-    largest = MAX_BLOCK_V if has_second_sweep else MAX_BLOCK_V // 2
-    block = min(largest, triton.next_power_of_2(vocab))
-    return {"BLOCK_V": block, "num_warps": max(1, min(32, block // (32 * THREAD_ELEMENTS)))}
-
-
-def _check_logits(logits_NV: Tensor) -> None:
-    if logits_NV.stride(1) != 1 and logits_NV.shape[1] > 1:
-        raise ValueError(f"triton needs logits contiguous along the vocabulary, got strides {logits_NV.stride()}")
-
-
-def _check_targets(logits_NV: Tensor, targets_N: Tensor) -> None:
-    """On CUDA an assertion on the device: it stops the run at the next synchronisation and costs none here."""
-    if targets_N.is_cuda:
-        is_inside = ((targets_N >= 0) & (targets_N < logits_NV.shape[1])).all()
-        torch._assert_async(is_inside, f"a target is outside the vocabulary [0, {logits_NV.shape[1]})")
 
 
 def _stride(column: Tensor) -> int:
     return column.stride(0) if column.ndim else 0
 
 
-def _tail_arguments(logits_NV: Tensor, tail: HeadTail) -> dict:
-    is_plain = tail.bias is None and tail.scale == 1.0 and tail.softcap is None
-    return {
-        "bias_ptr": logits_NV if tail.bias is None else tail.bias,
-        "scale": float(tail.scale),
-        "softcap": float(tail.softcap or 1.0),
-        "HAS_BIAS": tail.bias is not None,
-        "TAIL": 0 if is_plain else 1 if tail.softcap is None else 2,
-    }
+def _launch(kernels: tuple, logits_NV: Tensor, tail: HeadTail, *, with_gradient: bool) -> partial:
+    """The kernel of `kernels` (sweeping, cluster) that serves these logits, with the arguments that say how."""
+    num_rows, vocab = logits_NV.shape
+    if logits_NV.stride(1) != 1 and vocab > 1:
+        raise ValueError(f"triton needs logits contiguous along the vocabulary, got strides {logits_NV.stride()}")
+    has_bias, has_softcap = tail.bias is not None, tail.softcap is not None
+    has_tail = has_bias or has_softcap or tail.scale != 1.0
+    launch = choose_launch(
+        vocab,
+        logits_NV.element_size(),
+        logits_NV.device,
+        with_gradient=with_gradient,
+        has_tail=has_tail,
+        has_bias=has_bias,
+    )
+    return partial(
+        kernels[launch.is_cluster][(num_rows,)],
+        vocab=vocab,
+        bias_ptr=tail.bias if has_bias else logits_NV,
+        scale=float(tail.scale),
+        softcap=float(tail.softcap or 1.0),
+        HAS_BIAS=has_bias,
+        TAIL=has_tail + has_softcap,
+        **launch.options,
+    )
 
 
 def _first_impossible(logits_NV: Tensor, logprobs_N: Tensor) -> int:
@@ -65,12 +59,10 @@ def _first_impossible(logits_NV: Tensor, logprobs_N: Tensor) -> int:
 
 def score_rows(logits_NV: Tensor, rows: TokenRows, tail: HeadTail, out: RowResults) -> int:
     """Writes out.logprobs and out.entropy. Returns the first row whose target has logit −inf (−1: none, or on CUDA)."""
-    num_rows, vocab = logits_NV.shape
-    _check_logits(logits_NV)
-    _check_targets(logits_NV, rows.targets)
-    if num_rows == 0:
+    launch = _launch((_score_rows_kernel, _score_cluster_kernel), logits_NV, tail, with_gradient=False)
+    if len(logits_NV) == 0:
         return -1
-    _score_rows_kernel[(num_rows,)](
+    launch(
         logits_NV,
         logits_NV.stride(0),
         rows.targets,
@@ -78,9 +70,6 @@ def score_rows(logits_NV: Tensor, rows: TokenRows, tail: HeadTail, out: RowResul
         _stride(rows.temperature),
         logprobs_ptr=out.logprobs,
         entropy_ptr=out.entropy,
-        vocab=vocab,
-        **_tail_arguments(logits_NV, tail),
-        **launch_shape(vocab, has_second_sweep=False),
     )
     return _first_impossible(logits_NV, out.logprobs)
 
@@ -89,14 +78,12 @@ def policy_rows(
     logits_NV: Tensor, rows: TokenRows, tail: HeadTail, loss: TokenLoss, out: RowResults, with_gradient: bool
 ) -> int:
     """Writes `out` and, with_gradient, overwrites the logits with the gradient of Σ losses. Returns as `score_rows`."""
-    num_rows, vocab = logits_NV.shape
-    _check_logits(logits_NV)
-    _check_targets(logits_NV, rows.targets)
+    launch = _launch((_policy_rows_kernel, _policy_cluster_kernel), logits_NV, tail, with_gradient=with_gradient)
     first, second, third = parameters_of(loss.surrogate.name, loss.surrogate_parameters)
-    if num_rows == 0:
+    if len(logits_NV) == 0:
         return -1
     absent = out.losses  # a pointer that is never read
-    _policy_rows_kernel[(num_rows,)](
+    launch(
         logits_NV,
         logits_NV.stride(0),
         rows.targets,
@@ -112,7 +99,6 @@ def policy_rows(
         entropy_ptr=out.entropy,
         losses_ptr=out.losses,
         clipped_ptr=out.clipped.view(torch.uint8),
-        vocab=vocab,
         first=first,
         second=second,
         third=third,
@@ -125,8 +111,6 @@ def policy_rows(
         HAS_KL=loss.kl_coef != 0,
         HAS_ENTROPY=loss.entropy_coef != 0,
         WITH_GRADIENT=with_gradient,
-        **_tail_arguments(logits_NV, tail),
-        **launch_shape(vocab, has_second_sweep=with_gradient),
     )
     return _first_impossible(logits_NV, out.logprobs)
 

@@ -21,14 +21,18 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from fastrl.kernels import triton_kernels as kernels  # noqa: E402
+from fastrl.kernels.triton_cluster import _policy_cluster_kernel, _score_cluster_kernel  # noqa: E402
+from fastrl.kernels.triton_formulas import ROW_POINTERS, ROW_STRIDES  # noqa: E402
+from fastrl.kernels.triton_launch import MAX_TAIL_TILES, MAX_TILES, cluster_options, sweep_options  # noqa: E402
 from fastrl.kernels.triton_losses import NUM_PARAMETERS  # noqa: E402
-from fastrl.kernels.triton_rows import launch_shape  # noqa: E402
 
 ARCHITECTURES = [80, 90, 100]
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 THREAD_REGISTERS = 65536
-QWEN = launch_shape(151936, has_second_sweep=True)
-QWEN_SCORING = launch_shape(151936, has_second_sweep=False)
+QWEN = sweep_options(151936, has_second_sweep=True)
+QWEN_SCORING = sweep_options(151936, has_second_sweep=False)
+ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+VOCABULARIES = [500, 32000, 128256, 151936, 256000]
 POINTERS = {"logits_ptr": None, "gradient_ptr": None, "targets_ptr": "*i64", "clipped_ptr": "*u8"}
 INTEGERS = ("vocab", "num_elements", "stride_n", "stride_temperature", "stride_weights")
 
@@ -53,7 +57,7 @@ def signature(kernel, constants: dict, dtype: str) -> dict[str, str]:
     return types
 
 
-def compile_kernel(kernel, constants: dict, architecture: int, num_warps: int, dtype: str = "bf16"):
+def compile_kernel(kernel, constants: dict, architecture: int, num_warps: int, dtype: str = "bf16", num_ctas: int = 1):
     names = kernel.arg_names
     aligned = [name for name in names if name in ("logits_ptr", "gradient_ptr", "bias_ptr", "vocab", "stride_n")]
     source = ASTSource(
@@ -62,14 +66,19 @@ def compile_kernel(kernel, constants: dict, architecture: int, num_warps: int, d
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": num_warps})
+    options = {"num_warps": num_warps, "num_ctas": num_ctas}
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
-def resources(compiled, folder: Path) -> Usage:
+def disassembled(compiled, what: str, folder: Path) -> str:
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([tool, what, cubin], capture_output=True, text=True, check=True).stdout
+
+
+def resources(compiled, folder: Path) -> Usage:
+    text = disassembled(compiled, "-res-usage", folder)
     found = re.search(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+).*?LOCAL:(\d+)", text)
     assert found, text
     return Usage(*map(int, found.groups()))
@@ -85,7 +94,8 @@ def assert_fits(compiled, architecture: int, num_warps: int, folder: Path, recor
     assert usage.shared + compiled.metadata.shared <= SHARED_LIMIT[architecture], usage
 
 
-def policy_constants(surrogate: str, *, full: bool, tail: int, block: int) -> dict:
+def policy_constants(surrogate: str, *, full: bool, tail: int, block: int | None = None) -> dict:
+    """Of a sweeping kernel, and without `block` those that it shares with the cluster's."""
     return {
         "SURROGATE": surrogate,
         "HAS_OLD": full or surrogate != "reinforce",
@@ -95,7 +105,7 @@ def policy_constants(surrogate: str, *, full: bool, tail: int, block: int) -> di
         "TAIL": tail,
         "HAS_BIAS": tail > 0,
         "WITH_GRADIENT": True,
-        "BLOCK_V": block,
+        **({"BLOCK_V": block} if block else {}),
     }
 
 
@@ -135,6 +145,63 @@ def test_score_rows(architecture, tail, tmp_path, record_property) -> None:
     assert_fits(compiled, architecture, num_warps, tmp_path, record_property)
 
 
+def compile_cluster(kernel, constants: dict, architecture: int, vocab: int, dtype: str, max_tiles: int = MAX_TILES):
+    """(compiled, options) in the shape that would be launched; nothing compiled where no shape holds the row."""
+    options = cluster_options(vocab, ITEMSIZE[dtype], max_tiles, 8 if architecture >= 90 else 1)
+    if options is None:
+        return None, None
+    constants = constants | {name: options[name] for name in ("TILE_V", "NUM_TILES")}
+    sizes = options["num_warps"], dtype, options["num_ctas"]
+    return compile_kernel(kernel, constants, architecture, *sizes), options
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("architecture", [90, 100])
+def test_policy_cluster(architecture, variant, tmp_path, record_property) -> None:
+    """All but heads with a bias, which the chooser sends to the sweeps: those spill."""
+    surrogate, full, tail = variant
+    constants = policy_constants(surrogate, full=full, tail=tail) | {"HAS_BIAS": False}
+    max_tiles = MAX_TAIL_TILES if tail else MAX_TILES
+    compiled, options = compile_cluster(_policy_cluster_kernel, constants, architecture, 151936, "bf16", max_tiles)
+    assert_fits(compiled, architecture, options["num_warps"], tmp_path, record_property)
+    assert compiled.metadata.num_ctas == options["num_ctas"] == 8
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tail", [0, 2])
+def test_policy_cluster_in_other_shapes(tail, architecture, vocab, dtype, tmp_path, record_property) -> None:
+    constants = policy_constants("ppo_clip", full=True, tail=tail) | {"HAS_BIAS": False}
+    max_tiles = MAX_TAIL_TILES if tail else MAX_TILES
+    compiled, options = compile_cluster(_policy_cluster_kernel, constants, architecture, vocab, dtype, max_tiles)
+    if options:
+        assert_fits(compiled, architecture, options["num_warps"], tmp_path, record_property)
+    else:  # more than 16 warps of 8 CTAs hold, or of one
+        assert vocab * ITEMSIZE[dtype] > (8 if architecture >= 90 else 1) * 16 * 512 * max_tiles
+
+
+@pytest.mark.parametrize("dtype", ITEMSIZE)
+@pytest.mark.parametrize("architecture", [90, 100])
+def test_score_cluster(architecture, dtype, tmp_path, record_property) -> None:
+    constants = {"TAIL": 0, "HAS_BIAS": False}
+    compiled, options = compile_cluster(_score_cluster_kernel, constants, architecture, 151936, dtype)
+    assert_fits(compiled, architecture, options["num_warps"], tmp_path, record_property)
+
+
+def test_a_cluster_reads_and_writes_each_tile_once_and_leaves_room_for_another_row(tmp_path) -> None:
+    """Of 16 bytes a thread; the CTAs wait for each other's numbers at barriers of the cluster."""
+    constants = policy_constants("ppo_clip", full=True, tail=0)
+    compiled, options = compile_cluster(_policy_cluster_kernel, constants, 90, 151936, "bf16")
+    assert options == {"TILE_V": 16384, "NUM_TILES": 10, "num_warps": 8, "num_ctas": 8}
+    code = disassembled(compiled, "-sass", tmp_path)
+    assert len(re.findall(r"\bLDG\.E\.128\b", code)) == len(re.findall(r"\bSTG\.E\.128\b", code)) == 10
+    target, barrier, store = (code.index(name) for name in ("LDG.E.U16", "UCGABAR_WAIT", "STG.E.128"))
+    assert target < barrier < store, "every CTA reads the target's logit before another one may overwrite it"
+    assert not re.search(r"\b(LDL|STL)\b", code)
+    assert 2 * 8 * 32 * resources(compiled, tmp_path).registers <= THREAD_REGISTERS
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scale(architecture, tmp_path, record_property) -> None:
     compiled = compile_kernel(kernels._scale_kernel, {"BLOCK": 4096}, architecture, 4)
@@ -148,10 +215,12 @@ def test_one_row_fills_a_hopper_multiprocessor(tmp_path) -> None:
     assert 2 * usage.registers * 32 * QWEN["num_warps"] > THREAD_REGISTERS, usage
 
 
-def test_row_offsets_are_64_bit() -> None:
+@pytest.mark.parametrize("kernel", [kernels._policy_rows_kernel, _policy_cluster_kernel])
+def test_row_offsets_are_64_bit(kernel) -> None:
     """Row times stride is multiplied after widening, in the intermediate code itself."""
-    constants = policy_constants("reinforce", full=False, tail=0, block=1024)
-    text = compile_kernel(kernels._policy_rows_kernel, constants, 90, 4).asm["ttir"]
+    sizes = {"BLOCK_V": 1024} if kernel is kernels._policy_rows_kernel else {"TILE_V": 1024, "NUM_TILES": 2}
+    constants = policy_constants("reinforce", full=False, tail=0) | sizes
+    text = compile_kernel(kernel, constants, 90, 4).asm["ttir"]
     row = re.search(r"(%\w+) = tt.get_program_id x", text)[1]
     wide = re.search(rf"(%\w+) = arith.extsi {row}\w* : i32 to i64", text)
     assert wide, text[:3000]
@@ -169,6 +238,8 @@ def test_every_constant_can_be_serialised(surrogate) -> None:
     for kernel, constants in (
         (kernels._policy_rows_kernel, policy_constants(surrogate, full=True, tail=2, block=1024)),
         (kernels._score_rows_kernel, {"TAIL": 2, "HAS_BIAS": True, "BLOCK_V": 1024}),
+        (_policy_cluster_kernel, policy_constants(surrogate, full=True, tail=2) | {"TILE_V": 512, "NUM_TILES": 2}),
+        (_score_cluster_kernel, {"TAIL": 2, "HAS_BIAS": True, "TILE_V": 512, "NUM_TILES": 2}),
         (kernels._scale_kernel, {"BLOCK": 4096}),
     ):
         constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
@@ -181,20 +252,26 @@ def test_every_constant_can_be_serialised(surrogate) -> None:
 
 def test_nothing_compiles_anew_per_length_or_temperature() -> None:
     """The number of rows is no argument, the temperature a pointer; constants depend on the model and the loss."""
-    for kernel in (kernels._policy_rows_kernel, kernels._score_rows_kernel):
+    for kernel in (
+        kernels._policy_rows_kernel,
+        kernels._score_rows_kernel,
+        _policy_cluster_kernel,
+        _score_cluster_kernel,
+    ):
         assert not {"num_rows", "temperature", "num_tokens"} & set(kernel.arg_names)
         constants = {p.name for p in kernel.params if p.is_constexpr}
         allowed = {
             "SURROGATE", "HAS_OLD", "HAS_CAP", "HAS_KL", "HAS_ENTROPY", "TAIL", "HAS_BIAS", "WITH_GRADIENT", "BLOCK_V",
+            "TILE_V", "NUM_TILES",
         }  # fmt: skip
         assert constants <= allowed
         for parameter in kernel.params:
-            if parameter.name in kernels.ROW_POINTERS:
+            if parameter.name in ROW_POINTERS:
                 assert parameter.do_not_specialize_on_alignment, parameter.name
             elif parameter.name.endswith("_ptr"):
                 assert parameter.name in ("logits_ptr", "bias_ptr")
-            if parameter.name in kernels.ROW_STRIDES:
+            if parameter.name in ROW_STRIDES:
                 assert parameter.do_not_specialize, parameter.name
     assert QWEN == {"BLOCK_V": 8192, "num_warps": 32}
-    assert QWEN_SCORING == {"BLOCK_V": 4096, "num_warps": 16}
-    assert launch_shape(500, has_second_sweep=True) == {"BLOCK_V": 512, "num_warps": 2}
+    assert QWEN_SCORING == {"BLOCK_V": 4096, "num_warps": 8}
+    assert sweep_options(500, has_second_sweep=True) == {"BLOCK_V": 512, "num_warps": 2}

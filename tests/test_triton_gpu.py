@@ -19,6 +19,7 @@ from fastrl.kernels import (
     linear_policy_loss,
     policy_loss,
     token_logprobs,
+    triton_launch,
 )
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -28,9 +29,28 @@ def to_host(result: PolicyLoss) -> PolicyLoss:
     return PolicyLoss(result.loss.detach().cpu(), result.logprobs.cpu(), result.entropy.cpu(), result.clipped.cpu())
 
 
+@pytest.fixture
+def sweeps(request, monkeypatch) -> None:
+    """Where its parameter is true, rows are swept over that would be read once."""
+    if request.param:
+        monkeypatch.setattr(triton_launch, "cluster_options", lambda *_: None)
+    triton_launch.choose_launch.cache_clear()
+    yield
+    triton_launch.choose_launch.cache_clear()
+
+
+CHOSEN = [(16, 256), (11, 507), (0, 64), (5, 10007), (3, 32000), (40, 128256), (3, 151936), (2, 256000)]
+SWEPT = [(11, 507), (3, 151936)]
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("num_rows", "vocab"), [(16, 256), (11, 507), (0, 64), (3, 151936), (5, 10007)])
+@pytest.mark.parametrize(
+    ("num_rows", "vocab", "sweeps"),
+    [(*shape, False) for shape in CHOSEN] + [(*shape, True) for shape in SWEPT],
+    indirect=["sweeps"],
+)
+@pytest.mark.usefixtures("sweeps")
 def test_logits_against_fp64(num_rows, vocab, dtype, loss) -> None:
     case = make_case(num_rows, vocab, 16, dtype).on("cuda")
     logits = case.logits()
@@ -42,7 +62,9 @@ def test_logits_against_fp64(num_rows, vocab, dtype, loss) -> None:
     assert_as_good(our_gradient, plain_gradient, exact_gradient, "gradient")
 
 
-@pytest.mark.parametrize("head", [{}, {"has_bias": True, "scale": 0.7, "softcap": 8.0}], ids=["plain", "tail"])
+@pytest.mark.parametrize(
+    "head", [{}, {"softcap": 8.0}, {"has_bias": True, "scale": 0.7, "softcap": 8.0}], ids=["plain", "softcap", "tail"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows_per_chunk", [None, 64])
 def test_linear_against_fp64(monkeypatch, dtype, head, rows_per_chunk) -> None:
@@ -95,10 +117,10 @@ def test_no_synchronisation_where_row_counts_are_known() -> None:
 
 
 def test_nothing_compiles_anew_per_length_or_temperature() -> None:
-    from fastrl.kernels.triton_kernels import _policy_rows_kernel
+    from fastrl.kernels.triton_cluster import _policy_cluster_kernel
 
     def num_compiled() -> int:
-        return sum(len(cache[0]) for cache in _policy_rows_kernel.device_caches.values())
+        return sum(len(cache[0]) for cache in _policy_cluster_kernel.device_caches.values())
 
     counts = []
     for num_rows in (16, 17, 1, 33):

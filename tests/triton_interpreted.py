@@ -2,11 +2,12 @@
 its own (TRITON_INTERPRET=1 must not reach a process that compiles); its name keeps it out of the usual collection."""
 
 from dataclasses import replace
+from functools import partial
 from math import exp, log
 
 import pytest
 import torch
-from policy_cases import LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
+from policy_cases import CLIP, LOSSES, PLAIN, assert_as_good, assert_results_as_good, make_case, run_linear, run_logits
 from test_denormals import TINY, gradient_of, peaked_rows
 from test_losses import HALF, SURROGATES, evaluate
 from test_surrogates import EXTRAS, RootClip, assert_fused_twin_agrees, assert_linear_as_good
@@ -14,15 +15,24 @@ from test_surrogates import registered as registered  # a fixture
 
 from fastrl.kernels import Head, TokenLoss, forced_backend, linear_policy_loss, token_logprobs, triton_rows
 from fastrl.kernels.rows import HeadTail, RowResults
+from fastrl.kernels.triton_launch import Launch, choose_launch
 from fastrl.kernels.triton_losses import parameters_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Blocks of 64, so that small vocabularies take several, the last one partly empty."""
-    monkeypatch.setattr(triton_rows, "MAX_BLOCK_V", 64)
+TILE = 64
+
+
+def small_launch(vocab, itemsize, device, *, with_gradient, has_tail, has_bias, is_cluster) -> Launch:
+    """Blocks or tiles of 64, so that small vocabularies take several, the last one partly empty."""
+    size = {"TILE_V": TILE, "NUM_TILES": -(-vocab // TILE)} if is_cluster else {"BLOCK_V": TILE}
+    return Launch(is_cluster, size, "small")
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["sweeps", "cluster"])
+def small_blocks(monkeypatch, request) -> None:
+    monkeypatch.setattr(triton_rows, "choose_launch", partial(small_launch, is_cluster=request.param))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -41,6 +51,19 @@ def test_logits_against_fp64(num_rows, vocab, dtype, loss) -> None:
         assert ((our_gradient.float() - wide).abs() <= 2**-7 * wide.abs()).all()
     else:
         assert_as_good(our_gradient, plain_gradient, exact_gradient, "gradient")
+
+
+@pytest.mark.parametrize(("vocab", "num_ctas"), [(1003, 1), (40001, 4)])
+def test_the_shapes_that_are_launched(monkeypatch, vocab, num_ctas) -> None:
+    """With the options that a GPU gets; the interpreter runs a cluster as one program."""
+    monkeypatch.setattr(triton_rows, "choose_launch", choose_launch)
+    case = make_case(2, vocab, 8, torch.float32)
+    options = choose_launch(vocab, 4, case.hidden.device, with_gradient=True).options
+    assert options["num_ctas"] == num_ctas
+    ours, our_gradient = run_logits(case, case.logits(), CLIP, "triton")
+    native, native_gradient = run_logits(case, case.logits(), CLIP, "native")
+    assert torch.allclose(ours.logprobs, native.logprobs, atol=3e-6)
+    assert torch.allclose(our_gradient, native_gradient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,8 @@ class Run:
         loss, say = token_loss(config.algorithm), self.progress.message
         self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
-        surrogate = config.algorithm.surrogate
-        say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate)}")
+        surrogate, vocab = config.algorithm.surrogate, self.policy.head().weight.shape[0]
+        say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate, vocab)}")
         parts = SamplerParts(
             config.sampler,
             self.policy,
