@@ -14,6 +14,7 @@ SWEEP_BLOCK_V = {True: 8192, False: 4096}  # with a second sweep; scoring
 THREAD_ELEMENTS = {True: 8, False: 16}  # of a sweep's block, in the registers of one thread
 VECTOR_BYTES = 16  # of a tile, in the registers of one thread
 WARP = 32
+HAS_RUN_ON_A_GPU = False  # `triton_cluster`: compiled and interpreted so far. What nobody has seen run is no default.
 CLUSTERS = ((1, 8), (2, 8), (4, 8), (8, 8), (1, 16), (8, 16))  # (CTAs, warps of each): 8 warps leave room for two rows
 MAX_TILES, MAX_TAIL_TILES = 10, 5  # what threads hold without spilling; a head's tail needs registers of its own
 
@@ -73,6 +74,8 @@ def choose_launch(
     problem, sweeps = cluster_problem(device), sweep_options(vocab, has_second_sweep=with_gradient)
     if not with_gradient:
         return Launch(False, sweeps, "one sweep")
+    if device.type == "cuda" and not HAS_RUN_ON_A_GPU:
+        return Launch(False, sweeps, "two sweeps: the kernel that reads a row once has not run on a GPU so far")
     if has_bias:
         return Launch(False, sweeps, "two sweeps: with a head's bias a cluster's registers spill")
     options = cluster_options(vocab, itemsize, MAX_TAIL_TILES if has_tail else MAX_TILES, 1 if problem else 8)

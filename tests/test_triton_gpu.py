@@ -31,9 +31,8 @@ def to_host(result: PolicyLoss) -> PolicyLoss:
 
 @pytest.fixture
 def sweeps(request, monkeypatch) -> None:
-    """Where its parameter is true, rows are swept over that would be read once."""
-    if request.param:
-        monkeypatch.setattr(triton_launch, "cluster_options", lambda *_: None)
+    """Where its parameter is true, rows are swept over; else they are read once where a cluster holds them."""
+    monkeypatch.setattr(triton_launch, "HAS_RUN_ON_A_GPU", not request.param)
     triton_launch.choose_launch.cache_clear()
     yield
     triton_launch.choose_launch.cache_clear()
@@ -116,6 +115,8 @@ def test_no_synchronisation_where_row_counts_are_known() -> None:
         assert all(x.isfinite().all() for x in gradients)
 
 
+@pytest.mark.parametrize("sweeps", [False], indirect=True)
+@pytest.mark.usefixtures("sweeps")
 def test_nothing_compiles_anew_per_length_or_temperature() -> None:
     from fastrl.kernels.triton_cluster import _policy_cluster_kernel
 

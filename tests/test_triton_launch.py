@@ -59,6 +59,16 @@ def test_older_software_and_hardware_sweep_or_hold_a_row_in_one_cta(monkeypatch)
     assert triton_launch.cluster_problem(torch.device("cuda", 7)) == "clusters need sm_90, this is sm_80"
 
 
+def test_a_kernel_that_no_gpu_has_run_is_no_gpus_default(monkeypatch) -> None:
+    hopper = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    kept = choose_launch(151936, 2, hopper, with_gradient=True)
+    assert not kept.is_cluster and "has not run on a GPU so far" in kept.reason
+    choose_launch.cache_clear()
+    monkeypatch.setattr(triton_launch, "HAS_RUN_ON_A_GPU", True)
+    assert choose_launch(151936, 2, hopper, with_gradient=True).is_cluster
+
+
 class Launches(TorchDispatchMode):
     """Counts what a GPU would be asked for: operations that make no view, and row kernels."""
 
