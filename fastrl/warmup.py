@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fastrl.config.checks import check_warmup
 from fastrl.config.files import to_toml
 from fastrl.config.schema import WarmupConfig
-from fastrl.policy.loading import load_model, resolve_device, resolve_dtype
+from fastrl.policy.loading import load_for_training, resolve_device, resolve_dtype
 from fastrl.policy.micro_batch import num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
@@ -71,7 +71,7 @@ def _model(config: WarmupConfig, source: Pretrained, tokenizer: PreTrainedTokeni
     if not config.model.path:
         return scratch_model(config.scratch, tokenizer, seed_of(config.seed, "weights"))
     source.check_weight_files()
-    model = load_model(source)
+    model = load_for_training(source)
     num_embedded = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > num_embedded:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model has embeddings for {num_embedded}")

@@ -29,7 +29,7 @@ from fastrl.config.schema import (
     TrainConfig,
 )
 from fastrl.policy import roles
-from fastrl.policy.loading import load_model
+from fastrl.policy.loading import load_for_training, load_model
 from fastrl.policy.lora import adapters, adapters_off, attach, base_parameters
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
@@ -238,7 +238,7 @@ def test_other_architectures_train_save_and_load(family_folder, tmp_path, family
 
 def test_a_kl_penalty_loads_no_second_model(countdown_folder, tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(roles, "load_model", lambda *a: loaded.append(a) or load_model(*a))
+    monkeypatch.setattr(roles, "load_for_training", lambda *a: loaded.append(a) or load_for_training(*a))
     config = config_of(tmp_path / "run", countdown_folder)
     train(replace(config, run=replace(config.run, num_steps=1)))
     assert len(loaded) == 1

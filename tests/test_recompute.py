@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fastrl.config.schema import ModelConfig
 from fastrl.policy.attention import use_packed_attention
-from fastrl.policy.loading import load_model
+from fastrl.policy.loading import load_for_training
 from fastrl.policy.micro_batch import build_micro_batch
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
@@ -79,7 +79,7 @@ def test_a_copy_recomputes_its_own_blocks(tiny_model):
 
 
 def test_the_setting_wraps_every_block_once(countdown_folder, capsys):
-    model = load_model(Pretrained(ModelConfig(path=str(countdown_folder), gradient_checkpointing=True)))
+    model = load_for_training(Pretrained(ModelConfig(path=str(countdown_folder), gradient_checkpointing=True)))
     assert "activation checkpointing: 2 blocks" in capsys.readouterr().out
     assert recompute_blocks(model) == 2 and len(blocks_of(model)) == 2
     assert all(not hasattr(block.forward.args[0], "func") for block in blocks_of(model))  # the method, not a wrapper

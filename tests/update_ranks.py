@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.policy.loading import load_model
+from fastrl.policy.loading import load_for_training
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.pretrained import Pretrained
@@ -78,8 +78,8 @@ def update(folder: str, ranks: Ranks, name: str) -> dict:
     """Metrics, scores and weights after one batch, and the gradient of its first update."""
     algorithm, advantages, source = SCENARIOS[name]
     config, source = config_of(algorithm), replace(source, path=folder)
-    policy = Policy(load_model(Pretrained(source), lambda text: None), token_loss(algorithm))
-    reference = Policy(load_model(Pretrained(source), lambda text: None)) if algorithm.kl_coef else None
+    policy = Policy(load_for_training(Pretrained(source), lambda text: None), token_loss(algorithm))
+    reference = Policy(load_for_training(Pretrained(source), lambda text: None)) if algorithm.kl_coef else None
     if name == "padded":
         policy.model.set_attn_implementation("eager")
         assert not policy.is_packed

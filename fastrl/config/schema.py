@@ -42,6 +42,9 @@ class ModelConfig(WithPaths):
     first of these that runs here. Any other of transformers' implementations runs padded."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block and compute the block again in the backward: less memory, more time."""
+    compile: bool | Literal["auto"] = "auto"
+    """Fuse the decoder blocks with torch.compile (needs a C++ compiler on CPU, Triton on CUDA); takes up to minutes
+    when a run starts. true: an error where that fails; auto: on CUDA, and said where it fails."""
     lora_rank: Natural = 0
     """Train low-rank adapters of this rank on a frozen model (peft); 0: all parameters."""
     lora_alpha: Positive = 32.0

@@ -132,8 +132,12 @@ def packed_arguments(layout: Layout) -> dict[str, object]:
 
 
 def _attention(attend: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor], *, is_eager: bool) -> Callable:
-    """`attend`, which takes and returns (T,H,D) tensors, as a function of transformers' interface."""
+    """`attend`, which takes and returns (T,H,D) tensors, as a function of transformers' interface.
 
+    `torch.compile` calls it and does not look into it: the segments of a layout would be constants to it.
+    """
+
+    @torch.compiler.disable
     def forward(
         module: nn.Module,
         query: Tensor,

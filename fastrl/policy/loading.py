@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fastrl.policy.attention import choose_attention
+from fastrl.policy.compiled import compile_blocks, wants_compiled
 from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.lora import is_adapter_folder, load_adapters
 from fastrl.policy.pretrained import Pretrained, one_message
@@ -42,6 +43,14 @@ def load_model(source: Pretrained, say: Callable[[str], None] = print) -> PreTra
     _make_savable(model)
     if is_adapter_folder(settings.path):
         load_adapters(model, settings.path)
+    return model
+
+
+def load_for_training(source: Pretrained, say: Callable[[str], None] = print) -> PreTrainedModel:
+    """`load_model`, and its blocks compiled and recomputed as the settings say."""
+    model, settings = load_model(source, say), source.settings
+    if wants_compiled(settings.compile, model.device):
+        say(f"blocks: {compile_blocks(model, is_required=settings.compile is True)}")
     if settings.gradient_checkpointing:
         say(f"activation checkpointing: {recompute_blocks(model)} blocks")
     return model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import TokenLoss
-from fastrl.policy.loading import load_model
+from fastrl.policy.loading import load_for_training
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
@@ -50,7 +50,7 @@ def _policy(
     config: TrainConfig, source: Pretrained, loss: TokenLoss, ranks: Ranks, say: Callable[[str], None]
 ) -> Policy:
     """Loaded; sharded where there are several ranks or the shards are to live in CPU memory."""
-    policy, offload = Policy(load_model(source, say), loss, config.sampler.temperature), config.optimizer.offload
+    policy, offload = Policy(load_for_training(source, say), loss, config.sampler.temperature), config.optimizer.offload
     if ranks.world_size > 1 or offload:
         shard(policy, ranks, offload=offload)
         place = ", in CPU memory" if offload else ""

@@ -90,6 +90,18 @@ def packing_problem(model: PreTrainedModel) -> str:
     return ""
 
 
+@torch.enable_grad()
+def hidden_states_and_gradients(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The same sequences in one batch: (T,H) hidden states and all gradients of a function of them, flat; float32."""
+    singles = [random_rollout(model, length, seed, prompt) for seed, (prompt, length) in enumerate(CHECKED)]
+    policy = Policy(model)
+    row_TH = policy.row(policy.micro_batch(Rollouts.concat(singles)))
+    weights_H = torch.linspace(-1, 1, row_TH.shape[1], device=row_TH.device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad((row_TH.float() * weights_H).square().sum(), trained, allow_unused=True)
+    return row_TH.detach().float(), torch.cat([g.flatten().float() for g in found if g is not None])
+
+
 def _worst_gap(ours_NH: Tensor, own_NH: Tensor) -> float:
     """Relative difference of the token that differs most; NaN if any token's is NaN."""
     return ((ours_NH - own_NH).norm(dim=-1) / own_NH.norm(dim=-1)).max().item()

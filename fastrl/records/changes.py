@@ -5,7 +5,7 @@ from fastrl.config.settings import settings_of
 
 # num_steps changes a decaying schedule: see `schedule_change`. micro_batch_tokens: see `_is_free`.
 FREE_ON_RESUME = {
-    "model": {"attention", "gradient_checkpointing", "trust_remote_code"},
+    "model": {"attention", "compile", "gradient_checkpointing", "trust_remote_code"},
     "task": {"reward_folder", "timeout_s", "memory_mb", "num_workers"},
     "sampler": {"batch_size", "kv_cache_bytes", "release_kv_cache"},
     "batch": {"micro_batch_tokens"},
