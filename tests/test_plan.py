@@ -172,6 +172,9 @@ def test_offload_keeps_nothing_of_training_on_the_device():
     layer, masters = torch.nn.Linear(10, 7).bfloat16(), OptimizerConfig()
     assert training_bytes(layer, masters) == 77 * (4 + 4 + 8) and training_bytes(layer, masters, 2) == 77 * 8
     assert training_bytes(layer, replace(masters, offload=True)) == 0
+    once = replace(masters, reduce_every="update")  # gradients of the whole layer
+    assert training_bytes(layer, once, 2) == 77 * (4 + (4 + 8) // 2) and training_bytes(layer, once) == 77 * 16
+    assert training_bytes(layer, replace(once, offload=True), 2) == 77 * 4
 
 
 def test_the_first_rank_also_stages_the_export(larger):

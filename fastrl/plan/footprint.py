@@ -161,7 +161,8 @@ def footprint(
     """The footprint of training a `storageless_model` on micro-batches filled with sequences of `sequence_tokens`.
 
     With several ranks or `offload` every parameter is sharded by FSDP2. If the optimizer keeps masters the shards are
-    the masters, in float32. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory.
+    the masters, in float32. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory. Where
+    gradients are reduced once an update each rank has those of the whole model, and with `offload` its device besides.
     """
     parameters, is_sharded = list(model.parameters()), num_ranks > 1 or optimizer.offload
     for parameter in (p for p in parameters if p.requires_grad):
@@ -170,9 +171,13 @@ def footprint(
     kept = optimizer_bytes(stored, optimizer)
     activations, logits, working = _computing(model, token_budget, sequence_tokens, device_type, is_sharded)
     gathered, reduced = _unsharded_bytes(model, num_ranks, optimizer.offload) if is_sharded else (0, 0)
+    gradients = kept.gradients
+    if is_sharded and optimizer.reduce_every == "update":
+        whole = optimizer_bytes(parameters, optimizer).gradients
+        gathered, gradients = (gathered + whole, gradients) if optimizer.offload else (gathered, whole)
     return Footprint(
         weights=num_bytes(stored),
-        gradients=kept.gradients,
+        gradients=gradients,
         masters=kept.masters,
         optimizer=kept.states,
         activations=activations,

@@ -19,14 +19,16 @@ from transformers import PreTrainedModel
 from fastrl.config.checks import check_ranks, check_train, signal_models
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import choose
+from fastrl.plan.flops import ModelShape
 from fastrl.plan.footprint import Footprint, footprint, num_bytes, storageless_model
 from fastrl.plan.workload import Workload, workload
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.pretrained import Pretrained
+from fastrl.policy.reduction import reduction_of
+from fastrl.process.memory import device_memory
 from fastrl.sampling.kv_budget import (
     available_bytes,
     bytes_per_token,
-    device_memory,
     reserved_bytes,
     sequence_bytes,
     served_bytes,
@@ -55,6 +57,7 @@ class Plan:
     checkpoint: int
     memory: int
     reserve: int
+    shape: ModelShape
     fitting_tokens: int = 0
 
     @property
@@ -106,8 +109,16 @@ def make_plan(
     work = workload(config, base, device_type, prompt_tokens, num_ranks)
     memory = int(memory_gib * GIB) or detected_memory(work.device)
     with storageless_model(base.architecture, work.dtype, work.attention, config.model) as model:
+        work = replace(work, config=_with_reduction(work, model, memory))
         plan = _plan(work, model, memory)
         return replace(plan, fitting_tokens=_fitting_tokens(plan, work, model))
+
+
+def _with_reduction(work: Workload, model: PreTrainedModel, memory: int) -> TrainConfig:
+    """The config as a run would go on with it: when gradients are reduced is known once there are a model and memory."""
+    optimizer, count = work.config.optimizer, sum(p.numel() for p in model.parameters())
+    every = reduction_of(optimizer.reduce_every, count, work.device, memory, work.num_ranks)
+    return replace(work.config, optimizer=replace(optimizer, reduce_every=every))
 
 
 def _checked(config: TrainConfig, num_ranks: int) -> TrainConfig:
@@ -144,6 +155,7 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
         checkpoint=num_bytes(p for p in model.parameters() if p.requires_grad) + masters + training.optimizer,
         memory=memory,
         reserve=reserved_bytes(work.device, has_engine=work.is_vllm),
+        shape=ModelShape.of(model),
     )
 
 
