@@ -35,6 +35,7 @@ from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.rms_norm import keep_norm_inputs
 from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollouts
 from fastrl.update import Updater, token_loss
@@ -158,6 +159,7 @@ def allocated(device: str) -> int:
 def run_ours(work: Work, device: str) -> dict:
     config, rollouts = make_config(work), make_rollouts(work)
     model = make_model(work, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    keep_norm_inputs(model)
     choice = pack(model, choose_attention("auto", model.device, model.dtype, model.config))
     if work.recompute:
         recompute_blocks(model)

@@ -17,7 +17,7 @@ from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, Opti
 from fastrl.config.settings import with_settings
 from fastrl.plan.footprint import Footprint
 from fastrl.plan.plan import GIB, make_plan, paths, plan_text
-from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
+from fastrl.plan.savings import CHECKPOINTING, EARLY, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
 from fastrl.plan.workload import Workload
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.bytes import training_bytes
@@ -160,6 +160,19 @@ def test_ranks_share_what_is_sharded(larger):
     assert "on each of 2 ranks:" in plan_text(two) and "unsharded blocks and root" in plan_text(two)
     with pytest.raises(ValueError, match=r"2 ranks: .* must be 'auto' or 'gather', not 'alias'"):
         make_plan(replace(larger, sampler=replace(larger.sampler, weights="alias")), num_ranks=2, **machine)
+
+
+def test_reducing_every_micro_batch_is_what_ranks_save_first(larger):
+    machine = {"device_type": "cuda", "prompt_tokens": 64, "num_ranks": 2}
+    once, every = (
+        make_plan(with_settings(larger, {"optimizer.reduce_every": e}), memory_gib=4.0, **machine)
+        for e in ("auto", "micro-batch")
+    )
+    assert once.has_whole_gradients and not every.has_whole_gradients
+    assert once.peak - every.peak == once.training.gradients - every.training.gradients > 1e5
+    assert "while training, of the whole model" in plan_text(once)
+    wanted = with_settings(larger, {"optimizer.reduce_every": "update"})
+    assert fitting_settings(wanted, memory_gib=(every.peak + 1e5) / GIB, **machine) == EARLY
 
 
 def test_float32_weights_are_not_planned_for_a_kind_that_rounds(larger):

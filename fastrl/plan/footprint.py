@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -29,6 +30,7 @@ from fastrl.policy.optimizer.base import gradient_dtype
 from fastrl.policy.optimizer.bytes import optimizer_bytes
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.recompute import blocks_of, recompute_blocks
+from fastrl.policy.rms_norm import keep_norm_inputs
 from fastrl.rollouts import Rollouts
 
 LOSS_ROW_BYTES = 64  # per scored token: log-probs, entropy, weights, targets and the like
@@ -130,6 +132,8 @@ def storageless_model(
     with FakeTensorMode(), GroupedProducts():
         implementation = None if attention.is_packed else padded
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation).eval()
+        with unset_fake_temporarily():  # the formulas are compared on numbers
+            keep_norm_inputs(model)
         if attention.is_packed:
             path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
             use_packed_attention(model, path)

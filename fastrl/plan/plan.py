@@ -61,6 +61,11 @@ class Plan:
     fitting_tokens: int = 0
 
     @property
+    def has_whole_gradients(self) -> bool:
+        """Whether each rank keeps gradients of the whole model, though its parameters are sharded."""
+        return self.work.is_sharded and self.work.config.optimizer.reduce_every == "update"
+
+    @property
     def static(self) -> int:
         """Bytes of training that stay on the device between micro-batches."""
         return 0 if self.work.is_offloaded else self.training.static
@@ -228,7 +233,7 @@ def _parts(plan: Plan) -> list[tuple[str, int, str]]:
         ("weights", t.weights, place),
         ("fp32 masters", t.masters, "" if t.masters else "none: the weights are updated themselves"),
         ("optimizer states", t.optimizer, place),
-        ("gradients", t.gradients, place or "while training"),
+        ("gradients", t.gradients, place or f"while training{', of the whole model' * plan.has_whole_gradients}"),
         ("second models", plan.second_models, place if plan.second_models else "none: no KL penalty but to a base"),
         ("activations", t.activations, f"while training, {work.micro_batch_tokens} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
