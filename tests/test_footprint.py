@@ -299,10 +299,12 @@ def test_prediction_for_adapters(is_checkpointed, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_prediction_for_two_ranks(tmp_path):
+@pytest.mark.parametrize("reduce_every", ["micro-batch", "update"])
+def test_prediction_for_two_ranks(reduce_every, tmp_path):
     config = LlamaConfig(**SHAPE | {"hidden_size": 768, "intermediate_size": 2048}, vocab_size=16000)
     config.to_json_file(tmp_path / "config.json", use_diff=False)
-    expected = predicted(config, torch.bfloat16, 64, 32, True, num_ranks=2).peak
-    measured = measure(tmp_path / "config.json", 64, 32, num_ranks=2)
+    settings = OptimizerConfig(reduce_every=reduce_every)
+    expected = predicted(config, torch.bfloat16, 64, 32, True, settings, num_ranks=2).peak
+    measured = measure(tmp_path / "config.json", 64, 32, reduce_every, num_ranks=2)
     print(f"two ranks: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)
