@@ -40,7 +40,9 @@ def test_counted_by_hand():
 
 def test_the_measured_shape_is_that_of_the_model_and_of_the_benchmark():
     """A block of Qwen3-0.6B: 3·1024·3072 + 2·1024·2048 + 2·1024·1024 + 2·1024 + 2·128 parameters."""
-    assert QWEN3_600M.block_parameters == 28 * (3 * 1024 * 3072 + 2 * 1024 * 2048 + 2 * 1024 * 1024 + 2 * 1024 + 2 * 128)
+    assert QWEN3_600M.block_parameters == 28 * (
+        3 * 1024 * 3072 + 2 * 1024 * 2048 + 2 * 1024 * 1024 + 2 * 1024 + 2 * 128
+    )
     with storageless_model(SHAPES["qwen3-0.6b"], torch.bfloat16, VARLEN, ModelConfig()) as model:
         assert ModelShape.of(model) == QWEN3_600M
         num_flops = flops(model, WORKS[0])

@@ -28,8 +28,8 @@ class PassedBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         self.order.append(name)
-        for argument, value in zip(func._schema.arguments, [*args, *[None] * len(func._schema.arguments)], strict=False):
-            value = kwargs.get(argument.name, value)
+        for index, argument in enumerate(func._schema.arguments):
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
             is_written = argument.alias_info is not None and argument.alias_info.is_write
             is_read = not (is_written and name.startswith(("_foreach_copy", "zero")))
             self.bytes[name] += (is_read + is_written) * large_bytes(value)

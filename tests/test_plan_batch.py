@@ -111,7 +111,7 @@ OWN = varlen.varlen_attn
 @pytest.mark.slow
 @pytest.mark.parametrize("is_old", [False, True], ids=["torch 2.12 and later", "torch 2.11"])
 def test_the_peak_that_an_h100_measured(is_old, tmp_path, monkeypatch):
-    """43.8 GiB of tensors with torch 2.11 (bench/results/h100-2026-11-28) and transformers' own norms, as they were then.
+    """43.8 GiB of tensors with torch 2.11 and transformers' own norms (bench/results/h100-2026-11-28).
 
     Later versions of torch keep fewer keys and values; norms that keep their input save the float32 copies:
     4 bytes · (2 · 1024 + 16 · 128 + 8 · 128) values a layer, and the last norm's.

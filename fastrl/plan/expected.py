@@ -55,6 +55,6 @@ def expected_text(work: Workload, shape: ModelShape, card_name: str = "") -> str
     parts = [f"{phase} {value:.2g} s" if value < 10 else f"{phase} {value:.0f} s" for phase, value in found.items()]
     missing = "" if work.is_vllm else "; the embedded sampler was not measured"
     return (
-        f"expected a step on {card.name}, at most: {', '.join(parts)}{missing} (from points measured on {SOURCE}; other "
-        "shapes and cards are extrapolated by peak FLOP/s and bytes/s)"
+        f"expected a step on {card.name}, at most: {', '.join(parts)}{missing} (from points measured on {SOURCE}; "
+        "other shapes and cards are extrapolated by peak FLOP/s and bytes/s)"
     )

@@ -3,10 +3,9 @@
     training    6 · B · T + 6 · L · D · S + 6 · H · V · C        scoring: a third of it, the forward alone
     decoding    steps · (weights + keys and values of all sequences at their mean length)
 
-B parameters of the blocks, T tokens (a prompt once for all of its completions), L layers, D = heads · head size, H·V the
-head, C completion tokens, S the pairs of tokens that see each other, doubled: length² of a sequence alone. What else
-runs is not counted: recomputed blocks, logits of prompts, norms, padding; nor is a mixture of experts, whose tokens use
-a part of B.
+B parameters of the blocks, T tokens (a prompt once for all of its completions), L layers, D = heads · head size, H·V
+the head, C completion tokens, S the pairs of tokens that see each other, doubled: length² of a sequence alone. Left
+out: recomputed blocks, logits of prompts, norms, padding. A token of a mixture of experts is counted with all of B.
 """
 
 from dataclasses import dataclass

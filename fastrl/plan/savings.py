@@ -6,7 +6,7 @@ import torch
 
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import with_settings
-from fastrl.plan.plan import make_plan
+from fastrl.plan.plan import Plan, make_plan
 from fastrl.plan.workload import planned_device
 from fastrl.policy.pretrained import Pretrained
 
@@ -24,8 +24,9 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
     _, dtype = planned_device(config, device_type)
     machine = {"base": Pretrained(config.model)} | machine
     settings: dict[str, object] = {}
+    plan: Plan | None = None
     for more in ({}, EARLY, CHECKPOINTING, *_rounding(config, dtype, machine.get("num_ranks", 1))):
-        if more == EARLY and not plan.has_whole_gradients:
+        if more == EARLY and not (plan and plan.has_whole_gradients):
             continue
         settings |= more
         plan = make_plan(with_settings(config, settings), device_type=device_type, **machine)

@@ -41,7 +41,8 @@ def trained_policy(
 def _choose_reduction(policy: Policy, setting: Literal["auto", "micro-batch", "update"], say: Callable) -> None:
     count, memory = sum(p.numel() for p in policy.parameters()), device_memory(policy.device)[1]
     policy.reduce_every = reduction_of(setting, count, policy.device, memory, policy.ranks.world_size)
-    say(f"gradients are summed over the ranks once {'an' if policy.reduce_every == 'update' else 'a'} {policy.reduce_every}")
+    article = "an" if policy.reduce_every == "update" else "a"
+    say(f"gradients are summed over the ranks once {article} {policy.reduce_every}")
 
 
 def reference_policy(config: TrainConfig, base: Pretrained, trained: Policy, say: Callable[[str], None]) -> Policy:

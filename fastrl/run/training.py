@@ -129,7 +129,7 @@ class Run:
         self.model = self.policy.model
         surrogate, vocab = config.algorithm.surrogate, self.policy.head().weight.shape[0]
         say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate, vocab)}")
-        optimizer = replace(config.optimizer, reduce_every=self.policy.reduce_every)
+        optimizer = dataclasses.replace(config.optimizer, reduce_every=self.policy.reduce_every)
         parts = SamplerParts(
             config.sampler,
             self.policy,
