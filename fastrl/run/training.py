@@ -129,12 +129,13 @@ class Run:
         self.model = self.policy.model
         surrogate, vocab = config.algorithm.surrogate, self.policy.head().weight.shape[0]
         say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate, vocab)}")
+        optimizer = dataclasses.replace(config.optimizer, reduce_every=self.policy.reduce_every)
         parts = SamplerParts(
             config.sampler,
             self.policy,
             self.tokenizer,
             self.max_sequence_tokens,
-            training_bytes=training_bytes(self.model, config.optimizer, self.ranks.world_size),
+            training_bytes=training_bytes(self.model, optimizer, self.ranks.world_size),
             trust_remote_code=config.model.trust_remote_code,
             say=say,
         )
