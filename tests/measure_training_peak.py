@@ -1,7 +1,9 @@
 """Run as a script: peak resident bytes of a few updates of a random model on CPU, beyond what imports took. Linux only.
 
 python tests/measure_training_peak.py \\
-    CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS IS_CHECKPOINTED KIND GRAD_DTYPE LORA_RANK
+    CONFIG.json DTYPE TOKEN_BUDGET SEQUENCE_TOKENS BLOCKS KIND GRAD_DTYPE LORA_RANK
+
+BLOCKS: "True" where they are recomputed, "compiled", or else.
 """
 
 import ctypes
@@ -16,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from fastrl.config.schema import ModelConfig, OptimizerConfig
 from fastrl.policy.attention import choose_attention
+from fastrl.policy.compiled import compile_blocks
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.choose import build_optimizer
@@ -37,7 +40,7 @@ def update_twice(
     dtype: torch.dtype,
     budget: int,
     length: int,
-    is_checkpointed: bool,
+    blocks: str,
     settings: OptimizerConfig,
     lora_rank: int,
 ) -> None:
@@ -46,7 +49,9 @@ def update_twice(
     keep_norm_inputs(model)
     choice = choose_attention("auto", model.device, dtype, config)
     assert pack(model, choice).is_packed
-    if is_checkpointed:
+    if blocks == "compiled":
+        compile_blocks(model, is_required=True)
+    if blocks == "True":
         recompute_blocks(model)
     if lora_rank:
         attach(model, ModelConfig(lora_rank=lora_rank), None, seed=0)
@@ -67,20 +72,19 @@ def update_twice(
 
 
 def main() -> None:
-    path, dtype, budget, length, is_checkpointed, kind, grad_dtype, lora_rank = sys.argv[1:]
+    path, dtype, budget, length, blocks, kind, grad_dtype, lora_rank = sys.argv[1:]
     values = json.loads(Path(path).read_text())
-    dtype, is_checkpointed, lora_rank = getattr(torch, dtype), is_checkpointed == "True", int(lora_rank)
+    dtype, lora_rank = getattr(torch, dtype), int(lora_rank)
     settings = OptimizerConfig(kind=kind, grad_dtype=grad_dtype)
-    # libraries load, pools start, and the kinds that compile their step do so for the shapes to come
-    small = values | ({"intermediate_size": 64, "vocab_size": 64} if kind == "adamw" else {"num_hidden_layers": 1})
-    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, is_checkpointed, settings, lora_rank)
+    # libraries load, pools start, and what is compiled is for the shapes to come
+    shrinks = kind == "adamw" and blocks != "compiled"
+    small = values | ({"intermediate_size": 64, "vocab_size": 64} if shrinks else {"num_hidden_layers": 1})
+    update_twice(AutoConfig.for_model(**small), dtype, 64, 16, blocks, settings, lora_rank)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-    update_twice(
-        AutoConfig.for_model(**values), dtype, int(budget), int(length), is_checkpointed, settings, int(lora_rank)
-    )
+    update_twice(AutoConfig.for_model(**values), dtype, int(budget), int(length), blocks, settings, lora_rank)
     print(resident_bytes("VmHWM") - before)
 
 

@@ -24,6 +24,7 @@ from transformers import (
 from fastrl.config.schema import ModelConfig, OptimizerConfig
 from fastrl.kernels import Head, TokenLoss, chunks, native
 from fastrl.kernels.rows import TokenRows
+from fastrl.plan.compiled import bytes_left_out
 from fastrl.plan.footprint import (
     LOSS_ROW_BYTES,
     Footprint,
@@ -281,6 +282,31 @@ def test_prediction_for_each_kind_of_optimizer(kind, grad_dtype, tmp_path):
     measured = measure(tmp_path / "config.json", "bfloat16", 64, 32, True, kind, grad_dtype, 0)
     print(f"{kind}, {grad_dtype}: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_compiled_blocks_do_not_keep_by_hand(dtype):
+    """A token, a layer: SiLU's output; in float32 the input of each norm, scaled, too. bfloat16 norms keep none."""
+    config = Qwen3Config(**SHAPE, vocab_size=500)
+    left_out = bytes_left_out(config, dtype, choose_attention("auto", torch.device("cpu"), dtype, config), ModelConfig())
+    norms = 2 * 384 + (6 + 2) * 64 if dtype == torch.float32 else 0
+    assert left_out == pytest.approx(6 * dtype.itemsize * (1024 + norms), rel=0.01)
+    recomputed = ModelConfig(gradient_checkpointing=True)
+    assert bytes_left_out(config, dtype, choose_attention("auto", torch.device("cpu"), dtype, config), recomputed) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.slow
+def test_prediction_for_compiled_blocks(tmp_path):
+    """Of the feed-forward alone, the compiler leaves out SiLU's output: 4 bytes · 1024 · 6 layers a token."""
+    config = LlamaConfig(**SHAPE, vocab_size=2000)
+    config.to_json_file(tmp_path / "config.json", use_diff=False)
+    plain = predicted(config, torch.float32, 2048, 256, False).peak
+    choice = choose_attention("auto", torch.device("cpu"), torch.float32, config)
+    expected = plain - 2048 * bytes_left_out(config, torch.float32, choice, ModelConfig())
+    measured = measure(tmp_path / "config.json", "float32", 2048, 256, "compiled", "adamw", "float32", 0)
+    print(f"compiled: predicted {expected / 2**20:.0f} MiB, plain {plain / 2**20:.0f}, measured {measured / 2**20:.0f}")
+    assert expected == pytest.approx(measured, rel=0.05) and expected < 0.9 * plain
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")

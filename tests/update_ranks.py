@@ -46,6 +46,7 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
         ModelConfig(),
     ),
     "recomputed": (DEFAULT, SIGNS, ModelConfig(gradient_checkpointing=True)),
+    "compiled": (DEFAULT, SIGNS, ModelConfig(compile=True, gradient_checkpointing=True)),
     "padded": (replace(DEFAULT, kl_coef=0.1), SIGNS, ModelConfig()),
 }
 SCENARIOS |= {f"{name}, {LATE}": SCENARIOS[name] for name in ("small", "four-updates", "one-kept")}

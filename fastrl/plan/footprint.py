@@ -132,16 +132,21 @@ def storageless_model(
     with FakeTensorMode(), GroupedProducts():
         implementation = None if attention.is_packed else padded
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation).eval()
-        with unset_fake_temporarily():  # the formulas are compared on numbers
-            keep_norm_inputs(model)
-        if attention.is_packed:
-            path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
-            use_packed_attention(model, path)
-        if settings.gradient_checkpointing:
-            recompute_blocks(model)
-        if settings.lora_rank:
-            _attach_storageless(model, settings)
+        prepare(model, attention, settings)
         yield model
+
+
+def prepare(model: PreTrainedModel, attention: AttentionChoice, settings: ModelConfig) -> None:
+    """What a run does to its model, to one whose tensors have no storage."""
+    with unset_fake_temporarily():  # the formulas are compared on numbers
+        keep_norm_inputs(model)
+    if attention.is_packed:
+        path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
+        use_packed_attention(model, path)
+    if settings.gradient_checkpointing:
+        recompute_blocks(model)
+    if settings.lora_rank:
+        _attach_storageless(model, settings)
 
 
 def _attach_storageless(model: PreTrainedModel, settings: ModelConfig) -> None:

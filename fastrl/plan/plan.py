@@ -178,7 +178,8 @@ def _signal_models(work: Workload) -> int:
 
 def _training(work: Workload, model: PreTrainedModel, num_tokens: int) -> Footprint:
     """The footprint of training on micro-batches of `num_tokens` tokens."""
-    return footprint(model, num_tokens, work.sequence_tokens, work.device.type, work.config.optimizer, work.num_ranks)
+    plain = footprint(model, num_tokens, work.sequence_tokens, work.device.type, work.config.optimizer, work.num_ranks)
+    return replace(plain, activations=plain.activations - int(num_tokens * (work.left_out or 0)))
 
 
 def _fitting_tokens(plan: Plan, work: Workload, model: PreTrainedModel) -> int:
@@ -210,8 +211,15 @@ def paths(work: Workload) -> dict[str, str]:
         "device": f"{work.device.type}, weights in {str(work.dtype).removeprefix('torch.')}",
         "sampler": f"{work.sampler} ({work.sampler_reason})",
         "attention": f"{work.attention}; an architecture that fails the comparison at load runs padded",
+        "blocks": _blocks(work),
         "kernel": str(choose("linear_policy_loss", work.device, work.dtype, surrogate)),
     }
+
+
+def _blocks(work: Workload) -> str:
+    if work.left_out is None:
+        return f"not compiled (model.compile = {str(work.config.model.compile).lower()}, {work.device.type})"
+    return f"compiled, which keeps {work.left_out:,.0f} bytes a token less; blocks that cannot be compiled run as they are"
 
 
 def plan_text(plan: Plan) -> str:

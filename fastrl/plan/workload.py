@@ -7,7 +7,9 @@ from functools import cached_property
 import torch
 
 from fastrl.config.schema import TrainConfig
+from fastrl.plan.compiled import bytes_left_out
 from fastrl.policy.attention import AttentionChoice, choose_attention
+from fastrl.policy.compiled import wants_compiled
 from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.policy.optimizer.choose import check_weights
 from fastrl.policy.pretrained import Pretrained
@@ -18,7 +20,8 @@ from fastrl.tasks import load_task
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does. sequence_tokens: prompt and full completion of the longest training sequence."""
+    """What a run does. sequence_tokens: prompt and full completion of the longest training sequence. left_out: bytes a
+    token that autograd does not keep because blocks are compiled; None where they are not."""
 
     config: TrainConfig
     device: torch.device
@@ -28,6 +31,7 @@ class Workload:
     sampler_reason: str
     sequence_tokens: int
     num_ranks: int
+    left_out: float | None = None
 
     @property
     def is_vllm(self) -> bool:
@@ -89,9 +93,10 @@ def workload(config: TrainConfig, base: Pretrained, device_type: str, prompt_tok
     if attention.path == "flex_attention" and device.type == "cpu":
         raise ValueError("model.attention = 'flex_attention' has no backward on CPU: set it to 'auto'")
     sequence_tokens = _longest_sequence(config, base, prompt_tokens)
-    return Workload(
-        config, device, dtype, attention, *choose_sampler(config.sampler, device), sequence_tokens, num_ranks
-    )
+    is_compiled = wants_compiled(config.model.compile, device)
+    left_out = bytes_left_out(base.architecture, dtype, attention, config.model) if is_compiled else None
+    sampler = choose_sampler(config.sampler, device)
+    return Workload(config, device, dtype, attention, *sampler, sequence_tokens, num_ranks, left_out)
 
 
 def planned_device(config: TrainConfig, device_type: str) -> tuple[torch.device, torch.dtype]:
