@@ -104,7 +104,7 @@ class Engine:
                 alive()
                 # the CPU sampler draws from the global generator before it honours a request's own seed
                 with self._working("generate"), torch.random.fork_rng(devices=[]):
-                    finished = [output for output in engine.step() if output.finished]
+                    finished = engine.step()
                 for output in finished:
                     waiting.remove(output.request_id)
                     yield int(output.request_id), _completion(output)
@@ -183,6 +183,7 @@ class Engine:
 
 def _parameters(requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]) -> list[Any]:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     return [
         SamplingParams(
@@ -195,6 +196,8 @@ def _parameters(requests: list[Request], settings: SamplingSettings, stop_token_
             stop_token_ids=stop_token_ids,
             ignore_eos=True,  # the stop tokens are ours, not the generation config's
             logprobs=0,  # the sampled token's alone
+            flat_logprobs=True,  # numbers in one list instead of a dict and an object a token
+            output_kind=RequestOutputKind.FINAL_ONLY,  # nothing is made of a sequence before it has ended
             detokenize=False,
         )
         for request in requests
@@ -299,5 +302,5 @@ def _linear_weights_kept() -> Iterator[None]:
 def _completion(output: Any) -> Completion:
     sample = output.outputs[0]
     token_ids = list(sample.token_ids)
-    logprobs = [entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)]
-    return Completion(token_ids, logprobs, sample.finish_reason, output.num_cached_tokens or 0)
+    assert list(sample.logprobs.token_ids) == token_ids, "not one log-prob a sampled token"
+    return Completion(token_ids, sample.logprobs.logprobs, sample.finish_reason, output.num_cached_tokens or 0)
