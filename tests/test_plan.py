@@ -254,6 +254,14 @@ def test_the_kv_cache_is_cut_as_the_run_cuts_it(larger, weights, monkeypatch):
 
 
 @pytest.mark.vllm
+def test_a_narrower_kv_cache_is_counted_as_such(larger):
+    sampler = replace(larger.sampler, kind="vllm", batch_size=8)
+    machine = {"device_type": "cuda", "memory_gib": 64.0, "prompt_tokens": 64}
+    plans = [make_plan(replace(larger, sampler=replace(sampler, kv_cache_dtype=d)), **machine) for d in ("auto", "fp8")]
+    assert plans[0].kv_cache == 2 * plans[1].kv_cache > 0 and plans[0].peak > plans[1].peak
+
+
+@pytest.mark.vllm
 def test_every_rank_serves_a_copy(larger):
     machine = {"device_type": "cuda", "memory_gib": 4.0, "prompt_tokens": 64}
     config = replace(larger, sampler=replace(larger.sampler, kind="vllm"))

@@ -24,8 +24,10 @@ from fastrl.plan.workload import Workload, workload
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.pretrained import Pretrained
 from fastrl.sampling.kv_budget import (
+    MOST_SEQUENCES,
     available_bytes,
     bytes_per_token,
+    cache_dtype,
     device_memory,
     reserved_bytes,
     sequence_bytes,
@@ -181,7 +183,8 @@ def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: i
         return work.num_sampled * work.sequence_tokens * bytes_per_token(model)
     if sampler.kv_cache_bytes:
         return sampler.kv_cache_bytes
-    wanted = sampler.batch_size * sequence_bytes(model, work.sequence_tokens)
+    one = sequence_bytes(model, work.sequence_tokens, cache_dtype(sampler, work.dtype))
+    wanted = (sampler.batch_size or MOST_SEQUENCES) * one
     return min(wanted, available_bytes(work.device, memory, memory - kept))
 
 

@@ -17,6 +17,7 @@ from fastrl.run.preflight import Preflight
 from fastrl.run.resumption import Beginning
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.choose import build_sampler, ignored_settings
+from fastrl.sampling.kv_budget import cache_dtype
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplerParts
 from fastrl.tasks.correctness import Correctness
@@ -86,6 +87,7 @@ def _build_sampler(ready: Preflight, policy: Policy, ranks: Ranks, progress: Pro
 
 def _build_trainer(ready: Preflight, begin: Beginning, arena: Arena, updater: Updater) -> Trainer:
     stream = PromptStream(ready.task.train, ready.config.run.seed, begin.state.get("position", 0))
-    probe = LogprobProbe(arena.policy.dtype, begin.state.get("probe"))
+    dtype = cache_dtype(ready.config.sampler, arena.policy.dtype)
+    probe = LogprobProbe(dtype, begin.state.get("probe"))
     context = min(ready.base.limits.values(), default=None)
     return Trainer(ready.config, arena, stream, updater, probe, max_sequence_tokens=context)

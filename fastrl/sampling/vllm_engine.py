@@ -39,6 +39,7 @@ class EngineSettings:
     max_sequence_tokens: int
     max_num_sequences: int
     kv_cache_bytes: int
+    kv_cache_dtype: str = "auto"
     trust_remote_code: bool = False
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
@@ -232,6 +233,7 @@ def _build(settings: EngineSettings) -> Any:
                 # a prompt cut in two makes the CPU runner rewind the request's generator, which torch cannot on CPU
                 enable_chunked_prefill=not is_on_cpu,
                 kv_cache_memory_bytes=settings.kv_cache_bytes,
+                kv_cache_dtype=settings.kv_cache_dtype,
                 gpu_memory_utilization=0.01,  # the bytes above rule; but a GPU less free than this share is refused
                 enforce_eager=is_on_cpu,
                 enable_prefix_caching=True,
