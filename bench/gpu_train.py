@@ -90,6 +90,7 @@ class Work:
     completion: int = 768
     recompute: bool = False
     optimizer: dict = field(default_factory=dict)
+    backbone: str = "eager"
 
     @property
     def name(self) -> str:
@@ -160,6 +161,8 @@ def allocated(device: str) -> int:
 
 
 def run_ours(work: Work, device: str) -> dict:
+    if work.backbone != "eager":
+        raise ValueError(f"backbone = '{work.backbone}': only eager blocks exist")
     config, rollouts = make_config(work), make_rollouts(work)
     model = make_model(work, device, torch.bfloat16 if device == "cuda" else torch.float32)
     choice = pack(model, choose_attention("auto", model.device, model.dtype, model.config))
