@@ -190,7 +190,8 @@ def run_trl(work: Work, device: str) -> dict:
     model = make_model(work, device, torch.float32)
     memory = {"weights": allocated(device)}
     case = Case(work.shape, work.sequences // 8, 0, 0, 0, updates=1, max_new_tokens=work.completion)
-    settings = Settings(work.sequences // work.micro_batch, bf16=device == "cuda", recompute=work.recompute)
+    parts, is_liger = work.sequences // work.micro_batch, work.backbone == "liger"
+    settings = Settings(parts, bf16=device == "cuda", recompute=work.recompute, liger=is_liger)
     tokenizer = big_tokenizer(small_tokenizer(), model.config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(case, make_config(work), settings, Path(folder), model, tokenizer)

@@ -68,12 +68,18 @@ def floor_of(row: Row, rows: Sequence[Row]) -> Row | None:
     return next((r for r in found if r.wall_ms is not None), None)
 
 
+def times_floor(row: Row, rows: Sequence[Row], is_wall: bool = False) -> tuple[float, str] | None:
+    """(ratio, clock): of the device's times unless the wall's are asked for, or all there are. None: not measured."""
+    floor = floor_of(row, rows)
+    if floor is None or row.wall_ms is None:
+        return None
+    if is_wall or row.time_ms is None or floor.time_ms is None:
+        return row.wall_ms / floor.wall_ms, "wall"
+    return row.time_ms / floor.time_ms, "device"
+
+
 def verdict_of(row: Row, rows: Sequence[Row]) -> Verdict | None:
     """None where there is no bar, or nothing was measured."""
-    bar, floor = bar_of(row), floor_of(row, rows)
-    if bar is None or floor is None or row.wall_ms is None:
-        return None
-    is_wall = bar.is_wall or row.time_ms is None or floor.time_ms is None
-    ratio = row.wall_ms / floor.wall_ms if is_wall else row.time_ms / floor.time_ms
-    extra_gb = None if row.peak_bytes is None else row.peak_bytes / 1e9
-    return Verdict(bar, ratio, "wall" if is_wall else "device", extra_gb)
+    bar = bar_of(row)
+    found = times_floor(row, rows, bar.is_wall) if bar else None
+    return Verdict(bar, *found, None if row.peak_bytes is None else row.peak_bytes / 1e9) if found else None

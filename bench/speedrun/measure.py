@@ -93,7 +93,7 @@ def line_of(name: str, commit: str, minutes: float, is_dry: bool) -> dict[str, A
         found = MEASURES[row.kind](row.sizes(is_dry), minutes)
     except Exception as error:  # a size or a peer may fail in any way
         found = {"failed": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
-    return {"row": name} | origin(commit) | found
+    return {"row": name, "is_dry": is_dry} | origin(commit) | found
 
 
 def main(file: str, commit: str, minutes: str, is_dry: str, *names: str) -> None:

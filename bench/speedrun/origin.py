@@ -46,7 +46,7 @@ def measured_commit() -> str:
     """
     try:
         found = git("log", "-1", "--format=%h", "--", *MEASURED)
-        return found + "+" * bool(git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED))
+        return found + "+" * bool(git("status", "--porcelain", "--", *MEASURED))
     except (FileNotFoundError, subprocess.CalledProcessError):
         raise ValueError(f"{ROOT} is no git repository: say what is measured with --commit HASH") from None
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kernel_bars import bar_of, floor_of, verdict_of
+from kernel_bars import bar_of, times_floor, verdict_of
 from machine import Row as Timing
 from rows import ROWS, Bar, Row
 
@@ -18,19 +18,23 @@ HEAD = """# Speedrun
     bench/speedrun/run --dry-run    # tiny shapes on a CPU, the same code
 
 Random weights at true shapes. `train`: updates of 64 × (256 + 768) tokens, `16k`: of 8 × (256 + 16,128), one sequence
-at a time; tokens/s counts prompts and completions. `iteration`: 32 prompts × 8 (7b: 16 × 8) of 256 + 768 tokens, half of
-the completions with gradient, vLLM in the process; tokens/s counts the completions of a whole iteration. Medians; a step
-is an update, or an iteration.
+at a time; tokens/s counts prompts and completions. `iteration`: 32 prompts × 8 (7b: 16 × 8) of 256 + 768 tokens, half
+of the completions with gradient, vLLM in the process; tokens/s counts the completions of a whole iteration. Medians; a
+step is an update, or an iteration.
 
 MFU is (6 · P · T + 6 · L · d · Σ length² + 6 · H · V · C) / seconds / peak, with P parameters of the decoder's layers,
 T tokens, L layers, d = heads × head size, H hidden size, V vocabulary, C completion tokens, and the card's dense
 bfloat16 peak (H100: 989 · 10¹²): what has to be computed, so neither recomputed blocks nor prompts' logits. Of an
-iteration it is the update's. Peaks are PyTorch's allocations in GiB, beside vLLM its weights and cache included.
+iteration it is the update's. Peaks are PyTorch's allocations in GiB, beside vLLM its weights and cache included. Bars
+are for an H100 with 80 GB; what failed missed them.
 """
-WORDS = {
-    "tokens_per_s": lambda value: f"{value:,.0f} tokens/s",
-    "mfu": lambda value: f"{100 * value:.1f} % MFU",
-    "peak_gib": lambda value: f"{value:.1f} GiB",
+KERNELS = """Kernels: ms of the device and of the wall (launches included), and times the floor of the same run. For
+half idle rows it is the same loss with none idle."""
+CARD_OF_BARS = "H100"
+SHOWN = {  # quantity: its name, and a value of it
+    "tokens_per_s": ("tokens/s", lambda value: f"{value:,.0f} tokens/s"),
+    "mfu": ("MFU", lambda value: f"{100 * value:.3g} % MFU"),
+    "peak_gib": ("peak", lambda value: f"peak {value:.1f} GiB"),
 }
 
 
@@ -52,20 +56,28 @@ def limit_of(bar: Bar, card: str, lines: Sequence[dict]) -> float | None:
     return None if value is None else bar.limit * value
 
 
+def judged(line: dict, word: str) -> str:
+    """The verdict, or why there is none: bars are for one card, and not for toy sizes."""
+    if line.get("is_dry"):
+        return "toy sizes"
+    return word if CARD_OF_BARS in line["card"] else f"not judged, a bar for {CARD_OF_BARS}"
+
+
 def verdict(bar: Bar, line: dict, lines: Sequence[dict]) -> str:
-    """met, missed or not measured."""
+    """met, missed (as whatever failed) or not measured."""
     limit, value = limit_of(bar, line["card"], lines), line.get(bar.quantity)
+    if "failed" in line:
+        return judged(line, "missed")
     if limit is None or value is None:
         return "not measured"
-    return "met" if (value <= limit if bar.is_most else value >= limit) else "missed"
+    return judged(line, "met" if (value <= limit if bar.is_most else value >= limit) else "missed")
 
 
 def bar_text(bar: Bar, card: str = "", lines: Sequence[dict] = ()) -> str:
-    sign, limit = "≤" if bar.is_most else "≥", limit_of(bar, card, lines)
+    sign, limit, (quantity, show) = "≤" if bar.is_most else "≥", limit_of(bar, card, lines), SHOWN[bar.quantity]
     if not bar.peer:
-        return f"{sign} {WORDS[bar.quantity](limit)}"
-    value = "" if limit is None else f" = {WORDS[bar.quantity](limit)}"
-    return f"{sign} {bar.limit:g} × {bar.quantity} of {bar.peer}{value}"
+        return f"{sign} {show(limit)}"
+    return f"{sign} {bar.limit:g} × {bar.peer}'s {quantity}" + ("" if limit is None else f" = {show(limit)}")
 
 
 def legend(lines: Sequence[dict]) -> dict[str, str]:
@@ -84,8 +96,8 @@ def origin_text(line: dict) -> str:
 def main_rows(row: Row, lines: Sequence[dict], letters: dict[str, str]) -> list[str]:
     mine = [line for line in lines if line["row"] == row.name]
     if not mine:
-        bars = "; ".join(map(bar_text, row.bars))
-        return [cells(row.name, "", "", "", "", "", "", bars, "not measured", "")]
+        bars = "; ".join(f"{bar_text(bar)}: not measured" for bar in row.bars)
+        return [cells(row.name, "", "", "", "", "", "", bars, "not measured")]
     return [main_row(row, line, lines, letters[origin_text(line)]) for line in mine]
 
 
@@ -100,8 +112,7 @@ def main_row(row: Row, line: dict, lines: Sequence[dict], letter: str) -> str:
         f"{100 * mfu:.1f} %" if mfu else "",
         line.get("peak_gib") or "",
         phases,
-        "; ".join(bar_text(bar, line["card"], lines) for bar in row.bars),
-        "; ".join(verdict(bar, line, lines) for bar in row.bars),
+        "; ".join(f"{bar_text(bar, line['card'], lines)}: {verdict(bar, line, lines)}" for bar in row.bars),
         f"failed: {line['failed']}" if "failed" in line else line.get("note", ""),
     )
 
@@ -113,29 +124,28 @@ def kernel_rows(row: Row, lines: Sequence[dict], letters: dict[str, str]) -> lis
     found = []
     for line in mine:
         timings, letter = [Timing(**timing) for timing in line.get("timings", ())], letters[origin_text(line)]
-        found += [kernel_row(timing, timings, letter) for timing in timings]
+        found += [kernel_row(timing, timings, line, letter) for timing in timings]
         if "failed" in line:
             found.append(cells(row.name, "", letter, "", "", "", "", "", f"failed: {line['failed']}"))
     return found
 
 
-def kernel_row(timing: Timing, timings: Sequence[Timing], letter: str) -> str:
-    bar, found, floor = bar_of(timing), verdict_of(timing, timings), floor_of(timing, timings)
-    extra = None if timing.peak_bytes is None else timing.peak_bytes / 1e9
-    clock = found.clock if found else "wall"
-    ratio = None if floor is None or timing.wall_ms is None else timing.wall_ms / floor.wall_ms
+def kernel_row(timing: Timing, timings: Sequence[Timing], line: dict, letter: str) -> str:
+    bar, found = bar_of(timing), verdict_of(timing, timings)
+    ratio = (found.ratio, found.clock) if found else times_floor(timing, timings)
+    extra_gb = None if timing.peak_bytes is None else timing.peak_bytes / 1e9
     limit = "" if bar is None else f"≤ {bar.most}" + (f", ≤ {bar.most_gb} GB" if bar.most_gb else "")
-    word = "" if bar is None else "not measured" if found is None else "met" if found.is_met else "missed"
+    word = "not measured" if found is None else judged(line, "met" if found.is_met else "missed")
     return cells(
         f"{timing.what}, {timing.who}",
         timing.shape,
         letter,
         number(timing.time_ms),
         number(timing.wall_ms),
-        f"{found.ratio if found else ratio:.2f} ({clock})" if found or ratio else "",
-        number(extra, 1),
+        "{:.2f} ({})".format(*ratio) if ratio else "",
+        number(extra_gb, 1),
         limit,
-        word or ("" if timing.wall_ms is not None else timing.note),
+        timing.note if timing.wall_ms is None else word if bar else "",
     )
 
 
@@ -150,11 +160,10 @@ def cells(*values: object) -> str:
 def markdown(lines: Sequence[dict]) -> str:
     lines = newest(lines)
     letters = legend(lines)
-    page = [HEAD, "| row | where | tokens/s | s a step | MFU | peak GiB | by phase, s | bar | verdict | note |"]
-    page.append("|---" * 10 + "|")
-    for row in ROWS:
-        if row.kind != "kernels":
-            page += main_rows(row, lines, letters)
+    page = [HEAD, "| row | where | tokens/s | s a step | MFU | peak GiB | by phase, s | bars | note |"]
+    page.append("|---" * 9 + "|")
+    for row in (row for kind in ("train", "iteration", "tests") for row in ROWS if row.kind == kind):
+        page += main_rows(row, lines, letters)
     page += [
         "",
         "Kernels: ms of the device and of the wall (launches included), and times the floor of the same run.",

@@ -40,7 +40,7 @@ class Row:
 
 DRY: dict[str, dict[str, Any]] = {
     "tests": {"files": ["test_statistics.py"]},
-    "kernels": {"num_rows": 16, "vocab": 512, "width": 32},
+    "kernels": {"num_rows": 16, "vocab": 512},
     "train": {"shape": "tiny", "sequences": 8, "micro_batch": 4, "prompt": 16, "completion": 24},
     "iteration": TINY | {"sampler": "embedded", "dry_run": True},
 }
@@ -78,8 +78,9 @@ ROWS = [
     Row("train-0.6b-compiled", "train", 3, 45, SMALL | {"who": "fastrl", "backbone": "compiled"}, TRAIN),
     Row("train-0.6b-eager", "train", 3, 30, SMALL | {"who": "fastrl", "backbone": "eager"}, TRAIN),
     Row(f"{TRL}-8", "train", 3, 43, SMALL | {"who": "trl", "micro_batch": 8}),
-    Row("train-0.6b-16k", "train", 3, 60, SMALL | SEQUENCE_16K | {"who": "fastrl", "backbone": "compiled"}, LONG),
+    Row("train-0.6b-16k", "train", 3, 80, SMALL | SEQUENCE_16K | {"who": "fastrl", "backbone": "compiled"}, LONG),
     Row("iteration-7b", "iteration", 3, 150, EVERY_PARAMETER_7B, (Bar("mfu", 0.45),)),
+    Row(f"{TRL}-8-liger", "train", 4, 45, SMALL | {"who": "trl", "micro_batch": 8, "backbone": "liger"}),
     Row(f"{TRL}-16", "train", 4, 45, SMALL | {"who": "trl", "micro_batch": 16}),
     Row("iteration-0.6b-tail", "iteration", 4, 100, SMALL | {"lengths": "tail"}),
     Row("iteration-1.7b", "iteration", 4, 130, LARGE | {"micro_batch": 8}),

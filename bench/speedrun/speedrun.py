@@ -5,6 +5,7 @@
     bench/speedrun/run --only NAME...        these rows, measured again
     bench/speedrun/run --dry-run             tiny shapes on a CPU, the same code
     bench/speedrun/run --list                the rows, with their calls, seconds and bars
+    bench/speedrun/run --page                OUT/speedrun.md anew
 
 Nothing is started that the minutes left will not see the end of. Each row is a process of its own, the kernels' one
 together. Results are appended to OUT/speedrun.jsonl, OUT/speedrun.md is the page made of them.
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
     parser.add_argument("--commit", help="what is measured, where there is no git")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
     options = parser.parse_args()
     rows = chosen_rows(options.only, options.call)
     if options.list:
@@ -107,14 +109,21 @@ def main() -> None:
             "\n".join(f"{row.name}: call {row.call}, about {row.seconds:.0f} s, {len(row.bars)} bars" for row in rows)
         )
         return
+    file = options.out / ("speedrun_dry.jsonl" if options.dry_run else "speedrun.jsonl")
+    if options.page:
+        write_page(file)
+        return
     if not options.dry_run and not torch.cuda.is_available():
         raise ValueError("no CUDA device here: --dry-run takes tiny shapes through the same code")
     commit = options.commit or measured_commit()
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / ("speedrun_dry.jsonl" if options.dry_run else "speedrun.jsonl")
     if not options.only:
         rows = missing_rows(rows, read(file), origin(commit)["card"], commit)
     run(rows, file, commit, options.minutes, options.dry_run)
+    write_page(file)
+
+
+def write_page(file: Path) -> None:
     file.with_suffix(".md").write_text(markdown(read(file)))
 
 
