@@ -82,12 +82,12 @@ ROWS = [
     Row("iteration-7b", "iteration", 3, 150, EVERY_PARAMETER_7B, (Bar("mfu", 0.45),)),
     Row(f"{TRL}-8-liger", "train", 4, 45, SMALL | {"who": "trl", "micro_batch": 8, "backbone": "liger"}),
     Row(f"{TRL}-16", "train", 4, 45, SMALL | {"who": "trl", "micro_batch": 16}),
-    Row("iteration-0.6b-tail", "iteration", 4, 100, SMALL | {"lengths": "tail"}),
+    Row("iteration-0.6b-tail", "iteration", 4, 100, SMALL | {"lengths": "varied"}),
     Row("iteration-1.7b", "iteration", 4, 130, LARGE | {"micro_batch": 8}),
-    Row("iteration-1.7b-tail", "iteration", 4, 130, LARGE | {"micro_batch": 8, "lengths": "tail"}),
+    Row("iteration-1.7b-tail", "iteration", 4, 130, LARGE | {"micro_batch": 8, "lengths": "varied"}),
     Row("iteration-0.6b-trl", "iteration", 4, 130, SMALL | {"who": "trl"}),
-    Row("iteration-0.6b-tail-trl", "iteration", 4, 130, SMALL | {"who": "trl", "lengths": "tail"}),
+    Row("iteration-0.6b-tail-trl", "iteration", 4, 130, SMALL | {"who": "trl", "lengths": "varied"}),
     Row("iteration-1.7b-trl", "iteration", 4, 160, LARGE | {"who": "trl"}),
-    Row("iteration-1.7b-tail-trl", "iteration", 4, 160, LARGE | {"who": "trl", "lengths": "tail"}),
+    Row("iteration-1.7b-tail-trl", "iteration", 4, 160, LARGE | {"who": "trl", "lengths": "varied"}),
 ]
 BY_NAME = {row.name: row for row in ROWS}

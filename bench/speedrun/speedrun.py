@@ -4,7 +4,7 @@
     bench/speedrun/run --call 1 --minutes 4  the rows of one of four calls: a quarter of an hour on a GPU in all
     bench/speedrun/run --only NAME...        these rows, measured again
     bench/speedrun/run --dry-run             tiny shapes on a CPU, the same code
-    bench/speedrun/run --list                the rows, with their calls, seconds and bars
+    bench/speedrun/run --list                the rows, with their calls and seconds
     bench/speedrun/run --page                OUT/speedrun.md anew
 
 Nothing is started that the minutes left will not see the end of. Each row is a process of its own, the kernels' one
@@ -105,9 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = chosen_rows(options.only, options.call)
     if options.list:
-        print(
-            "\n".join(f"{row.name}: call {row.call}, about {row.seconds:.0f} s, {len(row.bars)} bars" for row in rows)
-        )
+        print("\n".join(f"{row.name}: call {row.call}, about {row.seconds:.0f} s" for row in rows))
         return
     file = options.out / ("speedrun_dry.jsonl" if options.dry_run else "speedrun.jsonl")
     if options.page:
