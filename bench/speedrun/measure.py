@@ -1,0 +1,108 @@
+"""Measures rows in this process and appends a line of each to a file. A row that fails is a line that says how.
+
+python bench/speedrun/measure.py FILE COMMIT MINUTES DRY NAME...      called by speedrun.py
+"""
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import gpu_iteration
+import gpu_table
+import gpu_train
+import torch
+from machine import Table
+from origin import ROOT, origin
+from rows import BY_NAME
+
+
+def tests(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
+    files = [str(ROOT / "tests" / name) for name in sizes["files"]]
+    parallel = ["-n", "12"] if importlib.util.find_spec("xdist") else []  # most of the time goes into compiling
+    options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, *parallel, *options], stdout=subprocess.PIPE, text=True
+    )
+    print(result.stdout, flush=True)
+    last = result.stdout.strip().rpartition("\n")[2].strip("= ")
+    return {"failed": last} if result.returncode else {"note": last}
+
+
+def kernels(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table("", "", Path(folder), "rows")
+        gpu_table.check()
+        gpu_table.Case(**sizes).run(table, gpu_table.Clock(minutes))
+    return {"timings": [asdict(row) for row in table.rows]}
+
+
+def train(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    line = gpu_train.one(gpu_train.Work(**sizes), device)
+    if "failed" in line:
+        return {"failed": line["failed"]}
+    seconds = statistics.median(line["update_s"])
+    found = {"tokens_per_s": line["tokens_per_s"], "mfu": line.get("mfu"), "peak_gib": line["memory"].get("peak")}
+    said = {name: line[name] for name in ("settings", "attention", "startup_s") if name in line}
+    return found | {"step_s": seconds, "phases": {"update": seconds}, "note": "; ".join(map(str, said.values()))}
+
+
+def iteration(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
+    work = gpu_iteration.Work(**sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        line, profile = gpu_iteration.run(work, folder)
+    print(profile, flush=True)
+    num_tokens = work.prompts * gpu_iteration.NUM_SAMPLES * work.completion
+    found = {"tokens_per_s": round(num_tokens / line["iteration_s"]), "step_s": line["iteration_s"]}
+    found |= {"mfu": update_mfu(work, line), "peak_gib": line.get("peak_gib"), "phases": line["seconds"]}
+    said = {name: line[name] for name in ("attention", "weights") if name in line}
+    return found | {"note": "; ".join(said.values())}
+
+
+def update_mfu(work: gpu_iteration.Work, line: dict[str, Any]) -> float | None:
+    """Of the update alone, for what carries gradient. None on an unknown card."""
+    if work.dry_run:
+        return None
+    peak = next((v for name, v in gpu_train.PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
+    update = gpu_train.Work(work.shape, "fastrl", line["num_kept"], prompt=work.prompt, completion=work.completion)
+    rate = gpu_train.flops(gpu_train.make_model(update, "meta", torch.bfloat16), update) / line["seconds"]["update"]
+    return round(rate / peak, 4) if peak else None
+
+
+MEASURES: dict[str, Callable[[dict[str, Any], float], dict[str, Any]]] = {
+    "tests": tests,
+    "kernels": kernels,
+    "train": train,
+    "iteration": iteration,
+}
+
+
+def line_of(name: str, commit: str, minutes: float, is_dry: bool) -> dict[str, Any]:
+    row = BY_NAME[name]
+    try:
+        found = MEASURES[row.kind](row.sizes(is_dry), minutes)
+    except Exception as error:  # a size or a peer may fail in any way
+        found = {"failed": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
+    return {"row": name, "is_dry": is_dry} | origin(commit) | found
+
+
+def main(file: str, commit: str, minutes: str, is_dry: str, *names: str) -> None:
+    for name in names:
+        line = json.dumps(line_of(name, commit, float(minutes), is_dry == "dry"))
+        with Path(file).open("a") as results:
+            results.write(line + "\n")
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
