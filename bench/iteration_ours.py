@@ -34,7 +34,9 @@ PHASES = ("freshness", "generate", "verify", "exchange", "signal", "score", "tra
 def make_config(work: Work, folder: Path) -> TrainConfig:
     reduction = "token-mean-kept" if work.objective in ("psr", "nsr") else "token-mean-all"
     return TrainConfig(
-        model=ModelConfig(str(folder / "model"), dtype=work.dtype, device=work.device),
+        model=ModelConfig(
+            str(folder / "model"), dtype=work.dtype, device=work.device, gradient_checkpointing=work.recompute
+        ),
         task=TaskConfig(
             "iteration_reward:reward", str(Path(__file__).parent), train=str(folder / "rows.jsonl"), num_workers=4
         ),

@@ -38,6 +38,7 @@ class Work:
     trl_share: float = 0.4
     iterations: int = 4
     low_memory: bool = False
+    recompute: bool = False
     is_dry: bool = False
 
     @property
@@ -46,7 +47,7 @@ class Work:
 
     @property
     def dtype(self) -> str:
-        return "float32" if self.is_dry else "bfloat16"
+        return "float32" if self.is_dry and not self.low_memory else "bfloat16"
 
     @property
     def length(self) -> int:

@@ -58,24 +58,23 @@ def train(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
 
 
 def iteration(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
-    work = gpu_iteration.Work(**sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        line, profile = gpu_iteration.run(work, folder)
-    print(profile, flush=True)
-    num_tokens = work.prompts * gpu_iteration.NUM_SAMPLES * work.completion
-    found = {"tokens_per_s": round(num_tokens / line["iteration_s"]), "step_s": line["iteration_s"]}
-    found |= {"mfu": update_mfu(work, line), "peak_gib": line.get("peak_gib"), "phases": line["seconds"]}
-    said = {name: line[name] for name in ("attention", "weights") if name in line}
-    return found | {"note": "; ".join(said.values())}
+    work = gpu_iteration.Work("speedrun", **sizes)
+    line = gpu_iteration.one(work)
+    if "failed" in line:
+        return {"failed": line["failed"]}
+    found = {"tokens_per_s": line["tokens_per_s"], "step_s": line["iteration_s"], "peak_gib": line.get("peak_gib")}
+    note = f"{line['update/kept_share']:.0%} with gradient" if "update/kept_share" in line else ""
+    return found | {"mfu": update_mfu(work, line), "phases": line["seconds"], "note": note}
 
 
 def update_mfu(work: gpu_iteration.Work, line: dict[str, Any]) -> float | None:
-    """Of the update alone, for what carries gradient. None on an unknown card."""
-    if work.dry_run:
+    """Of our update alone, for what carries gradient. None where lengths vary and on an unknown card."""
+    if work.is_dry or work.who != "fastrl" or work.lengths != "equal":
         return None
     peak = next((v for name, v in gpu_train.PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
-    update = gpu_train.Work(work.shape, "fastrl", line["num_kept"], prompt=work.prompt, completion=work.completion)
-    rate = gpu_train.flops(gpu_train.make_model(update, "meta", torch.bfloat16), update) / line["seconds"]["update"]
+    num_kept = round(line["update/kept_share"] * work.num_rollouts)
+    update = gpu_train.Work(work.shape, "fastrl", num_kept, prompt=work.prompt, completion=work.completion)
+    rate = gpu_train.flops(gpu_train.make_model(update, "meta", torch.bfloat16), update) / line["seconds"]["train"]
     return round(rate / peak, 4) if peak else None
 
 

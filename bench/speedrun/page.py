@@ -18,9 +18,9 @@ HEAD = """# Speedrun
     bench/speedrun/run --dry-run    # tiny shapes on a CPU, the same code
 
 Random weights at true shapes. `train`: updates of 64 × (256 + 768) tokens, `16k`: of 8 × (256 + 16,128), one sequence
-at a time; tokens/s counts prompts and completions. `iteration`: 32 prompts × 8 (7b: 16 × 8) of 256 + 768 tokens, half
-of the completions with gradient, vLLM in the process; tokens/s counts the completions of a whole iteration. Medians; a
-step is an update, or an iteration.
+at a time; tokens/s counts prompts and completions. `iteration`: 32 prompts × 8 (7b: 16 × 8) of 256 + 768 tokens, in a
+`tail` at most so long, with vLLM in the process; tokens/s counts the completions of a whole iteration. Medians; a step
+is an update, or an iteration.
 
 MFU is (6 · P · T + 6 · L · d · Σ length² + 6 · H · V · C) / seconds / peak, with P parameters of the decoder's layers,
 T tokens, L layers, d = heads × head size, H hidden size, V vocabulary, C completion tokens, and the card's dense

@@ -42,7 +42,7 @@ DRY: dict[str, dict[str, Any]] = {
     "tests": {"files": ["test_statistics.py"]},
     "kernels": {"num_rows": 16, "vocab": 512},
     "train": {"shape": "tiny", "sequences": 8, "micro_batch": 4, "prompt": 16, "completion": 24},
-    "iteration": TINY | {"sampler": "embedded", "dry_run": True},
+    "iteration": TINY | {"sampler": "embedded", "iterations": 2, "is_dry": True},
 }
 TRL = "train-0.6b-trl"
 BESIDE_TRL = (Bar("tokens_per_s", 2.2, peer=TRL), Bar("peak_gib", 1.0, is_most=True, peer=TRL))
