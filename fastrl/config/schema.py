@@ -103,8 +103,9 @@ class SamplerConfig:
     """vllm: size of the KV cache; 0: what batch_size sequences can use, within the memory that training leaves."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """vllm: auto: keys and values in the weights' dtype. fp8: in 8 bits (e4m3, not scaled), so that twice as many
-    sequences fit (four times beside float32). Its log-probs are then farther from the trainer's: the probe measures by
-    how much before the first update, `algorithm.importance` corrects for it, and old log-probs are the trainer's."""
+    sequences fit (four times beside float32). Its log-probs are then farther from the trainer's: how far is measured
+    before the first update, `algorithm.importance` corrects for it from 0.02 nats on, and old log-probs are the
+    trainer's."""
     release_kv_cache: bool = False
     """vllm on CUDA: give the KV cache's memory back while training (costs its re-allocation each step)."""
     temperature: Positive = 1.0
