@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.model import Policy
-from fastrl.policy.optimizer.masters import MasterOptimizer
+from fastrl.policy.optimizer.base import Optimizer
+from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.scoring import score
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.probe import LogprobProbe, measure
@@ -67,7 +68,7 @@ def scored(model: PreTrainedModel, rollouts: Rollouts) -> Rollouts:
     return replace(rollouts, policy_logprobs_N=logprobs_N)
 
 
-def update(policy: Policy, optimizer: MasterOptimizer, rollouts: Rollouts) -> None:
+def update(policy: Policy, optimizer: Optimizer, rollouts: Rollouts) -> None:
     """One optimizer step: even completions up, odd ones down."""
     signs_R = np.where(np.arange(len(rollouts)) % 2, 1.0, -1.0)
     rollouts = replace(rollouts, credits_N=rollouts.by_token(signs_R))
@@ -117,7 +118,7 @@ def run(shape: str, mode: str, device: str, folder: str) -> dict:
     result["num_parameters"] = sum(p.numel() for p in model.parameters())
     result["weight_sets"] = round(weight_sets(model, engine), 4)
     policy = Policy(model)
-    optimizer = MasterOptimizer(policy, OptimizerConfig(lr=1e-4), NUM_UPDATES)
+    optimizer = build_optimizer(policy, OptimizerConfig(lr=1e-4), NUM_UPDATES)
     probe = LogprobProbe(torch.bfloat16)
     prompts = prompts_of(8, model.config.vocab_size)
     rollout_settings = SamplingSettings(num_samples=4, max_new_tokens=16 if is_small else 128)

@@ -5,8 +5,7 @@
 
 Every run is a process of its own and one line of the file; a run that fails (out of memory) is a line that says how.
 Fixed lengths: prompts of 256 tokens, completions of 768, all with advantage ±½; two updates warm up, five are timed.
-MFU counts 6 · parameters · tokens for the backbone, 6 · L · d · length² per sequence for causal attention, and
-6 · H · V per completion token for the head: what has to be computed, so neither recomputed blocks nor prompts' logits.
+MFU counts what has to be computed, so neither recomputed blocks nor prompts' logits (`fastrl.plan.flops`).
 
 TRL: fp32 weights under bfloat16 autocast, the same precision as our fp32 masters, and the same completions; its head is
 part of the measurement in both. Where gradient checkpointing is on, it is on for both.
@@ -30,10 +29,13 @@ from machine import machine
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.plan.cards import card_of
+from fastrl.plan.flops import ModelShape, Sequences, training_flops
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.rms_norm import keep_norm_inputs
 from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollouts
 from fastrl.update import Updater, token_loss
@@ -73,7 +75,6 @@ SHAPES = {
         tie_word_embeddings=True,
     ),
 }
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16
 LOW_MEMORY = {"kind": "adamw-8bit", "grad_dtype": "bfloat16"}
 NUM_WARM, NUM_TIMED = 2, 5
 
@@ -147,13 +148,9 @@ def make_model(work: Work, device: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def flops(model: PreTrainedModel, work: Work) -> float:
-    """Of one update, as in the module's docstring."""
-    config, length = model.config, work.prompt + work.completion
-    head_size = config.vocab_size * config.hidden_size
-    layers = sum(p.numel() for p in model.base_model.layers.parameters())
-    heads = config.num_attention_heads * model.base_model.layers[0].self_attn.head_dim
-    attention = 6 * config.num_hidden_layers * heads * length**2
-    return work.sequences * (6 * layers * length + attention + 6 * head_size * work.completion)
+    """Of one update."""
+    sequences = Sequences(work.sequences, work.sequences, work.prompt, work.completion)
+    return training_flops(ModelShape.of(model), sequences)
 
 
 def allocated(device: str) -> int:
@@ -165,6 +162,7 @@ def run_ours(work: Work, device: str) -> dict:
         raise ValueError(f"backbone = '{work.backbone}': only eager blocks exist")
     config, rollouts = make_config(work), make_rollouts(work)
     model = make_model(work, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    keep_norm_inputs(model)
     choice = pack(model, choose_attention("auto", model.device, model.dtype, model.config))
     if work.recompute:
         recompute_blocks(model)
@@ -207,8 +205,8 @@ def measure(work: Work, device: str) -> dict:
     found["update_s"] = [round(s, 4) for s in timed]
     found["tokens_per_s"] = round(work.sequences * (work.prompt + work.completion) / seconds)
     if device == "cuda":
-        peak = next((v for name, v in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
-        found["mfu"] = round(rate / seconds / peak, 4) if peak else None
+        card = card_of(torch.cuda.get_device_name())
+        found["mfu"] = round(rate / seconds / card.flops_per_s, 4) if card else None
         found["memory"] |= {"peak": torch.cuda.max_memory_allocated()}
         found["memory"] = {name: round(size / 2**30, 2) for name, size in found["memory"].items()}
     return found

@@ -64,7 +64,7 @@ class CompareCommand(WithPaths):
 
 @dataclass(frozen=True)
 class PlanCommand:
-    """Predict a run's memory before anything is loaded: fastrl plan CONFIG.toml [--section.key value …]"""
+    """Predict a run's memory and a step's seconds: fastrl plan CONFIG.toml [--section.key value …]; loads no weights"""
 
     config: Annotated[TrainConfig, Flat, Values] = field(default_factory=TrainConfig)
     device: Literal["here", "cpu", "cuda"] = "here"
@@ -73,6 +73,8 @@ class PlanCommand:
     """Memory that the run may fill; 0: all that this machine's device has."""
     prompt_tokens: int = 0
     """Length of the longest prompt; 0: found out from the task and the tokenizer."""
+    card: str = ""
+    """GPU whose seconds are expected (H100, A100, L40S, …); empty: this machine's."""
     ranks: int = 1
     """Processes with a device each, among which FSDP2 shards the model; numbers are per rank."""
 
@@ -165,6 +167,7 @@ def _compare(arguments: list[str]) -> None:
 
 def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
+    from fastrl.plan.expected import expected_text
     from fastrl.plan.plan import make_plan, plan_text
     from fastrl.plan.savings import fitting_settings, savings_text
     from fastrl.policy.pretrained import Pretrained
@@ -177,7 +180,7 @@ def _plan(arguments: list[str]) -> None:
         "base": Pretrained(command.config.model),
     }
     plan = make_plan(command.config, **machine)
-    print(plan_text(plan))
+    print(plan_text(plan), expected_text(plan.work, plan.shape, command.card), sep="\n")
     if not plan.fits:
         machine["prompt_tokens"] = plan.work.sequence_tokens - command.config.sampler.max_new_tokens  # found already
         print(savings_text(fitting_settings(command.config, **machine)))

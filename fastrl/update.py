@@ -20,6 +20,7 @@ from fastrl.policy.lora import adapters_off
 from fastrl.policy.micro_batch import computed_tokens, num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
+from fastrl.policy.reduction import prepare_backward
 from fastrl.policy.scoring import score
 from fastrl.policy.totals import COUNTS, SUMS, Totals
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
@@ -158,8 +159,10 @@ class Updater:
             members = mini_batch.take(indices)
             computed = computed_tokens(members, is_packed=self.policy.is_packed)
             totals.update(sequence_tokens=int(num_inputs_R(members).sum()), computed_tokens=computed)
-        for indices in ranks.share(micro_batches, filler=kept[:0]):
+        shared = ranks.share(micro_batches, filler=kept[:0])
+        for number, indices in enumerate(shared, 1):
             alive()
+            prepare_backward(self.policy, is_last=number == len(shared))
             self._backward(mini_batch.take(indices), weights_B[indices], shares_B[indices], mine)
         norm, has_moved = self.optimizer.step()
         totals.update(grad_norm=norm if has_moved else 0.0, num_updates=has_moved, num_nonfinite=not has_moved)

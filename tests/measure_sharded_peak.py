@@ -1,6 +1,6 @@
 """Run by torchrun: as `measure_training_peak.py`, for the first of several processes that shard the model (FSDP2).
 
-torchrun --nproc-per-node 2 tests/measure_sharded_peak.py CONFIG.json TOKEN_BUDGET SEQUENCE_TOKENS
+torchrun --nproc-per-node 2 tests/measure_sharded_peak.py CONFIG.json TOKEN_BUDGET SEQUENCE_TOKENS REDUCE_EVERY
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from fastrl.policy.attention import choose_attention
 from fastrl.policy.model import Policy
 from fastrl.policy.recompute import blocks_of, recompute_blocks
+from fastrl.policy.reduction import prepare_backward
 from fastrl.policy.soundness import pack
 from fastrl.rollouts import Rollouts
 
@@ -37,9 +38,10 @@ def sharded_policy(config: PreTrainedConfig) -> Policy:
     return policy
 
 
-def update_twice(config: PreTrainedConfig, budget: int, length: int) -> None:
+def update_twice(config: PreTrainedConfig, budget: int, length: int, reduce_every: str) -> None:
     """Two optimizer steps of two full micro-batches each, after the model is built: until then it is whole."""
     policy = sharded_policy(config)
+    policy.reduce_every = reduce_every
     release_freed()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
     adamw = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
@@ -47,7 +49,8 @@ def update_twice(config: PreTrainedConfig, budget: int, length: int) -> None:
     credits_N = np.ones(num * (length - 1), dtype=np.float32)
     rollouts = Rollouts.of([[0]] * num, [[0] * (length - 1)] * num, credits_N=credits_N)
     for _ in range(2):
-        for _ in range(2):
+        for is_last in (False, True):
+            prepare_backward(policy, is_last=is_last)
             policy(policy.micro_batch(rollouts, np.full(num, 1e-3))).loss.backward()
         adamw.step()
         adamw.zero_grad()
@@ -59,13 +62,13 @@ def release_freed() -> None:
 
 
 def main() -> None:
-    path, budget, length = sys.argv[1:]
+    path, budget, length, reduce_every = sys.argv[1:]
     values = json.loads(Path(path).read_text())
     dist.init_process_group("gloo")
-    update_twice(AutoConfig.for_model(**values | {"intermediate_size": 64, "vocab_size": 64}), 64, 16)  # libraries load
+    update_twice(AutoConfig.for_model(**values | {"intermediate_size": 64, "vocab_size": 64}), 64, 16, reduce_every)
     release_freed()
     before = resident_bytes("VmRSS")
-    update_twice(AutoConfig.for_model(**values), int(budget), int(length))
+    update_twice(AutoConfig.for_model(**values), int(budget), int(length), reduce_every)
     if dist.get_rank() == 0:
         print(resident_bytes("VmHWM") - before)
     dist.barrier()

@@ -20,6 +20,7 @@ from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.rms_norm import keep_norm_inputs
 from fastrl.policy.soundness import pack
 from fastrl.policy.vocabulary import head_gradient, sparse_embedding
 from fastrl.rollouts import Rollouts
@@ -42,6 +43,7 @@ def update_twice(
 ) -> None:
     """Two optimizer steps of two full micro-batches each."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    keep_norm_inputs(model)
     choice = choose_attention("auto", model.device, dtype, config)
     assert pack(model, choice).is_packed
     if is_checkpointed:

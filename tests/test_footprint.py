@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,19 @@ def test_shards_by_hand():
     assert three.logits == one.logits + 2 * 1000 * 384  # autograd hands a shard's gradient of the head over
     assert three.logits + three.working == one.logits + one.working  # the fullest moment comes later
     assert three.peak == three.static + three.activations + three.logits + three.working + three.gathered
+
+
+def test_gradients_that_are_reduced_once_are_those_of_the_whole_model():
+    config = LlamaConfig(**SHAPE, vocab_size=1000, tie_word_embeddings=False)
+    settings = OptimizerConfig(reduce_every="update")
+    count = predicted(config, torch.bfloat16, 256, 64, True).weights // 2
+    every, once = (predicted(config, torch.bfloat16, 256, 64, True, o, num_ranks=3) for o in (None, settings))
+    assert once.gradients == 4 * count > 2.9 * every.gradients
+    assert once.peak - every.peak == once.gradients - every.gradients
+    offloaded = predicted(config, torch.bfloat16, 256, 64, True, replace(settings, offload=True))
+    both = [predicted(config, torch.bfloat16, 256, 64, True, o) for o in (OptimizerConfig(offload=True), settings)]
+    assert offloaded.gradients == both[0].gradients and offloaded.gathered == both[0].gathered + 4 * count
+    assert both[1] == predicted(config, torch.bfloat16, 256, 64, True)  # one rank without shards reduces nothing
 
 
 def measured_loss(hidden_NH: Tensor, weight_VH: Tensor, into: Tensor | None) -> int:
@@ -285,10 +299,12 @@ def test_prediction_for_adapters(is_checkpointed, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_prediction_for_two_ranks(tmp_path):
+@pytest.mark.parametrize("reduce_every", ["micro-batch", "update"])
+def test_prediction_for_two_ranks(reduce_every, tmp_path):
     config = LlamaConfig(**SHAPE | {"hidden_size": 768, "intermediate_size": 2048}, vocab_size=16000)
     config.to_json_file(tmp_path / "config.json", use_diff=False)
-    expected = predicted(config, torch.bfloat16, 64, 32, True, num_ranks=2).peak
-    measured = measure(tmp_path / "config.json", 64, 32, num_ranks=2)
+    settings = OptimizerConfig(reduce_every=reduce_every)
+    expected = predicted(config, torch.bfloat16, 64, 32, True, settings, num_ranks=2).peak
+    measured = measure(tmp_path / "config.json", 64, 32, reduce_every, num_ranks=2)
     print(f"two ranks: predicted {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert expected == pytest.approx(measured, rel=0.15)

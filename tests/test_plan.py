@@ -17,7 +17,7 @@ from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, Opti
 from fastrl.config.settings import with_settings
 from fastrl.plan.footprint import Footprint
 from fastrl.plan.plan import GIB, make_plan, paths, plan_text
-from fastrl.plan.savings import CHECKPOINTING, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
+from fastrl.plan.savings import CHECKPOINTING, EARLY, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
 from fastrl.plan.workload import Workload
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.bytes import training_bytes
@@ -162,6 +162,19 @@ def test_ranks_share_what_is_sharded(larger):
         make_plan(replace(larger, sampler=replace(larger.sampler, weights="alias")), num_ranks=2, **machine)
 
 
+def test_reducing_every_micro_batch_is_what_ranks_save_first(larger):
+    machine = {"device_type": "cuda", "prompt_tokens": 64, "num_ranks": 2}
+    once, every = (
+        make_plan(with_settings(larger, {"optimizer.reduce_every": e}), memory_gib=4.0, **machine)
+        for e in ("auto", "micro-batch")
+    )
+    assert once.has_whole_gradients and not every.has_whole_gradients
+    assert once.peak - every.peak == once.training.gradients - every.training.gradients > 1e5
+    assert "while training, of the whole model" in plan_text(once)
+    wanted = with_settings(larger, {"optimizer.reduce_every": "update"})
+    assert fitting_settings(wanted, memory_gib=(every.peak + 1e5) / GIB, **machine) == EARLY
+
+
 def test_float32_weights_are_not_planned_for_a_kind_that_rounds(larger):
     eight = replace(larger, optimizer=OptimizerConfig(kind="adamw-8bit"))
     with pytest.raises(ValueError, match=r"'adamw-8bit' rounds bfloat16 weights"):
@@ -172,6 +185,9 @@ def test_offload_keeps_nothing_of_training_on_the_device():
     layer, masters = torch.nn.Linear(10, 7).bfloat16(), OptimizerConfig()
     assert training_bytes(layer, masters) == 77 * (4 + 4 + 8) and training_bytes(layer, masters, 2) == 77 * 8
     assert training_bytes(layer, replace(masters, offload=True)) == 0
+    once = replace(masters, reduce_every="update")  # gradients of the whole layer
+    assert training_bytes(layer, once, 2) == 77 * (4 + (4 + 8) // 2) and training_bytes(layer, once) == 77 * 16
+    assert training_bytes(layer, replace(once, offload=True), 2) == 77 * 4
 
 
 def test_the_first_rank_also_stages_the_export(larger):

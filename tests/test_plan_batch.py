@@ -8,6 +8,7 @@ from gpu_train import SHAPES
 from rollout_cases import Rollout, batch_of
 from torch.nn.attention import varlen
 
+import fastrl.plan.footprint as footprint
 from fastrl.cli import main
 from fastrl.config.schema import (
     AlgorithmConfig,
@@ -110,7 +111,11 @@ OWN = varlen.varlen_attn
 @pytest.mark.slow
 @pytest.mark.parametrize("is_old", [False, True], ids=["torch 2.12 and later", "torch 2.11"])
 def test_the_peak_that_an_h100_measured(is_old, tmp_path, monkeypatch):
-    """43.8 GiB of tensors with torch 2.11 (bench/results/h100_2026-11-28.md); later ones keep fewer keys and values."""
+    """43.8 GiB of tensors with torch 2.11 and transformers' own norms (bench/results/h100-2026-11-28).
+
+    Later versions of torch keep fewer keys and values; norms that keep their input save the float32 copies:
+    4 bytes · (2 · 1024 + 16 · 128 + 8 · 128) values a layer, and the last norm's.
+    """
     if is_old:
         monkeypatch.setattr(varlen, "varlen_attn", varlen_of_2_11)
     shape = SHAPES["qwen3-0.6b"]
@@ -120,7 +125,11 @@ def test_the_peak_that_an_h100_measured(is_old, tmp_path, monkeypatch):
         batch=BatchConfig(prompts_per_step=8, rollouts_per_prompt=8, micro_batch_tokens=16 * 1024),
         sampler=SamplerConfig(kind="embedded", max_new_tokens=768),
     )
+    ours = make_plan(config, device_type="cuda", memory_gib=79.2, prompt_tokens=256)
+    monkeypatch.setattr(footprint, "keep_norm_inputs", lambda model: 0)
     plan = make_plan(config, device_type="cuda", memory_gib=79.2, prompt_tokens=256)
+    saved = 16 * 1024 * 4 * (28 * (2 * 1024 + 16 * 128 + 8 * 128) + 1024)
+    assert plan.training.peak - ours.training.peak == pytest.approx(saved, rel=0.01)
     assert plan.work.micro_batch_tokens == 16 * 1024
     if is_old:
         assert plan.training.peak == pytest.approx(43.8 * GIB, rel=0.02)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from torchrun import torchrun
-from update_ranks import SCENARIOS, update
+from update_ranks import LATE, SCENARIOS, update
 
 from fastrl.policy.packing import spread
+from fastrl.policy.reduction import reduction_of
 from fastrl.process.ranks import ALONE, Ranks
 
 
@@ -44,6 +45,22 @@ def test_several_ranks_make_the_update_of_one(several, name, num_ranks):
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("name", ["small", "four-updates", "one-kept"])
+def test_gradients_are_reduced_once_an_update(several, name, num_ranks):
+    """One reduce-scatter of each unit an update, of each micro-batch without; the sums differ by rounding."""
+    late, every = several[num_ranks][f"{name}, {LATE}"], several[num_ranks][name]
+    num_updates = late["metrics"]["update/num_updates"]
+    assert late["num_reductions"] == num_updates * late["num_units"]
+    num_rounds, rest = divmod(every["num_reductions"], every["num_units"])
+    assert not rest and num_rounds >= every["metrics"]["update/num_micro_batches"] / num_ranks
+    assert num_rounds > num_updates or name != "small"
+    largest = max(g.abs().max().item() for g in every["gradient"].values())
+    for key, gradient in every["gradient"].items():
+        assert (gradient - late["gradient"][key]).abs().max().item() <= 1e-6 * largest, key
+
+
+@pytest.mark.distributed
 def test_scenarios_are_what_their_names_say(several):
     alone = {name: result["metrics"] for name, result in several[1].items()}
     assert alone["none-kept"]["update/num_empty"] == 1 and alone["none-kept"]["update/num_updates"] == 0
@@ -55,6 +72,21 @@ def test_scenarios_are_what_their_names_say(several):
     assert several[1]["none-kept"]["gradient"] is None and several[1]["uneven"]["gradient"]
     moved = (several[1]["uneven"]["weights"][k] - w for k, w in several[1]["none-kept"]["weights"].items())
     assert max(m.abs().max().item() for m in moved) > 5e-4
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "gib", "num_ranks", "expected"),
+    [
+        ("auto", "cuda", 80, 8, "update"),  # 4 bytes · 4 · 2³⁰ parameters are 16 GiB, a quarter is 20
+        ("auto", "cuda", 63, 8, "micro-batch"),
+        ("auto", "cpu", 80, 1, "update"),
+        ("auto", "cpu", 80, 2, "micro-batch"),  # ranks share a machine's memory
+        ("update", "cuda", 1, 8, "update"),
+        ("micro-batch", "cuda", 80, 8, "micro-batch"),
+    ],
+)
+def test_gradients_are_reduced_once_where_memory_allows(setting, device, gib, num_ranks, expected):
+    assert reduction_of(setting, 4 << 30, torch.device(device), gib << 30, num_ranks) == expected
 
 
 def test_alone_exchanges_are_the_identity():

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from rollout_cases import Rollout, batch_of, drawn, scores_of
+from torch.utils._pytree import tree_iter
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.learning.reductions import REDUCTIONS
+from fastrl.plan.footprint import LiveBytes
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
+from fastrl.policy.optimizer.one_pass import OnePassOptimizer
 from fastrl.policy.totals import Totals
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.embedded import EmbeddedSampler
@@ -307,3 +310,36 @@ def test_a_micro_batch_waits_for_nothing_on_a_gpu(tiny_model):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert totals.read()[0] != 0
+
+
+class LiveGradients(LiveBytes):
+    """Counts float32 tensors of the shapes of parameters only."""
+
+    def __init__(self, existing: list[torch.Tensor], shapes: set[torch.Size]):
+        super().__init__(existing)
+        self.shapes = shapes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            is_dense = isinstance(tensor, torch.Tensor) and not tensor.is_sparse
+            if is_dense and tensor.dtype == torch.float32 and tensor.shape in self.shapes:
+                self._add(tensor.untyped_storage(), tensor.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("kind", [MasterOptimizer, OnePassOptimizer])
+def test_an_update_holds_one_set_of_float32_gradients(tiny_model, kind):
+    """bfloat16 weights, several micro-batches, clipping. Besides the set: one parameter's own, on its way into it."""
+    model = copy.deepcopy(tiny_model).bfloat16()
+    config = replace(config_of(micro_batch_tokens=24), optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=1e-3))
+    policy = Policy(model, token_loss(config.algorithm))
+    optimizer = kind(policy, config.optimizer, 10)
+    updater, batch = Updater(policy, optimizer, config), batch_of(rollouts_of(model, SIGNS))
+    updater.run(batch)  # makes the moments
+    parameters = [p for p in model.parameters() if p.ndim == 2]
+    sizes = [4 * p.numel() for p in parameters]
+    with LiveGradients(list(optimizer.state_tensors().values()), {p.shape for p in parameters}) as live:
+        metrics = updater.run(batch)
+    assert metrics["update/num_micro_batches"] > 2
+    assert sum(sizes) <= live.peak <= sum(sizes) + max(sizes)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed.fsdp._fully_shard._fsdp_param_group as units
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -16,7 +17,9 @@ from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, Opti
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
+from fastrl.policy.optimizer.one_pass import OnePassOptimizer
 from fastrl.policy.pretrained import Pretrained
+from fastrl.policy.recompute import blocks_of
 from fastrl.policy.scoring import score
 from fastrl.policy.sharding import shard
 from fastrl.process.ranks import Ranks, joined
@@ -28,9 +31,11 @@ from fastrl.update import Updater, token_loss
 NUM_PROMPTS, GROUP = 7, 2
 SPARSE = {3: -1.0}  # one rollout of fourteen carries gradient: one micro-batch, every other rank fills
 SIGNS = {i: (-1.0 if i % 3 else 1.0) for i in range(NUM_PROMPTS * GROUP)}
+LATE = "reduced once"
 DEFAULT = AlgorithmConfig(surrogate="ppo_clip", objective="reinforce")
 SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
     "uneven": (DEFAULT, SIGNS, ModelConfig()),
+    "small": (DEFAULT, SIGNS, ModelConfig()),  # micro-batches: several for each of four ranks
     "four-updates": (replace(DEFAULT, updates_per_batch=4, old_logprobs="recompute"), SIGNS, ModelConfig()),
     "one-kept": (DEFAULT, SPARSE, ModelConfig()),
     "none-kept": (DEFAULT, {}, ModelConfig()),
@@ -43,6 +48,8 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
     "recomputed": (DEFAULT, SIGNS, ModelConfig(gradient_checkpointing=True)),
     "padded": (replace(DEFAULT, kl_coef=0.1), SIGNS, ModelConfig()),
 }
+SCENARIOS |= {f"{name}, {LATE}": SCENARIOS[name] for name in ("small", "four-updates", "one-kept")}
+SCENARIOS["uneven, one pass"] = SCENARIOS["uneven"]
 
 
 class Recorded(MasterOptimizer):
@@ -56,10 +63,37 @@ class Recorded(MasterOptimizer):
         super()._update()
 
 
-def config_of(algorithm: AlgorithmConfig) -> TrainConfig:
+class RecordedOnePass(OnePassOptimizer):
+    """Keeps the whole gradient of the first update, which the fused kernel clips in place."""
+
+    gradient: dict[str, Tensor] | None = None
+
+    def _update(self) -> None:
+        super()._update()
+        if self.gradient is None:
+            self.gradient = {name: whole(master.grad).clone() for name, master in self.masters.items()}
+
+
+class CountedReductions:
+    """count: how many reduce-scatters of a unit's gradients FSDP2 started inside the block."""
+
+    def __enter__(self) -> "CountedReductions":
+        self.count, self.own = 0, units.foreach_reduce
+        units.foreach_reduce = self._counted
+        return self
+
+    def _counted(self, *args, **kwargs):
+        self.count += 1
+        return self.own(*args, **kwargs)
+
+    def __exit__(self, *error: object) -> None:
+        units.foreach_reduce = self.own
+
+
+def config_of(algorithm: AlgorithmConfig, micro_batch_tokens: int) -> TrainConfig:
     return TrainConfig(
         algorithm=algorithm,
-        batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens=80),
+        batch=BatchConfig(NUM_PROMPTS, GROUP, micro_batch_tokens),
         optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.5, eps=1e-6),  # where a gradient is noise, no step of lr
         sampler=SamplerConfig(max_new_tokens=14),
     )
@@ -77,7 +111,7 @@ def rollouts_of(model, advantages: dict[int, float]) -> Rollouts:
 def update(folder: str, ranks: Ranks, name: str) -> dict:
     """Metrics, scores and weights after one batch, and the gradient of its first update."""
     algorithm, advantages, source = SCENARIOS[name]
-    config, source = config_of(algorithm), replace(source, path=folder)
+    config, source = config_of(algorithm, 24 if "small" in name else 80), replace(source, path=folder)
     policy = Policy(load_model(Pretrained(source), lambda text: None), token_loss(algorithm))
     reference = Policy(load_model(Pretrained(source), lambda text: None)) if algorithm.kl_coef else None
     if name == "padded":
@@ -87,13 +121,16 @@ def update(folder: str, ranks: Ranks, name: str) -> dict:
     for module in (policy, reference):
         if module is not None and ranks.world_size > 1:
             shard(module, ranks)
-    optimizer = Recorded(policy, config.optimizer, 10)
-    metrics = Updater(policy, optimizer, config, reference=reference).run(rollouts)
+    policy.reduce_every = "update" if LATE in name else "micro-batch"
+    optimizer = (RecordedOnePass if "one pass" in name else Recorded)(policy, config.optimizer, 10)
+    with CountedReductions() as reductions:
+        metrics = Updater(policy, optimizer, config, reference=reference).run(rollouts)
     columns = score(policy, rollouts, 50)
     parts = [[rollouts.of_rollout(i, c).tolist() for c in columns] for i in range(len(rollouts))]
     scores = [tuple(part) for part in parts]
     weights = {name: whole(p).clone() for name, p in optimizer.weights.items()}
-    return {"metrics": metrics, "scores": scores, "weights": weights, "gradient": optimizer.gradient}
+    found = {"metrics": metrics, "scores": scores, "weights": weights, "gradient": optimizer.gradient}
+    return found | {"num_reductions": reductions.count, "num_units": 1 + len(blocks_of(policy.model))}
 
 
 def whole(parameter: Tensor) -> Tensor:

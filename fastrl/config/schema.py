@@ -160,6 +160,10 @@ class OptimizerConfig:
     """Decoupled weight decay: every step shrinks weights by lr × this."""
     max_grad_norm: NonNegative = 1.0
     """Gradients of a larger global norm are scaled down to it; 0: never."""
+    reduce_every: Literal["auto", "micro-batch", "update"] = "auto"
+    """When several processes (or offloaded shards) sum their gradients. update: once, at the last micro-batch; until
+    then each process keeps float32 gradients of the whole model on its device. auto: update where these take at most a
+    quarter of the device's memory."""
     offload: bool = False
     """Keep weights, gradients and optimizer states in CPU memory (FSDP2 moves each block to the GPU for its turn)."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -29,6 +30,7 @@ from fastrl.policy.optimizer.base import gradient_dtype
 from fastrl.policy.optimizer.bytes import optimizer_bytes
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.recompute import blocks_of, recompute_blocks
+from fastrl.policy.rms_norm import keep_norm_inputs
 from fastrl.rollouts import Rollouts
 
 LOSS_ROW_BYTES = 64  # per scored token: log-probs, entropy, weights, targets and the like
@@ -130,6 +132,8 @@ def storageless_model(
     with FakeTensorMode(), GroupedProducts():
         implementation = None if attention.is_packed else padded
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation).eval()
+        with unset_fake_temporarily():  # the formulas are compared on numbers
+            keep_norm_inputs(model)
         if attention.is_packed:
             path = "varlen" if attention.path.startswith("flash_attention") else attention.path  # same tensors kept
             use_packed_attention(model, path)
@@ -161,7 +165,8 @@ def footprint(
     """The footprint of training a `storageless_model` on micro-batches filled with sequences of `sequence_tokens`.
 
     With several ranks or `offload` every parameter is sharded by FSDP2. If the optimizer keeps masters the shards are
-    the masters, in float32. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory.
+    the masters, in float32. With `offload` weights, gradients, masters and optimizer are bytes of CPU memory. Where
+    gradients are reduced once an update each rank has those of the whole model, and with `offload` its device besides.
     """
     parameters, is_sharded = list(model.parameters()), num_ranks > 1 or optimizer.offload
     for parameter in (p for p in parameters if p.requires_grad):
@@ -170,9 +175,13 @@ def footprint(
     kept = optimizer_bytes(stored, optimizer)
     activations, logits, working = _computing(model, token_budget, sequence_tokens, device_type, is_sharded)
     gathered, reduced = _unsharded_bytes(model, num_ranks, optimizer.offload) if is_sharded else (0, 0)
+    gradients = kept.gradients
+    if is_sharded and optimizer.reduce_every == "update":
+        whole = optimizer_bytes(parameters, optimizer).gradients
+        gathered, gradients = (gathered + whole, gradients) if optimizer.offload else (gathered, whole)
     return Footprint(
         weights=num_bytes(stored),
-        gradients=kept.gradients,
+        gradients=gradients,
         masters=kept.masters,
         optimizer=kept.states,
         activations=activations,

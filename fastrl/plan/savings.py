@@ -6,10 +6,11 @@ import torch
 
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import with_settings
-from fastrl.plan.plan import make_plan
+from fastrl.plan.plan import Plan, make_plan
 from fastrl.plan.workload import planned_device
 from fastrl.policy.pretrained import Pretrained
 
+EARLY = {"optimizer.reduce_every": "micro-batch"}
 CHECKPOINTING = {"model.gradient_checkpointing": True}
 NO_MASTERS = {"optimizer.kind": "adamw-bf16", "optimizer.grad_dtype": "bfloat16"}
 EIGHT_BITS = {"optimizer.kind": "adamw-8bit", "optimizer.grad_dtype": "bfloat16"}
@@ -23,7 +24,10 @@ def fitting_settings(config: TrainConfig, device_type: str = "", **machine: Any)
     _, dtype = planned_device(config, device_type)
     machine = {"base": Pretrained(config.model)} | machine
     settings: dict[str, object] = {}
-    for more in ({}, CHECKPOINTING, *_rounding(config, dtype, machine.get("num_ranks", 1))):
+    plan: Plan | None = None
+    for more in ({}, EARLY, CHECKPOINTING, *_rounding(config, dtype, machine.get("num_ranks", 1))):
+        if more == EARLY and not (plan and plan.has_whole_gradients):
+            continue
         settings |= more
         plan = make_plan(with_settings(config, settings), device_type=device_type, **machine)
         if plan.fits:

@@ -11,6 +11,7 @@ from fastrl.policy.layer_norm import sum_layer_norms_in_float32
 from fastrl.policy.lora import is_adapter_folder, load_adapters
 from fastrl.policy.pretrained import Pretrained, one_message
 from fastrl.policy.recompute import recompute_blocks
+from fastrl.policy.rms_norm import keep_norm_inputs
 from fastrl.policy.soundness import check_head, pack
 
 
@@ -37,6 +38,7 @@ def load_model(source: Pretrained, say: Callable[[str], None] = print) -> PreTra
     choice = choose_attention(settings.attention, device, resolve_dtype(settings.dtype, device), source.architecture)
     model = _with_weights(source, device, None if choice.is_packed else choice.path)
     sum_layer_norms_in_float32(model)
+    keep_norm_inputs(model)
     say(f"attention: {pack(model, choice) if choice.is_packed else choice}")
     check_head(model)
     _make_savable(model)

@@ -20,7 +20,8 @@ class Policy(nn.Module):
     """A Hugging Face causal LM with the token loss on top: `loss` is what a token pays; logits are / `temperature`.
 
     Batches that carry the sampler's log-probs are importance-weighted up to `importance_cap`. device and dtype: of the
-    forward; ranks: the processes that hold the parameters' shards (`sharding`).
+    forward; ranks: the processes that hold the parameters' shards (`sharding`); reduce_every: when they sum gradients
+    (`reduction`).
     """
 
     def __init__(self, model: PreTrainedModel, loss: TokenLoss | None = None, temperature: float = 1.0):
@@ -31,6 +32,7 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.device, self.dtype = model.device, model.dtype
         self.ranks = ALONE
+        self.reduce_every: Literal["micro-batch", "update"] = "micro-batch"
 
     def head(self) -> Head:
         """The model's head, with the scale and softcap that its config names."""

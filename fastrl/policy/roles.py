@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import TokenLoss
@@ -10,7 +11,9 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.lora import attach
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
-from fastrl.policy.sharding import shard
+from fastrl.policy.reduction import reduction_of
+from fastrl.policy.sharding import is_sharded, shard
+from fastrl.process.memory import device_memory
 from fastrl.process.ranks import Ranks
 from fastrl.process.seeds import seed_of
 
@@ -26,10 +29,20 @@ def trained_policy(
     """The base model or the checkpoint's. With LoRA: the base with new adapters or the checkpoint's."""
     if not config.model.lora_rank:
         source = Pretrained(replace(config.model, path=str(checkpoint))) if checkpoint else base
-        return _policy(config, source, loss, ranks, say)
+        policy = _policy(config, source, loss, ranks, say)
+        if is_sharded(policy):
+            _choose_reduction(policy, config.optimizer.reduce_every, say)
+        return policy
     policy = _policy(config, base, loss, ranks, say)
     say(attach(policy.model, config.model, checkpoint, seed=seed_of(config.run.seed, "lora")))
     return policy
+
+
+def _choose_reduction(policy: Policy, setting: Literal["auto", "micro-batch", "update"], say: Callable) -> None:
+    count, memory = sum(p.numel() for p in policy.parameters()), device_memory(policy.device)[1]
+    policy.reduce_every = reduction_of(setting, count, policy.device, memory, policy.ranks.world_size)
+    article = "an" if policy.reduce_every == "update" else "a"
+    say(f"gradients are summed over the ranks once {article} {policy.reduce_every}")
 
 
 def reference_policy(config: TrainConfig, base: Pretrained, trained: Policy, say: Callable[[str], None]) -> Policy:

@@ -9,7 +9,7 @@ FREE_ON_RESUME = {
     "task": {"reward_folder", "timeout_s", "memory_mb", "num_workers"},
     "sampler": {"batch_size", "kv_cache_bytes", "release_kv_cache"},
     "batch": {"micro_batch_tokens"},
-    "optimizer": {"offload"},
+    "optimizer": {"offload", "reduce_every"},
     "evaluation": {"every", "split", "at_end", "num_samples"},
     "run": {
         "folder",

@@ -1,7 +1,7 @@
 """The parts of a run: model, sampler, optimizer, verifier, trainer, evaluator."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.kernels import choose
@@ -72,13 +72,14 @@ def build_parts(ready: Preflight, ranks: Ranks, begin: Beginning, progress: Prog
 
 def _build_sampler(ready: Preflight, policy: Policy, ranks: Ranks, progress: Progress) -> Sampler:
     config = ready.config
+    optimizer = replace(config.optimizer, reduce_every=policy.reduce_every)
     return build_sampler(
         SamplerParts(
             config.sampler,
             policy,
             ready.base.tokenizer,
             ready.max_sequence_tokens,
-            training_bytes=training_bytes(policy.model, config.optimizer, ranks.world_size),
+            training_bytes=training_bytes(policy.model, optimizer, ranks.world_size),
             trust_remote_code=config.model.trust_remote_code,
             say=progress.message,
         )

@@ -1,7 +1,6 @@
 """How many bytes the KV cache gets when nobody says: as much as the sampler can use, no more than memory allows."""
 
 import math
-import os
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from fastrl.config.schema import SamplerConfig
 from fastrl.policy.lora import adapters
 from fastrl.policy.model import Policy
 from fastrl.policy.sharding import is_sharded
+from fastrl.process.memory import device_memory
 
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
@@ -102,11 +102,3 @@ def num_sequences(policy: Policy, config: SamplerConfig, max_sequence_tokens: in
         return config.batch_size
     one = sequence_bytes(policy.model, max_sequence_tokens, cache_dtype(config, policy.dtype))
     return max(1, min(cache_bytes // one, MOST_SEQUENCES))
-
-
-def device_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a GPU; on CPU all of the machine's memory twice."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return total, total

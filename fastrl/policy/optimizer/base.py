@@ -5,9 +5,12 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 from transformers import get_scheduler
 
 from fastrl.config.schema import OptimizerConfig
+
+CERTAINLY_BELOW = 0.999  # of the limit: nearer to it torch's own rounding decides whether there is a factor
 
 
 class Optimizer(ABC):
@@ -28,11 +31,12 @@ class Optimizer(ABC):
     def _build(self, config: OptimizerConfig) -> torch.optim.Optimizer: ...
 
     @abstractmethod
-    def _clip(self, limit: float) -> float:
-        """Scale the gradients so that their norm is at most `limit`. Returns the norm before."""
+    def _norm(self) -> Tensor:
+        """() The norm of all gradients together, of all ranks, on their device."""
 
     @abstractmethod
-    def _update(self) -> None: ...
+    def _update(self) -> None:
+        """Move the weights by the gradients as they are."""
 
     @abstractmethod
     def state_tensors(self) -> dict[str, Tensor]:
@@ -60,12 +64,23 @@ class Optimizer(ABC):
 
         Nothing moves where a gradient is not finite.
         """
-        norm = self._clip(self.max_grad_norm or math.inf)
-        is_finite = math.isfinite(norm)
-        if is_finite:
-            self._update()
+        norm = self._move(self.max_grad_norm or math.inf)
         self.zero_grad()
-        return norm, is_finite
+        return norm, math.isfinite(norm)
+
+    def _move(self, limit: float) -> float:
+        """Update with gradients of a norm of at most `limit`, if theirs is finite. Returns their norm before.
+
+        Gradients well below the limit are not touched: a factor of 1 would cost a read and a write of them.
+        """
+        norm = self._norm()
+        value = norm.item()
+        if not math.isfinite(value):
+            return value
+        if value > CERTAINLY_BELOW * limit:
+            clip_grads_with_norm_([w for w in self.weights.values() if w.grad is not None], limit, norm)
+        self._update()
+        return value
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():

@@ -38,11 +38,15 @@ def optimizer_bytes(weights: Iterable[Tensor], config: OptimizerConfig) -> Optim
 
 
 def training_bytes(module: nn.Module, config: OptimizerConfig, num_ranks: int = 1) -> int:
-    """Gradients, masters and moments of `module` on each rank's device; 0 where they are offloaded."""
-    if config.offload:
-        return 0
+    """Gradients, masters and moments of `module` on each rank's device.
+
+    Nothing where they are offloaded, but gradients of the whole model where they are reduced once an update.
+    """
     found = optimizer_bytes(module.parameters(), config)
-    return (found.gradients + found.masters + found.states) // num_ranks
+    shards = 0 if config.offload else (found.gradients + found.masters + found.states) // num_ranks
+    if config.reduce_every != "update":
+        return shards
+    return shards + found.gradients - (0 if config.offload else found.gradients // num_ranks)
 
 
 def _moment_bytes(count: int) -> int:

@@ -8,12 +8,14 @@ from torch import nn
 from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.optimizer.base import Optimizer
 from fastrl.policy.optimizer.masters import MasterOptimizer
+from fastrl.policy.optimizer.one_pass import OnePassOptimizer
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig, num_steps: int) -> Optimizer:
-    """The optimizer that `config.kind` names."""
+    """The optimizer that `config.kind` names, as the device of the trained weights takes it."""
     if config.kind == "adamw":
-        return MasterOptimizer(module, config, num_steps)
+        is_on_cpu = all(p.device.type == "cpu" for p in module.parameters() if p.requires_grad)
+        return (MasterOptimizer if is_on_cpu else OnePassOptimizer)(module, config, num_steps)
     from fastrl.policy.optimizer.rounding import RoundingOptimizer
 
     return RoundingOptimizer(module, config, num_steps)

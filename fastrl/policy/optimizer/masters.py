@@ -6,6 +6,7 @@ Parameters in float32 are their own masters.
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from fastrl.config.schema import OptimizerConfig
 from fastrl.policy.optimizer.base import Optimizer, adamw_settings
@@ -15,10 +16,10 @@ LEAST_MOMENT = 2.0**-126
 
 
 class MasterOptimizer(Optimizer):
-    """kind `adamw`: fused AdamW over float32 masters, 12 bytes a parameter (8 for float32 weights).
+    """kind `adamw` on CPU: fused AdamW over float32 masters, 12 bytes a parameter (8 for float32 weights).
 
-    On CPU two kinds of values become 0: gradients whose squares would be denormal, and denormal moments. Rows of the
-    embedding that do not come again and improbable tokens of the head would fill both with denormals, on which
+    Two kinds of values become 0: gradients whose squares would be denormal, and denormal moments. Rows of the
+    embedding that do not come again and improbable tokens of the head would fill both with denormals, on which a CPU's
     arithmetic is slow. Beside eps the difference reaches no weight.
     """
 
@@ -27,17 +28,16 @@ class MasterOptimizer(Optimizer):
         self.masters = {name: _master(p) for name, p in self.weights.items()}
         return torch.optim.AdamW(self.masters.values(), **adamw_settings(config), fused=True)
 
-    def _clip(self, limit: float) -> float:
+    def _norm(self) -> Tensor:
         for name, master in self.masters.items():
             master.grad = self.weights[name].grad
-        return _whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)).item()
+        return _whole(get_total_norm([m.grad for m in self.masters.values() if m.grad is not None]))
 
     def _update(self) -> None:
-        on_cpu = [master for master in self.masters.values() if master.device.type == "cpu"]
-        for gradient in (_local(m.grad) for m in on_cpu if m.grad is not None):
+        for gradient in (_local(m.grad) for m in self.masters.values() if m.grad is not None):
             torch.hardshrink(gradient, self._least_gradient, out=gradient)
         self.adamw.step()
-        for state in (self.adamw.state[m] for m in on_cpu if m in self.adamw.state):
+        for state in (self.adamw.state[m] for m in self.masters.values() if m in self.adamw.state):
             for moment in (_local(state["exp_avg"]), _local(state["exp_avg_sq"])):
                 torch.hardshrink(moment, LEAST_MOMENT, out=moment)
         self._publish()

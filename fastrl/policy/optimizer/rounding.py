@@ -41,15 +41,12 @@ class RoundingOptimizer(Optimizer):
         adamw = {"adamw-bf16": _Float32Moments, "adamw-8bit": _QuantisedMoments}[config.kind]
         return adamw(list(self.weights.values()), **adamw_settings(config), bf16_stochastic_round=True)
 
-    def _clip(self, limit: float) -> float:
-        """As `clip_grad_norm_`, but the norm of bfloat16 gradients is a float32 number."""
-        weights = [weight for weight in self.weights.values() if weight.grad is not None]
-        if not weights:
-            return 0.0
-        norms = torch._foreach_norm([weight.grad for weight in weights], 2, dtype=torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
-        return norm.item()
+    def _norm(self) -> Tensor:
+        """As `get_total_norm`, but of bfloat16 gradients a float32 number."""
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)))
 
     def _update(self) -> None:
         self.adamw.step()
