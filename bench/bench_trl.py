@@ -152,7 +152,7 @@ class Ours:
     """Our side of the rounds: an open run whose steps are taken one phase at a time."""
 
     def __init__(self, run: Run):
-        self.run, self.trainer, self.step = run, run.trainer, 0
+        self.run, self.trainer, self.step = run, run.parts.trainer, 0
 
     def collect(self) -> Rollouts:
         self.step += 1
@@ -160,7 +160,7 @@ class Ours:
         return self.batch.rollouts
 
     def learn(self) -> None:
-        self.run.optimizer.start_step(self.step)
+        self.run.parts.optimizer.start_step(self.step)
         self.trainer.learn(self.batch)
         self.trainer.publish(self.batch)
 
@@ -187,9 +187,9 @@ def check_parity(case: Case, config: TrainConfig, folder: Path) -> dict[str, flo
     with Run(check_everything(single, is_resumed=False), resume=False) as run:
         ours = Ours(run)
         rollouts = ours.collect()
-        recorder = GradientRecorder(run.policy, config.optimizer, 1)
-        run.updater.optimizer = recorder
-        metrics = run.updater.run(rollouts)
+        recorder = GradientRecorder(run.parts.policy, config.optimizer, 1)
+        run.parts.updater.optimizer = recorder
+        metrics = run.parts.updater.run(rollouts)
         peer = Peer(replace(case, updates=1), single, Settings(parts=2, bf16=False), folder)
         theirs = peer.gradient_of(rollouts)
     assert metrics["update/kept_share"] > 0.2, "too few rollouts carry gradient for a comparison to mean anything"
@@ -219,7 +219,7 @@ class Duel(trl_peer.Host):
 
     def before_training(self, peer: Peer) -> Rollouts:
         self.current = Round(has_memory=len(self.rounds) == self.num_warm)
-        peer.copy_weights(self.ours.run.model)
+        peer.copy_weights(self.ours.run.parts.policy.model)
         prompts = peer.next_prompts(self.ours.trainer)
         sides = [lambda: self._collect_ours(), lambda: peer.generate(prompts, self.current, phase)]
         for side in sides[:: 1 if len(self.rounds) % 2 == 0 else -1]:

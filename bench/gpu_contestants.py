@@ -1,8 +1,9 @@
 """Who runs in the GPU table: ours, eager, torch.compile, and every peer that can be imported, as its users call it.
 
 A contestant runs one forward and backward on its data (Logits or Linear) and returns the gradients, or the scores.
-Peers: Liger-Kernel, cut-cross-entropy, TRL, verl's Triton kernel (as the skyrl wheel carries it), quack, Liger's Hopper
-kernel. A peer that is missing or fails is a row that says so.
+Peers, called as liger-kernel 0.8.5, cut-cross-entropy 25.1.1, trl 1.16.0 and quack-kernels 0.6.5 (which needs
+nvidia-cutlass-dsl) want it, and verl's Triton kernel as the skyrl wheel carries it. A peer that is missing or fails is
+a row that says so.
 """
 
 import importlib.util
@@ -17,6 +18,8 @@ from torch import Tensor
 from fastrl.kernels import Head, TokenLoss, TokenRows, linear_policy_loss, policy_loss
 from fastrl.kernels.dispatch import choose, forced_backend, row_kernel
 from fastrl.kernels.rows import HeadTail, RowResults
+
+SEQUENCE = 1024  # tokens, for peers whose chunk is a sequence
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def logits_contestants() -> Iterator[tuple[str, Callable]]:
     yield "fastrl, cluster", launched(True, logits_ours)
     yield "eager", logits_eager
     yield "compiled", lambda data: logits_eager(data, baselines.compiled(baselines.logits_loss))
-    yield "liger triton_grpo_loss", liger_grpo
+    yield "liger triton_grpo_loss (a weight per sequence, no entropy)", liger_grpo
     yield "quack cross_entropy (no weights, no entropy)", quack_cross_entropy
 
 
@@ -135,15 +138,14 @@ def quack_cross_entropy(data: Logits):
     return gradients(cross_entropy(leaf, data.targets, reduction="none", inplace_backward=True).sum(), leaf)
 
 
-def linear_contestants() -> Iterator[tuple[str, Callable]]:
-    yield "fastrl", linear_ours
+def linear_peers() -> Iterator[tuple[str, Callable]]:
     yield "eager", linear_eager
     yield "compiled", lambda data: linear_eager(data, baselines.compiled(baselines.linear_loss))
     yield "liger FLCE (no weights)", liger_flce
-    yield "liger fused linear GRPO", liger_linear_grpo
+    yield "liger fused linear GRPO (a weight per sequence)", liger_linear_grpo
     yield "cut-cross-entropy", cut_cross_entropy
     yield "trl chunked log-probs", trl_chunked
-    yield "verl triton (from skyrl)", verl_triton
+    yield "verl triton (in skyrl)", verl_triton
     yield "quack chunked linear CE (no weights)", quack_linear
     yield "liger SM90 scaled CE", liger_sm90
 
@@ -156,13 +158,13 @@ def liger_flce(data: Linear):
 
 
 def liger_linear_grpo(data: Linear):
+    """A chunk is a sequence, so the rows are sequences of a usual length rather than a single one."""
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    mask = torch.ones_like(data.targets).unsqueeze(0)
+    hidden, targets = (x.unflatten(0, (-1, min(len(x), SEQUENCE))) for x in (data.hidden, data.targets))
     operation = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False)
-    loss = operation(
-        data.hidden.unsqueeze(0), data.weight, data.targets.unsqueeze(0), mask, data.coefficients[:1]
-    )[0]  # fmt: skip
+    advantages = data.coefficients[: len(targets)]
+    loss = operation(hidden, data.weight, targets, torch.ones_like(targets), advantages)[0]
     return gradients(loss, data.hidden, data.weight)
 
 

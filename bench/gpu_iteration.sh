@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Whole iterations on one GPU with vLLM in the process: seconds by phase, throughput, peak memory, a profile of a micro-batch.
+# Whole iterations on one GPU with vLLM in the process, by phase, beside TRL with vLLM colocated.
 #
-#   bench/gpu_iteration.sh [OUT] [OPTIONS]     OUT: where gpu_iteration.jsonl, the profile and the log go (default bench/results)
-#   bench/gpu_iteration.sh OUT --dry-run       a tiny shape on a CPU, the same code
+#   bench/gpu_iteration.sh [OUT] [OPTIONS]     OUT: where gpu_iteration.jsonl, .md and .log go (default bench/results); again to go on
+#   bench/gpu_iteration.sh OUT --dry-run       tiny shapes on a CPU, the same code; --sampler embedded without vLLM
 #   PYTHON=python3                             the interpreter that has torch, triton, transformers and vLLM
 #   SITE=DIR                                   a folder of packages (vLLM among them) that goes on the path first
 set -euo pipefail

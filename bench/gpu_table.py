@@ -1,20 +1,20 @@
-"""The GPU table: correctness, then every bar beside its floor and its peers, in one process and under a deadline.
+"""The kernel table: correctness, then every bar beside its floor and its peers, in one process and under a deadline.
 
     python bench/gpu_table.py [--out DIR] [--minutes 5]        on a machine without CUDA: a dry run at toy sizes
     TRITON_INTERPRET=1 python bench/gpu_table.py               the dry run with both Triton kernels, interpreted
 
-Milliseconds are the device's, between two events behind a wait that lets the host get ahead; a row's note has the
-median wall time, host included. Floors are measured in the same run: a read-only reduction over the logits, an in-place
-`mul_` on them, three bare `torch.mm`s; BARS says what may be lost to them. Writes gpu.json and gpu.md after every row.
+Milliseconds are the device's, between two events behind a wait that lets the host get ahead; beside them is the median
+wall time, host included. Floors are measured in the same run: a read-only reduction over the logits, an in-place `mul_`
+on them, three bare `torch.mm`s; kernel_bars.py says what may be lost to them. Writes gpu.json, gpu.md after every row.
 """
 
 import argparse
-import itertools
+import functools
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,13 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import gpu_contestants as contestants
 import torch
 from gpu_contestants import Linear, Logits
+from kernel_bars import HALF_IDLE, verdict_of
 from machine import Row, Table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AHEAD_CYCLES = 3_000_000  # of waiting on the device, about 2 ms: longer than the host takes to launch an operation
-BARS = {"log-prob + entropy": 1.08, "loss + gradient": 1.15, "loss + dX + dW": 1.06, "half idle": 0.53}
-VOCABULARIES = (151936, 32000, 128256, 256000)
-ROWS = (8192, 2048)
 
 
 class Clock:
@@ -90,28 +88,29 @@ def extra_bytes(run: Callable, is_in_place: bool) -> int | None:
     return torch.cuda.max_memory_allocated() - before - returned
 
 
-def measure(table: Table, clock: Clock, what: str, shape: str, who: str, run: Callable, memory: str = "") -> float:
-    """Median in ms, NaN where it failed; adds the row. memory: "" not measured, in_place, or beside (the results)."""
+def measure(table: Table, clock: Clock, what: str, shape: str, who: str, run: Callable, memory: str = "") -> None:
+    """Add a row; with its verdict, where there is a bar. memory: "" not measured, in_place, or beside (the results)."""
     if clock.is_over:
         table.rows.append(Row(what, shape, who, note="not run: out of time"))
-        return float("nan")
+        return
     try:
         peak = extra_bytes(run, memory == "in_place") if memory else None
         found, wall = times_ms(run, device_ms), statistics.median(times_ms(run, wall_ms))
     except Exception as error:  # a peer may fail in any way; its row says how
-        table.rows.append(Row(what, shape, who, note=f"{type(error).__name__}: {error}".split("\n")[0][:100]))
-        return float("nan")
+        table.rows.append(Row(what, shape, who, note=failure(error)))
+        return
     median, p20, p80 = statistics.median(found), found[len(found) // 5], found[len(found) - 1 - len(found) // 5]
-    table.rows.append(Row(what, shape, who, median, p20, p80, peak, f"wall {wall:.3f} ms"))
-    print(f"{what:28} {shape:28} {who:45} {median:9.3f} ms, wall {wall:9.3f}", flush=True)
+    row = Row(what, shape, who, median, p20, p80, peak, wall_ms=wall)
+    verdict = verdict_of(row, table.rows) if DEVICE == "cuda" else None  # toy sizes on a CPU say nothing
+    table.rows.append(replace(row, note=str(verdict or "")))
+    print(f"{what:28} {shape:28} {who:45} {median:9.3f} ms, wall {wall:9.3f} {verdict or ''}", flush=True)
     table.save()
-    return median
 
 
-def note(table: Table, what: str, shape: str, who: str, ratio: float, bar: float) -> None:
-    if DEVICE == "cuda":  # toy sizes on a CPU say nothing
-        verdict = "meets" if ratio <= bar else "MISSES"
-        table.rows.append(Row(what, shape, f"bar, {who}", note=f"{ratio:.3f}× of its floor, {verdict} {bar}×"))
+def failure(error: Exception) -> str:
+    """One line; a peer that is not installed is absent, whatever else is wrong failed."""
+    how = "absent" if isinstance(error, ImportError) else f"failed: {type(error).__name__}"
+    return f"{how}: {error}".split("\n")[0][:160].replace("|", "/")
 
 
 def make_logits(num_rows: int, vocab: int, peaked: bool) -> Logits:
@@ -134,6 +133,7 @@ def make_linear(num_rows: int, width: int, vocab: int) -> Linear:
     return Linear(hidden.requires_grad_(), weight.requires_grad_(), targets, coefficients)
 
 
+@functools.cache
 def check() -> None:
     """Both operations at least half as exact as eager, against fp64; stops the run otherwise."""
     data = make_logits(64, 32003, peaked=False)
@@ -162,25 +162,21 @@ def compare(ours, eager, exact) -> None:
             raise SystemExit(f"wrong gradient: error {error:.3e}, eager {allowed:.3e}")
 
 
-def logits_tables(table: Table, clock: Clock, num_rows: int, vocab: int, peaked: bool, with_peers: bool) -> None:
-    data = make_logits(num_rows, vocab, peaked)
-    shape = f"{num_rows} × {vocab}{' peaked' if peaked else ''}"
-    read = measure(table, clock, "floor: read", shape, "amax", data.logits.amax)
-    write = measure(table, clock, "floor: read + write", shape, "mul_", lambda: data.logits.mul_(1.0))
-    for what, who_runs, floor in (
-        ("log-prob + entropy", contestants.score_contestants, read),
-        ("loss + gradient", contestants.logits_contestants, write),
+def logits_rows(table: Table, clock: Clock, case: "Case") -> None:
+    data, shape = make_logits(case.num_rows, case.vocab, case.is_peaked), case.shape
+    measure(table, clock, "floor: read", shape, "amax", data.logits.amax)
+    measure(table, clock, "floor: read + write", shape, "mul_", lambda: data.logits.mul_(1.0))
+    for what, who_runs in (
+        ("log-prob + entropy", contestants.score_contestants),
+        ("loss + gradient", contestants.logits_contestants),
     ):
         for who, run in who_runs():
-            if with_peers or who.startswith("fastrl"):
-                found = measure(table, clock, what, shape, who, lambda run=run: run(data), "in_place")
-                if who.startswith("fastrl"):
-                    note(table, what, shape, who, found / floor, BARS[what])
+            if case.has_peers or who.startswith("fastrl"):
+                measure(table, clock, what, shape, who, lambda run=run: run(data), "in_place")
 
 
-def linear_tables(table: Table, clock: Clock, num_rows: int, width: int, vocab: int, with_peers: bool) -> None:
-    data = make_linear(num_rows, width, vocab)
-    shape = f"{num_rows} × {width} × {vocab}"
+def linear_rows(table: Table, clock: Clock, case: "Case") -> None:
+    data, shape = make_linear(case.num_rows, case.width, case.vocab), case.shape
     hidden, weight = data.hidden.detach(), data.weight.detach()
 
     def three_products() -> None:
@@ -188,26 +184,61 @@ def linear_tables(table: Table, clock: Clock, num_rows: int, width: int, vocab: 
         torch.mm(logits, weight)
         torch.mm(logits.t(), hidden)
 
-    floor = measure(table, clock, "floor: three products", shape, "torch.mm", three_products)
-    dense = measure(table, clock, "loss + dX + dW", shape, "fastrl", lambda: contestants.linear_ours(data), "beside")
-    note(table, "loss + dX + dW", shape, "fastrl", dense / floor, BARS["loss + dX + dW"])
-    idle = torch.arange(num_rows, device=DEVICE) % 2 == 0
+    measure(table, clock, "floor: three products", shape, "torch.mm", three_products)
+    idle = torch.arange(case.num_rows, device=DEVICE) % 2 == 0
     half = replace(data, coefficients=torch.where(idle, 0.0, data.coefficients))
-    half_time = measure(
-        table, clock, "loss + dX + dW", shape, "fastrl, half idle", lambda: contestants.linear_ours(half), "beside"
-    )
-    note(table, "loss + dX + dW, half idle", shape, "fastrl", half_time / dense, BARS["half idle"])
-    for who, run in contestants.linear_contestants():
-        if with_peers and who != "fastrl":
-            measure(table, clock, "loss + dX + dW", shape, who, lambda run=run: run(data), "beside")
+    ours = [("fastrl", data), (HALF_IDLE, half)]
+    for who, rows in ours:
+        measure(table, clock, "loss + dX + dW", shape, who, lambda rows=rows: contestants.linear_ours(rows), "beside")
+    for who, run in contestants.linear_peers() if case.has_peers else ():
+        measure(table, clock, "loss + dX + dW", shape, who, lambda run=run: run(data), "beside")
 
 
-def launch_sweep(table: Table, clock: Clock, num_rows: int, vocab: int) -> None:
+@dataclass(frozen=True)
+class Case:
+    """Rows of one shape: of logits (width 0), or of hidden states of that width times a head."""
+
+    num_rows: int
+    vocab: int
+    width: int = 0
+    is_peaked: bool = False
+    has_peers: bool = False
+
+    @property
+    def shape(self) -> str:
+        sizes = [self.num_rows, *[self.width] * bool(self.width), self.vocab]
+        return " × ".join(map(str, sizes)) + " peaked" * self.is_peaked
+
+    def run(self, table: Table, clock: Clock) -> None:
+        (linear_rows if self.width else logits_rows)(table, clock, self)
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+
+
+MAIN = [Case(8192, 151936, has_peers=True), Case(8192, 151936, 4096, has_peers=True)]
+CASES = [
+    *MAIN,
+    Case(8192, 151936, is_peaked=True),
+    Case(2048, 151936),
+    Case(2048, 151936, 4096),
+    *(Case(8192, vocab) for vocab in (32000, 128256, 256000)),
+]
+OTHERS = [
+    *(Case(8192, vocab, is_peaked=True) for vocab in (32000, 128256, 256000)),
+    Case(2048, 151936, is_peaked=True),
+    *(Case(2048, vocab, is_peaked=peaked) for vocab in (32000, 128256, 256000) for peaked in (False, True)),
+    Case(8192, 128256, 2048),
+    Case(32768, 151936, 4096),
+]
+DRY_CASES = [Case(16, 512, has_peers=True), Case(16, 512, 32, has_peers=True)]
+
+
+def launch_sweep(table: Table, clock: Clock, case: Case) -> None:
     """Other shapes of both row kernels, for the next version."""
-    data, shape = make_logits(num_rows, vocab, peaked=False), f"{num_rows} × {vocab}"
+    data, shape = make_logits(case.num_rows, case.vocab, peaked=False), case.shape
     sweeps = [{"BLOCK_V": block, "num_warps": warps} for block, warps in ((4096, 8), (8192, 16), (8192, 32))]
     clusters = [
-        {"TILE_V": tile, "NUM_TILES": -(-vocab // tile), "num_warps": warps, "num_ctas": ctas}
+        {"TILE_V": tile, "NUM_TILES": -(-case.vocab // tile), "num_warps": warps, "num_ctas": ctas}
         for tile, warps, ctas in ((16384, 8, 8), (32768, 16, 8), (16384, 16, 8), (65536, 32, 8), (16384, 16, 4))
     ]
     for options in sweeps + clusters:
@@ -215,20 +246,6 @@ def launch_sweep(table: Table, clock: Clock, num_rows: int, vocab: int) -> None:
         for what, run in (("log-prob + entropy", contestants.score_ours), ("loss + gradient", contestants.logits_ours)):
             run = contestants.launched(is_cluster, run, options)
             measure(table, clock, f"shape: {what}", shape, who, lambda run=run: run(data))
-
-
-def all_tables(table: Table, clock: Clock) -> None:
-    """What decides first: the main shape with peers, the shapes of the kernels, then every other size."""
-    logits_tables(table, clock, ROWS[0], VOCABULARIES[0], peaked=False, with_peers=True)
-    launch_sweep(table, clock, ROWS[0], VOCABULARIES[0])
-    linear_tables(table, clock, ROWS[0], 4096, VOCABULARIES[0], with_peers=True)
-    for num_rows, vocab, peaked in itertools.product(ROWS, VOCABULARIES, (False, True)):
-        if (num_rows, vocab, peaked) != (ROWS[0], VOCABULARIES[0], False):
-            logits_tables(table, clock, num_rows, vocab, peaked, with_peers=False)
-            torch.cuda.empty_cache()
-    for num_rows, width, vocab in ((2048, 4096, 151936), (8192, 2048, 128256), (32768, 4096, 151936)):
-        linear_tables(table, clock, num_rows, width, vocab, with_peers=False)
-        torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -240,11 +257,12 @@ def main() -> None:
     clock, title = Clock(options.minutes), "GPU table" + (" (dry run on CPU)" if is_dry else "")
     table = Table(title, " ".join(sys.argv), options.out, "gpu_dry_run" if is_dry else "gpu")
     check()
-    if is_dry:
-        logits_tables(table, clock, 16, 512, peaked=False, with_peers=True)
-        linear_tables(table, clock, 16, 32, 512, with_peers=True)
-    else:
-        all_tables(table, clock)
+    for case in DRY_CASES if is_dry else CASES:
+        case.run(table, clock)
+    if not is_dry:
+        launch_sweep(table, clock, MAIN[0])
+        for case in OTHERS:
+            case.run(table, clock)
     table.save()
     print(table.markdown())
 

@@ -91,6 +91,7 @@ class Work:
     completion: int = 768
     recompute: bool = False
     optimizer: dict = field(default_factory=dict)
+    backbone: str = "eager"
 
     @property
     def name(self) -> str:
@@ -157,6 +158,8 @@ def allocated(device: str) -> int:
 
 
 def run_ours(work: Work, device: str) -> dict:
+    if work.backbone != "eager":
+        raise ValueError(f"backbone = '{work.backbone}': only eager blocks exist")
     config, rollouts = make_config(work), make_rollouts(work)
     model = make_model(work, device, torch.bfloat16 if device == "cuda" else torch.float32)
     keep_norm_inputs(model)
@@ -185,7 +188,8 @@ def run_trl(work: Work, device: str) -> dict:
     model = make_model(work, device, torch.float32)
     memory = {"weights": allocated(device)}
     case = Case(work.shape, work.sequences // 8, 0, 0, 0, updates=1, max_new_tokens=work.completion)
-    settings = Settings(work.sequences // work.micro_batch, bf16=device == "cuda", recompute=work.recompute)
+    parts, is_liger = work.sequences // work.micro_batch, work.backbone == "liger"
+    settings = Settings(parts, bf16=device == "cuda", recompute=work.recompute, liger=is_liger)
     tokenizer = big_tokenizer(small_tokenizer(), model.config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(case, make_config(work), settings, Path(folder), model, tokenizer)

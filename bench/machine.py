@@ -25,7 +25,10 @@ def machine() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. time_ms: median; p20_ms, p80_ms; peak_bytes: extra memory beside inputs and gradients."""
+    """One measurement. time_ms: median; p20_ms, p80_ms; peak_bytes: extra memory beside inputs and gradients.
+
+    wall_ms: median with the host's part, where time_ms is a device's own.
+    """
 
     what: str
     shape: str
@@ -35,6 +38,7 @@ class Row:
     p80_ms: float | None = None
     peak_bytes: int | None = None
     note: str = ""
+    wall_ms: float | None = None
 
 
 @dataclass
@@ -50,14 +54,14 @@ class Table:
             return "" if value is None else f"{value:.{digits}f}"
 
         lines = [f"# {self.title}", "", f"{machine()}", "", f"    {self.command}", ""]
-        lines += [
-            "| what | shape | who | median ms | p20 | p80 | extra MB | note |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
+        has_wall = any(row.wall_ms is not None for row in self.rows)
+        lines.append(f"| what | shape | who | median ms | p20 | p80 |{' wall ms |' * has_wall} extra MB | note |")
+        lines.append("|---" * (8 + has_wall) + "|")
         for row in self.rows:
             peak = None if row.peak_bytes is None else row.peak_bytes / 2**20
-            times = " | ".join(number(x) for x in (row.time_ms, row.p20_ms, row.p80_ms))
-            lines.append(f"| {row.what} | {row.shape} | {row.who} | {times} | {number(peak, 0)} | {row.note} |")
+            numbers = [number(x) for x in (row.time_ms, row.p20_ms, row.p80_ms, *[row.wall_ms] * has_wall)]
+            cells = [row.what, row.shape, row.who, *numbers, number(peak, 0), row.note]
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
     def save(self) -> None:

@@ -39,17 +39,18 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is varied: micro-batches of one update, autocast to bfloat16, gradient checkpointing."""
+    """What is varied: micro-batches of one update, autocast to bfloat16, gradient checkpointing, Liger's modules."""
 
     parts: int
     bf16: bool
     recompute: bool = False
+    liger: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.parts} micro-batch(es) an update, {'bfloat16 autocast' if self.bf16 else 'float32'}" + (
-            ", gradient checkpointing" if self.recompute else ""
-        )
+        words = [f"{self.parts} micro-batch(es) an update", "bfloat16 autocast" if self.bf16 else "float32"]
+        words += ["gradient checkpointing"] * self.recompute + ["Liger's modules"] * self.liger
+        return ", ".join(words)
 
 
 @dataclass
@@ -132,6 +133,7 @@ class Peer:
             optim="adamw_torch_fused",
             bf16=self.settings.bf16,
             gradient_checkpointing=self.settings.recompute,
+            use_liger_kernel=self.settings.liger,
             use_cpu=self.model.device.type == "cpu",
             dataloader_pin_memory=False,
             logging_strategy="no",

@@ -38,8 +38,6 @@ PHASE_OF = {
     "_run_engine_backward": "backward",
     "learn": "learn",
     "step": "optimizer",
-    "log": "records",
-    "write_step": "records",
 }
 LEARNING = ("learn", "backward", "optimizer")
 MAIN = """

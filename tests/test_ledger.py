@@ -147,10 +147,9 @@ def test_probabilities_match_brute_force_and_fill_the_space(policy, everything, 
 def test_what_left_is_what_arrived(policy, everything, tokenizer, tmp_path, kind, advantage):
     probe_set = with_likeliest(policy, everything)
     ledger = open_ledger(policy, probe_set, tokenizer, tmp_path)
-    ledger.record(0)
+    before = ledger.line(0)
     learn(policy, probe_set, kind, advantage)
-    ledger.record(1)
-    before, after = read_jsonl(tmp_path / "ledger.jsonl")
+    after = ledger.line(1)
     assert all(value == 0 for value in before["moved"].values())
     moved = after["moved"]
     assert moved["to_rest"] == pytest.approx(0, abs=1e-5)

@@ -107,7 +107,7 @@ def test_the_base_is_bitwise_what_it_was(countdown_folder, tmp_path, monkeypatch
         fastrl.run.training.Run, "__exit__", lambda self, *error: (runs.append(self), self.stack.close())
     )
     train(config_of(tmp_path / "run", countdown_folder))
-    model = runs[0].model
+    model = runs[0].parts.policy.model
     original = AutoModelForCausalLM.from_pretrained(countdown_folder)
     base = base_parameters(model)
     assert base.keys() == dict(original.named_parameters()).keys()

@@ -15,6 +15,8 @@ import fastrl.plan.plan as planning
 from fastrl.cli import main
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.config.settings import with_settings
+from fastrl.plan.cards import named_card
+from fastrl.plan.expected import expected_seconds
 from fastrl.plan.footprint import Footprint
 from fastrl.plan.plan import GIB, make_plan, paths, plan_text
 from fastrl.plan.savings import CHECKPOINTING, EARLY, EIGHT_BITS, NO_MASTERS, fitting_settings, savings_text
@@ -25,6 +27,7 @@ from fastrl.policy.pretrained import Pretrained
 from fastrl.sampling.kv_budget import kv_cache_bytes
 
 NUM_BLOCKS = 2
+CUDA = {"device_type": "cuda", "memory_gib": 64.0, "prompt_tokens": 64}
 BATCH = BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=512)
 
 
@@ -267,6 +270,25 @@ def test_the_kv_cache_is_cut_as_the_run_cuts_it(larger, weights, monkeypatch):
     policy.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * GIB - whole, 4 * GIB))
     assert plan.kv_cache == kv_cache_bytes(policy, sampler, 256, training_bytes(policy, config.optimizer))
+
+
+@pytest.mark.vllm
+def test_a_narrower_kv_cache_is_counted_as_such(larger):
+    sampler = replace(larger.sampler, kind="vllm", batch_size=8)
+    plans = [make_plan(replace(larger, sampler=replace(sampler, kv_cache_dtype=d)), **CUDA) for d in ("auto", "fp8")]
+    assert plans[0].kv_cache == 2 * plans[1].kv_cache > 0 and plans[0].peak > plans[1].peak
+    assert plans[0].shape.kv_bytes == 2 * plans[1].shape.kv_bytes > 0
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("asked", "planned"), [(0, 3), (2, 2), (8, 3)])
+def test_as_many_sequences_are_sampled_at_once_as_the_cache_holds(larger, asked, planned):
+    """256 tokens take four blocks of 128; here three times that fits, and a block more."""
+    one = make_plan(replace(larger, sampler=replace(larger.sampler, kind="vllm", batch_size=1)), **CUDA).kv_cache
+    sampler = replace(larger.sampler, kind="vllm", batch_size=asked, kv_cache_bytes=3 * one + one // 4)
+    plan = make_plan(replace(larger, sampler=sampler), **CUDA)
+    assert plan.work.config.sampler.batch_size == planned
+    assert "generate" in expected_seconds(plan.work, plan.shape, named_card("H100"))
 
 
 @pytest.mark.vllm

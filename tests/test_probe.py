@@ -41,6 +41,31 @@ def test_later_steps_are_held_against_the_first_one():
         resumed.check(rollouts(0.12, 0.0))
 
 
+def calibrated(dtype: torch.dtype, mean: float, high: float, largest: float) -> LogprobProbe:
+    return LogprobProbe(dtype, {"mean": mean, "high": high, "max": largest})
+
+
+def test_a_noisy_cache_hides_no_stale_sampler():
+    """Calibrated to 0.05 nats, another 0.04 are allowed with an fp8 cache, where five times 0.05 would be."""
+    probes = [calibrated(dtype, 0.05, 0.2, 0.3) for dtype in (torch.float8_e4m3fn, torch.bfloat16)]
+    assert probes[0].limit == Noise(pytest.approx(0.09), pytest.approx(0.6), pytest.approx(2.3))
+    assert probes[1].limit == Noise(pytest.approx(0.25), pytest.approx(2.0), pytest.approx(6.0))
+    generator = np.random.default_rng(0)
+    noise, drift = generator.normal(0, 0.05 * math.sqrt(math.pi / 2), (2, 4000))  # mean absolute value 0.05
+    for probe in probes:
+        assert probe.check(rollouts(*noise)) == ""
+        assert probe.check(rollouts(*noise + drift)) == ""  # 0.05 √2
+    stale = rollouts(*noise + 2 * drift)  # 0.05 √5 = 0.112
+    assert probes[1].check(stale) == ""
+    with pytest.raises(StaleWeightsError, match=r"0\.05 and 0\.2, 0\.09 and 0\.6 are allowed"):
+        probes[0].check(stale)
+
+
+def test_little_noise_of_an_fp8_cache_is_held_as_that_of_bfloat16():
+    limits = [calibrated(dtype, 0.01, 0.04, 0.1).limit for dtype in (torch.float8_e4m3fn, torch.bfloat16)]
+    assert limits[0] == limits[1] == Noise(pytest.approx(0.05), pytest.approx(0.4), pytest.approx(2.0))
+
+
 def test_one_odd_token_among_many_is_said_and_stops_nothing():
     probe = LogprobProbe(torch.bfloat16)
     probe.check(rollouts(*[0.007] * 1000))

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILIES
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -64,9 +63,9 @@ def test_a_frozen_weight_and_an_input_without_gradient():
 
 
 @pytest.mark.parametrize(("family", "num"), [("qwen3", 9), ("llama", 5), ("mistral", 5), ("gemma3", 0), ("gpt2", 0)])
-def test_norms_of_other_formulas_and_of_float32_stay(family, num):
+def test_norms_of_other_formulas_and_of_float32_stay(family, num, family_folder):
     """Two blocks and the last norm; Gemma's norm multiplies by 1 + w in float32, GPT-2 has LayerNorms."""
-    model = AutoModelForCausalLM.from_config(FAMILIES[family])
+    model = AutoModelForCausalLM.from_pretrained(family_folder(family))
     assert keep_norm_inputs(model.float()) == 0
     names = [name for name, _ in model.named_parameters()]
     assert keep_norm_inputs(model.bfloat16()) == num

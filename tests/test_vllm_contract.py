@@ -89,6 +89,17 @@ def test_log_probs_are_those_of_the_sampled_distribution(engine, model, temperat
         assert completion.logprobs == pytest.approx(expected[:, 0].tolist(), abs=tolerance)
 
 
+def test_only_finished_sequences_come_with_flat_log_probs(engine, monkeypatch):
+    """FINAL_ONLY and flat_logprobs: no object a token, and none a step."""
+    outputs, step = [], engine._llm.llm_engine.step
+    monkeypatch.setattr(engine._llm.llm_engine, "step", lambda: outputs.append(step()) or outputs[-1])
+    completion = engine.generate([Request(PROMPT, 1)], SETTINGS, [])[0]
+    assert len(outputs) >= 12 and [len(o) for o in outputs if o] == [1]
+    sampled = next(o for o in outputs if o)[0].outputs[0].logprobs
+    assert type(sampled).__name__ == "FlatLogprobs" and sampled.token_ids == completion.token_ids
+    assert sampled.logprobs == completion.logprobs and type(completion.logprobs[0]) is float
+
+
 def test_top_k_renormalises_the_reported_log_probs(engine):
     settings = SamplingSettings(1, 1, top_k=2)
     completions = engine.generate([Request(PROMPT, seed) for seed in range(40)], settings, [1])

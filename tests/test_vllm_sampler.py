@@ -1,5 +1,7 @@
 """The vLLM sampler: the protocol's promises, the empty cache of every call, and input that it cannot serve."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rollout_cases import drawn
@@ -7,13 +9,15 @@ from transformers import AutoModelForCausalLM
 
 from fastrl.config.schema import SamplerConfig
 from fastrl.policy.model import Policy
-from fastrl.sampling import vllm_sampler
+from fastrl.policy.scoring import score
+from fastrl.sampling import kv_budget, vllm_sampler
 from fastrl.sampling.choose import build_sampler, choose_sampler
 from fastrl.sampling.prefix_cache import check_cache_reads, longest_shared_prefixes
-from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings, StaleWeightsError
+from fastrl.sampling.probe import LogprobProbe, measure
+from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings, StaleWeightsError, sample
 from fastrl.sampling.vllm_engine import Engine, EngineSettings
 from fastrl.sampling.vllm_sampler import VllmSampler
-from fastrl.sampling.weights.shared import AliasedWeights
+from fastrl.sampling.weights.shared import AliasedWeights, CopiedWeights
 
 
 class Stops:
@@ -154,6 +158,74 @@ def test_the_chooser_says_why(monkeypatch):
 def test_a_kv_cache_on_the_cpu_stays():
     with pytest.raises(ValueError, match=r"sampler.release_kv_cache = true needs vLLM on a CUDA device"):
         choose_sampler(SamplerConfig(kind="vllm", release_kv_cache=True), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "message"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "cpu", r"'fp8' needs the vllm sampler; the embedded one"),
+        ({"kv_cache_dtype": "fp8", "kind": "vllm"}, "cpu", r"'fp8' needs AVX-512 on a CPU"),
+        ({"kv_cache_dtype": "fp8", "kind": "vllm"}, "cuda", r"8\.9 or more\), an old card does not"),
+        ({"batch_size": 0}, "cpu", r"sampler.batch_size = 0 .* needs the vllm sampler: give a number"),
+    ],
+)
+def test_what_sampler_or_device_cannot_honour_is_refused_first(monkeypatch, settings, device, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
+    with pytest.raises(ValueError, match=message):
+        choose_sampler(SamplerConfig(**settings), torch.device(device))
+
+
+def test_as_many_sequences_as_the_cache_holds(family_folder, monkeypatch):
+    """64 tokens are 3 blocks of 128 tokens, of 2 layers × (K, V) × 2 heads × 32 numbers: 393,216 bytes in float32."""
+    policy = Policy(AutoModelForCausalLM.from_pretrained(family_folder("qwen3")))
+    monkeypatch.setattr(kv_budget, "device_memory", lambda device: (8 * 10_000_000, 8 * 10_000_000))
+    for dtype, one, num in (("auto", 393_216, 25), ("fp8", 98_304, 101)):
+        config = SamplerConfig(kind="vllm", batch_size=0, kv_cache_dtype=dtype)
+        assert kv_budget.kv_cache_bytes(policy, config, 64) == 10_000_000
+        assert kv_budget.num_sequences(policy, config, 64, 10_000_000) == num == 10_000_000 // one
+        assert kv_budget.num_sequences(policy, config, 64, 1 << 40) == kv_budget.MOST_SEQUENCES
+        given = SamplerConfig(kind="vllm", batch_size=3, kv_cache_dtype=dtype)
+        assert kv_budget.kv_cache_bytes(policy, given, 64) == 3 * one
+        assert kv_budget.num_sequences(policy, given, 64, 10_000_000) == 3
+
+
+@pytest.fixture(scope="module")
+def narrow(family_folder):
+    """As `sampler`, with an fp8 KV cache, on weights of its own."""
+    if not torch.cpu._is_avx512_supported():
+        pytest.skip("vLLM's fp8 KV cache needs AVX-512 on a CPU")
+    folder = str(family_folder("qwen3"))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    engine = Engine(EngineSettings(folder, torch.float32, 640, 16, 16 << 20, "fp8"))
+    yield VllmSampler(engine, CopiedWeights(engine, model, print), stop_token_ids=[])
+    engine.close()
+
+
+@pytest.mark.vllm
+def test_an_fp8_cache_is_noise_that_a_stale_sampler_exceeds(narrow):
+    """The probe calibrates to it and lets the next step pass, but no policy whose update was not published."""
+    model = narrow.weights.model
+    policy, probe = Policy(model), LogprobProbe(torch.float8_e4m3fn)
+
+    def scored(seed: int):
+        found = sample(narrow, [[5 + i, 6, 7] for i in range(8)], SamplingSettings(8, 48), range(seed, seed + 8))
+        return replace(found, policy_logprobs_N=score(policy, found, 4096)[0])
+
+    assert not narrow.shares_weights  # old log-probs are the trainer's own
+    assert probe.check(scored(0)) == "" and 1e-3 < probe.calibration.mean < 0.2
+    assert probe.check(scored(100)) == ""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.006 * torch.randn(parameter.shape, generator=generator)
+    stale = scored(200)
+    assert measure(stale).mean < 5 * probe.calibration.mean
+    with pytest.raises(StaleWeightsError, match="does not run the current weights"):
+        probe.check(stale)
 
 
 def test_a_sequence_that_fits_no_memory_is_an_error_before_the_engine(family_folder):

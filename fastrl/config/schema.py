@@ -104,14 +104,19 @@ class SamplerConfig:
     where every tensor maps, else copy, with the reason said."""
     kv_cache_bytes: Natural = 0
     """vllm: size of the KV cache; 0: what batch_size sequences can use, within the memory that training leaves."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """vllm: auto: keys and values in the weights' dtype. fp8: in 8 bits (e4m3, not scaled), so that twice as many
+    sequences fit (four times beside float32). Its log-probs are then farther from the trainer's: how far is measured
+    before the first update, `algorithm.importance` corrects for it from 0.02 nats on, and old log-probs are the
+    trainer's."""
     release_kv_cache: bool = False
     """vllm on CUDA: give the KV cache's memory back while training (costs its re-allocation each step)."""
     temperature: Positive = 1.0
     """Sampling temperature τ; the loss uses the same τ."""
     max_new_tokens: Count = 256
     """Longest completion, end-of-sequence token included."""
-    batch_size: Count = 512
-    """Sequences generated at once."""
+    batch_size: Natural = 512
+    """Sequences generated at once. vllm: 0: as many as the KV cache holds at their longest, at most 1024."""
     top_p: TopP = 1.0
     """Must be 1 in training (evaluation has its own)."""
     top_k: Natural = 0

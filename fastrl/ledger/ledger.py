@@ -26,7 +26,7 @@ from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.records.durable import replacing
-from fastrl.records.jsonl import append_jsonl, read_jsonl
+from fastrl.records.jsonl import read_jsonl
 from fastrl.records.metrics import drop_lines_after
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
@@ -75,16 +75,17 @@ class Ledger:
         rows = read_jsonl(path) if path.stat().st_size else []
         self.last_step = rows[-1]["step"] if rows else -1
 
-    def record(self, step: int, scored: Rollouts | None = None) -> None:
-        """Append the line of this step if one is due and not there yet; step 0 is always due.
+    def line(self, step: int, scored: Rollouts | None = None) -> dict | None:
+        """The line of this step for `path`, if one is due and not there yet; step 0 is always due.
 
         scored: the rollouts of the step that were scored before its update, if there was one.
         """
         if step <= self.last_step or step % self.config.every:
-            return
+            return None
         update = update_changes(self.policy, scored, self.token_budget) if scored else {}
-        append_jsonl(self.path, [self.measure(step) | {"update": update}])
+        row = self.measure(step) | {"update": update}
         self.last_step = step
+        return row
 
     def measure(self, step: int) -> dict:
         """The line of the policy as it is now."""

@@ -10,6 +10,7 @@ out: recomputed blocks, logits of prompts, norms, padding. A token of a mixture 
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from fastrl.policy.attention import head_dim
@@ -19,7 +20,7 @@ from fastrl.sampling.kv_budget import bytes_per_token
 
 @dataclass(frozen=True)
 class ModelShape:
-    """attention_width: heads · head size. kv_bytes: keys and values of one token in all layers."""
+    """attention_width: heads · head size. kv_bytes: keys and values that the sampler keeps of a token in all layers."""
 
     block_parameters: int
     num_layers: int
@@ -30,7 +31,8 @@ class ModelShape:
     weight_bytes: int  # read by a decode step: blocks and head
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "ModelShape":
+    def of(cls, model: PreTrainedModel, cache_dtype: torch.dtype | None = None) -> "ModelShape":
+        """cache_dtype: of keys and values; None: the model's."""
         config, blocks = model.config.get_text_config(), blocks_of(model)
         size = sum(p.numel() for block in blocks for p in block.parameters())
         head = config.hidden_size * config.vocab_size
@@ -40,7 +42,7 @@ class ModelShape:
             attention_width=config.num_attention_heads * head_dim(config),
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
-            kv_bytes=bytes_per_token(model),
+            kv_bytes=bytes_per_token(model, cache_dtype),
             weight_bytes=model.dtype.itemsize * (size + head),
         )
 

@@ -28,8 +28,10 @@ from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.reduction import reduction_of
 from fastrl.process.memory import device_memory
 from fastrl.sampling.kv_budget import (
+    MOST_SEQUENCES,
     available_bytes,
     bytes_per_token,
+    cache_dtype,
     reserved_bytes,
     sequence_bytes,
     served_bytes,
@@ -43,9 +45,10 @@ LOGITS_COPIES = 32  # bytes per (sequence, vocabulary entry) of the embedded sam
 class Plan:
     """Bytes by part on each rank.
 
-    work: what the run does, and where. second_models: weights of the KL penalty's reference and of the models that
-    signals need. unsharded: the whole model, which the embedded sampler gathers from shards. checkpoint: CPU memory of
-    the first rank, whatever the device. fitting_tokens: the largest micro-batch for `memory`; 0 if none fits.
+    work: what the run does, and where, with the settings that it chooses itself. second_models: weights of the KL
+    penalty's reference and of the models that signals need. unsharded: the whole model, which the embedded sampler
+    gathers from shards. checkpoint: CPU memory of the first rank, whatever the device. fitting_tokens: the largest
+    micro-batch for `memory`; 0 if none fits.
     """
 
     work: Workload
@@ -117,7 +120,8 @@ def make_plan(
     with storageless_model(base.architecture, work.dtype, work.attention, config.model) as model:
         work = replace(work, config=_with_reduction(work, model, memory))
         plan = _plan(work, model, memory)
-        return replace(plan, fitting_tokens=_fitting_tokens(plan, work, model))
+        work = replace(work, config=_with_batch_size(plan, model))
+        return replace(plan, work=work, fitting_tokens=_fitting_tokens(plan, work, model))
 
 
 def _with_reduction(work: Workload, model: PreTrainedModel, memory: int) -> TrainConfig:
@@ -125,6 +129,16 @@ def _with_reduction(work: Workload, model: PreTrainedModel, memory: int) -> Trai
     optimizer, count = work.config.optimizer, sum(p.numel() for p in model.parameters())
     every = reduction_of(optimizer.reduce_every, count, work.device, memory, work.num_ranks)
     return replace(work.config, optimizer=replace(optimizer, reduce_every=every))
+
+
+def _with_batch_size(plan: Plan, model: PreTrainedModel) -> TrainConfig:
+    """The config with as many sequences at once as vLLM's cache holds at their longest, at most what it says."""
+    config, sampler = plan.work.config, plan.work.config.sampler
+    if not plan.work.is_vllm:
+        return config
+    one = sequence_bytes(model, plan.work.sequence_tokens, cache_dtype(sampler, plan.work.dtype))
+    num_held = max(1, plan.kv_cache // one)
+    return replace(config, sampler=replace(sampler, batch_size=min(sampler.batch_size or MOST_SEQUENCES, num_held)))
 
 
 def _checked(config: TrainConfig, num_ranks: int) -> TrainConfig:
@@ -161,7 +175,7 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
         checkpoint=num_bytes(p for p in model.parameters() if p.requires_grad) + masters + training.optimizer,
         memory=memory,
         reserve=reserved_bytes(work.device, has_engine=work.is_vllm),
-        shape=ModelShape.of(model),
+        shape=ModelShape.of(model, cache_dtype(work.config.sampler, work.dtype)),
     )
 
 
@@ -200,7 +214,8 @@ def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: i
         return work.num_sampled * work.sequence_tokens * bytes_per_token(model)
     if sampler.kv_cache_bytes:
         return sampler.kv_cache_bytes
-    wanted = sampler.batch_size * sequence_bytes(model, work.sequence_tokens)
+    one = sequence_bytes(model, work.sequence_tokens, cache_dtype(sampler, work.dtype))
+    wanted = (sampler.batch_size or MOST_SEQUENCES) * one
     return min(wanted, available_bytes(work.device, memory, memory - kept))
 
 

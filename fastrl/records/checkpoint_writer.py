@@ -12,6 +12,7 @@ serialised piece of at most `FILE_BYTES`, or of one tensor's rows where those ar
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -58,20 +59,30 @@ class CheckpointWriter:
         self._pending: Future | None = None
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said by every save of one process
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict, *, is_best: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        state: dict,
+        *,
+        is_best: bool = False,
+        after: Callable[[], object] | None = None,
+    ) -> None:
         """Copy everything and return; `folder/step-NNNNNN` is complete after `wait()`.
 
         First waits for the previous save and raises its OSError. After writing, all but the newest `keep_last`
         checkpoints are deleted.
         tensors: by name, the same names on every rank: DTensors, or plain tensors that are equal on all ranks; the
         states of the random generators are added. state: what JSON can hold. is_best: `best` becomes a copy.
+        after: the main rank's, called before the checkpoint gets its name: it returns when all that a resumed run will
+        find done is on disk, or raises the OSError of what is not.
         """
         self.wait()
         staged = self._stager.stage(tensors | rng_tensors(self.ranks))
         self.export.stage()
         text = json.dumps({"step": step} | state, indent=1)
         self._pending = self._thread.submit(
-            self.ranks.agree, lambda: self._write(final_path(self.folder, step), staged, text, is_best)
+            self.ranks.agree, lambda: self._write(final_path(self.folder, step), staged, text, is_best, after)
         )
         self.step = step
 
@@ -92,12 +103,14 @@ class CheckpointWriter:
         self._thread.shutdown()
         self._stager.close()
 
-    def _write(self, final: Path, tensors: dict[str, Tensor], state: str, is_best: bool) -> None:
+    def _write(
+        self, final: Path, tensors: dict[str, Tensor], state: str, is_best: bool, after: Callable[[], object] | None
+    ) -> None:
         draft = draft_path(final)
         try:
             self.ranks.on_main(lambda: _start(draft))
             sums = self._write_shards(draft, tensors)
-            self.ranks.on_main(lambda: self._complete(draft, final, state, sums))
+            self.ranks.on_main(lambda: self._complete(draft, final, state, sums, after))
         except (OSError, SafetensorError) as error:
             if self.ranks.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -120,9 +133,13 @@ class CheckpointWriter:
         parts = self.ranks.gather(self.ranks.agree(lambda: checksums(draft, own)))
         return {name: value for part in parts for name, value in part.items()}
 
-    def _complete(self, draft: Path, final: Path, state: str, sums: dict[str, str]) -> None:
+    def _complete(
+        self, draft: Path, final: Path, state: str, sums: dict[str, str], after: Callable[[], object] | None
+    ) -> None:
         self.export.write(draft)
         (draft / STATE).write_text(state)
+        if after:
+            after()
         seal(draft, final, sums)
 
     def _tidy(self, final: Path, is_best: bool) -> None:

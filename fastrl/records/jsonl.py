@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from fastrl.records.durable import sync
 
 
@@ -48,6 +50,8 @@ def as_json(value):
     """The value in JSON's types; ASCII escapes keep even a lone surrogate of a model's output."""
     if value is None or isinstance(value, (str, bool)):
         return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and np.isfinite(value).all():
+        return value.tolist()  # at once: rollouts have many numbers
     if hasattr(value, "tolist"):  # a NumPy or torch array or scalar
         return as_json(value.tolist())
     if isinstance(value, dict):

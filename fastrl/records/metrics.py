@@ -1,8 +1,8 @@
 """The metrics of a run: one JSON line a step in `metrics.jsonl`, forwarded to TensorBoard, wandb or trackio.
 
-The file is the record and the sinks are views of it. A line is on disk when `log` returns, so that a power cut takes no
-line of a step that has a checkpoint; a killed run loses at most a torn last line. A resumed run drops what was logged
-after its checkpoint, so that each step is in the file once.
+The file is the record and the sinks are views of it. A line is on disk when `log` returns, whole but for a torn last
+line of a run that was killed in it. A resumed run drops what was logged after its checkpoint, so that each step is in
+the file once.
 """
 
 import difflib

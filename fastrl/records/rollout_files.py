@@ -69,12 +69,12 @@ def _rows(rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str])
             "finish_reason": "length" if rollouts.is_truncated_R[i] else "stop",
             "group": int(rollouts.groups_R[i]),
             "weight_version": int(rollouts.weight_versions_R[i]),
-            "completion_ids": rollouts.completion(i).tolist(),
+            "completion_ids": rollouts.completion(i),
             "sampler_logprobs": _rounded(rollouts.of_rollout(i, rollouts.sampler_logprobs_N)),
             "trainer_logprobs": _rounded(rollouts.of_rollout(i, rollouts.policy_logprobs_N)),
             "entropy": _rounded(rollouts.of_rollout(i, rollouts.entropy_N)),
         }
 
 
-def _rounded(values: np.ndarray) -> list[float]:
-    return [round(value, DECIMALS) for value in values.tolist()]
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.round(values.astype(np.float64), DECIMALS)

@@ -1,6 +1,5 @@
-"""A whole run: its parts, then steps, records, evaluations and checkpoints. What is checked first: `preflight`."""
+"""A whole run: steps, records, evaluations and checkpoints. What is checked first: `preflight`; its parts: `parts`."""
 
-import dataclasses
 import math
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,41 +7,26 @@ from pathlib import Path
 import torch
 
 from fastrl.config.schema import TrainConfig
-from fastrl.evaluation.evaluator import Evaluator
-from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
-from fastrl.kernels import choose
+from fastrl.evaluation.results import load_evaluation, metric_value
 from fastrl.learning.importance import choose_importance
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
-from fastrl.policy.optimizer.bytes import training_bytes
-from fastrl.policy.optimizer.choose import build_optimizer
-from fastrl.policy.roles import reference_policy, second_policies, trained_policy
 from fastrl.process.interrupts import Interrupts
 from fastrl.process.ranks import ALONE, Ranks, joined
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import Watchdog, alive
-from fastrl.prompts.stream import PromptStream
-from fastrl.prompts.tokens import completion_texts
 from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
-from fastrl.records.metrics import MetricsLog
 from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import open_progress
-from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.tables import pass_table
 from fastrl.rollouts import Rollouts
 from fastrl.run.divergence import DivergedError, Divergence
+from fastrl.run.parts import build_parts
 from fastrl.run.preflight import Preflight, check_everything
+from fastrl.run.records import Records
 from fastrl.run.resumption import Beginning, resumption
-from fastrl.sample_and_judge import Arena
-from fastrl.sampling.choose import build_sampler, ignored_settings
-from fastrl.sampling.probe import LogprobProbe
-from fastrl.sampling.protocol import SamplerParts
-from fastrl.tasks.correctness import Correctness
-from fastrl.tasks.verify import make_pool
-from fastrl.trainer import Trainer
-from fastrl.update import Updater, token_loss
 
 
 def train(config: TrainConfig, *, resume: bool = False, accept_changes: bool = False) -> Path:
@@ -64,13 +48,11 @@ def train(config: TrainConfig, *, resume: bool = False, accept_changes: bool = F
 
 
 class Run:
-    """One open run: its parts, its position, and what is written after each step. A context manager."""
+    """One open run: its parts, its position, and what it writes. A context manager."""
 
     def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool, accept_changes: bool = False):
         self.ranks, self.inputs = ranks, ready.inputs
-        self.config, self.folder, self.task, self.base = ready.config, ready.folder, ready.task, ready.base
-        self.tokenizer, self.others = ready.base.tokenizer, ready.others
-        self.max_sequence_tokens = ready.max_sequence_tokens
+        self.config, self.folder, self.task = ready.config, ready.folder, ready.task
         with ExitStack() as self.stack:
             self.stack.callback(self.folder.close)
             self._open(ready, resume, accept_changes)
@@ -82,7 +64,7 @@ class Run:
         self.divergence = Divergence(config.run.max_nonfinite_steps)
         progress = open_progress(config.run.num_steps, is_silent=not self.ranks.is_main)
         self.progress = self.stack.enter_context(progress)
-        folder, say = self.folder.checkpoints, self.progress.message
+        say = self.progress.message
         begin = resumption(ready, self.ranks, say, accepts_changes=accept_changes) if resume else Beginning()
         checkpoint, state = begin.checkpoint, begin.state
         self.completed_step: int = begin.step
@@ -90,76 +72,28 @@ class Run:
         self.best: float = state.get("best", -math.inf)
         self.best_step: int | None = state.get("best_step")
         self.has_announced = self.has_importance_choice = self.is_moving = False
-        self._build(checkpoint, state.get("probe"))
+        self.parts = build_parts(ready, self.ranks, begin, self.progress, self.stack)
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
-            self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
+            optimizer = self.parts.optimizer
+            optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, optimizer.empty_state))
             checkpoints.restore_rng(checkpoint, self.ranks)
-        self.writer = CheckpointWriter(
-            folder,
-            config.run.keep_last,
-            ModelExport(self.model, self.tokenizer, self.policy.dtype, self.ranks),
-            self.ranks,
-            step=self.completed_step if checkpoint else None,
-        )
+        self.writer = self._open_writer(is_resumed=checkpoint is not None)
         self.stack.callback(self.writer.close)
-        self.sampler.publish(self.completed_step)
-        self.rollouts = RolloutFiles(self.folder.path / "rollouts", config.run.rollouts_mib, say)
-        self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
-        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.arena)
+        self.parts.sampler.publish(self.completed_step)
+        self.records: Records | None = None
+        if self.ranks.is_main:
+            resume_step = self.completed_step if resume else None
+            self.records = Records(self.folder, config, ready.base.tokenizer, say, resume_step=resume_step)
+            self.stack.callback(self.records.close)
+        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.parts.arena)
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
 
-    def _open_log(self, resume: bool) -> MetricsLog:
-        self.folder.create()
-        return MetricsLog(
-            self.folder.path,
-            sinks=self.config.run.sinks,
-            config=dataclasses.asdict(self.config),
-            resume_step=self.completed_step if resume else None,
-        )
-
-    def _build(self, checkpoint: Path | None, probe: dict[str, float] | None) -> None:
-        """Model, sampler, optimizer, verifier, trainer, evaluator.
-
-        The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
-        """
-        config = self.config
-        loss, say = token_loss(config.algorithm), self.progress.message
-        self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
-        self.model = self.policy.model
-        surrogate, vocab = config.algorithm.surrogate, self.policy.head().weight.shape[0]
-        say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate, vocab)}")
-        optimizer = dataclasses.replace(config.optimizer, reduce_every=self.policy.reduce_every)
-        parts = SamplerParts(
-            config.sampler,
-            self.policy,
-            self.tokenizer,
-            self.max_sequence_tokens,
-            training_bytes=training_bytes(self.model, optimizer, self.ranks.world_size),
-            trust_remote_code=config.model.trust_remote_code,
-            say=say,
-        )
-        self.sampler = build_sampler(parts)
-        self.stack.callback(self.sampler.close)
-        if ignored := ignored_settings(self.model):
-            say(f"the model's own generation settings are not used: {ignored}")
-        self.optimizer = build_optimizer(self.policy, config.optimizer, config.run.num_steps)
-        self.updater = Updater(
-            self.policy,
-            self.optimizer,
-            config,
-            reference=reference_policy(config, self.base, self.policy, say) if loss.kl_coef else None,
-            sampler_shares_weights=self.sampler.shares_weights,
-        )
-        verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
-        correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
-        models = second_policies(config, self.others, self.policy, say)
-        self.arena = Arena(self.task, self.tokenizer, self.sampler, verifier, self.policy, correctness, models)
-        stream = PromptStream(self.task.train, config.run.seed, self.position)
-        probe = LogprobProbe(self.policy.dtype, probe)
-        context = min(self.base.limits.values(), default=None)
-        self.trainer = Trainer(config, self.arena, stream, self.updater, probe, max_sequence_tokens=context)
-        self.evaluator = Evaluator(self.arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
+    def _open_writer(self, *, is_resumed: bool) -> CheckpointWriter:
+        policy = self.parts.policy
+        export = ModelExport(policy.model, self.parts.arena.tokenizer, policy.dtype, self.ranks)
+        step, keep_last = self.completed_step if is_resumed else None, self.config.run.keep_last
+        return CheckpointWriter(self.folder.checkpoints, keep_last, export, self.ranks, step=step)
 
     def __enter__(self) -> "Run":
         return self
@@ -182,6 +116,7 @@ class Run:
             elif self.config.evaluation.at_end:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
             self.writer.wait()
+            self._finish_records()
         except BaseException as error:
             self._save_before(error)
             raise
@@ -209,9 +144,11 @@ class Run:
 
     def _save_before(self, error: BaseException) -> None:
         """Keep the last finished step, unless the error came while the weights were moving."""
-        actions = [self.writer.wait]
+        actions = [self._finish_records, self.writer.wait]
         if self.is_moving:
             self.progress.message(f"stopped by {error!r} in the middle of an update: the last checkpoint stays")
+        elif self.records and self.records.has_failed:
+            self.progress.message(f"stopped by {error!r}: no checkpoint without its records, the last one stays")
         elif self.ranks.world_size > 1 and not isinstance(error, (KeyboardInterrupt, DivergedError)):
             return  # the other ranks may not come to a common checkpoint
         else:
@@ -224,19 +161,20 @@ class Run:
                 self.progress.message(f"{second}; the last checkpoint stays")
 
     def _step(self, step: int) -> None:
-        batch = self.trainer.collect(step)
+        if self.records:
+            self.records.check()
+        trainer, optimizer = self.parts.trainer, self.parts.optimizer
+        batch = trainer.collect(step)
         self._choose_importance()
         with self.interrupts.deferred():
             self.is_moving = True
-            self.optimizer.start_step(step)
-            metrics = self.trainer.learn(batch) | {"lr": self.optimizer.lr}
-            self.completed_step, self.position = step, self.trainer.prompts.position
+            optimizer.start_step(step)
+            metrics = trainer.learn(batch) | {"lr": optimizer.lr}
+            self.completed_step, self.position = step, trainer.prompts.position
             self.is_moving = False
-            metrics |= self.trainer.publish(batch)
-            if self.ranks.is_main:
-                self.log.log(step, metrics)
-                texts = completion_texts(self.tokenizer, batch.scored)
-                self.rollouts.write_step(step, batch.scored, batch.problems, texts)
+            metrics |= trainer.publish(batch)
+            if self.records:
+                self.records.step(batch, metrics)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         self.ranks.agree(lambda: self.divergence.check(step, metrics))
@@ -259,9 +197,7 @@ class Run:
         every = self.config.evaluation.every
         if not every or self.completed_step % every:
             return
-        evaluation = self._evaluate("validation", self._validation_file().stem)
-        if self.ranks.is_main:
-            self.log.log(self.completed_step, evaluation_metrics(evaluation))
+        evaluation = self._evaluate("validation", self._validation_file().stem, in_metrics=True)
         self._take_value(metric_value(evaluation, self.config.run.best_metric))
 
     def _take_value(self, value: float) -> None:
@@ -269,18 +205,19 @@ class Run:
             self.best, self.best_step = value, self.completed_step
 
     def _record_ledger(self, scored: Rollouts | None = None) -> None:
-        if self.ledger:
-            self.ledger.record(self.completed_step, scored)
+        if self.ledger and (row := self.ledger.line(self.completed_step, scored)):
+            self.records.line(row, self.ledger.path)
 
     def _choose_importance(self) -> None:
         """Once, when the probe is calibrated; what it was calibrated to is part of every checkpoint."""
         if self.has_importance_choice:
             return
         self.has_importance_choice = True
-        noise = self.trainer.probe.calibration
-        self.updater.importance_mode, reason = choose_importance(self.config.algorithm.importance.kind, noise.mean)
-        if self.updater.importance_mode != "off":
-            self.progress.message(f"importance weights: {self.updater.importance_mode} ({reason})")
+        noise = self.parts.trainer.probe.calibration
+        mode, reason = choose_importance(self.config.algorithm.importance.kind, noise.mean)
+        self.parts.updater.importance_mode = mode
+        if mode != "off":
+            self.progress.message(f"importance weights: {mode} ({reason})")
 
     def _announce(self, rollouts: Rollouts) -> None:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
@@ -294,13 +231,13 @@ class Run:
             f"reward >= algorithm.correct_threshold = {algorithm.correct_threshold:g}"
         )
 
-    def _evaluate(self, split: str, name: str) -> dict:
+    def _evaluate(self, split: str, name: str, *, in_metrics: bool = False) -> dict:
         alive(f"evaluate {name}")
         self.progress.message(f"evaluating {name}")
-        evaluation = self.evaluator.run(getattr(self.task, split), self.config.evaluation)
+        evaluation = self.parts.evaluator.run(getattr(self.task, split), self.config.evaluation)
         evaluation |= {"step": self.completed_step, "split": split}
-        if self.ranks.is_main:
-            save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
+        if self.records:
+            self.records.evaluation(evaluation, self.folder.evaluations / f"{name}.json", in_metrics=in_metrics)
         self.progress.message(pass_table({name: evaluation}))
         return evaluation
 
@@ -309,8 +246,15 @@ class Run:
         if self.writer.step == self.completed_step:
             return
         alive("checkpoint")
-        state = {"position": self.position, "probe": self.trainer.probe.state(), "inputs": self.inputs}
+        state = {"position": self.position, "probe": self.parts.trainer.probe.state(), "inputs": self.inputs}
         if self.best_step is not None:
             state |= {"best": self.best, "best_step": self.best_step}
         is_best = self.best_step == self.completed_step
-        self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
+        after = self.records.fence() if self.records else None
+        tensors = self.parts.optimizer.state_tensors()
+        self.writer.save(self.completed_step, tensors, state, is_best=is_best, after=after)
+
+    def _finish_records(self) -> None:
+        """Return when everything but checkpoints is on disk. OSError if a record could not be written."""
+        if self.records:
+            self.records.wait()

@@ -18,7 +18,38 @@ SAMPLERS = {
 
 
 def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, str]:
-    """(kind, reason). ValueError for an unknown kind, and when vLLM is asked for and not installed."""
+    """(kind, reason). ValueError for an unknown kind, when vLLM is asked for and not installed, and for settings that
+    the kind or the device cannot honour.
+    """
+    kind, reason = _chosen(config, device)
+    if kind == "embedded":
+        _check_embedded(config)
+    elif config.kv_cache_dtype == "fp8":
+        _check_fp8(device)
+    return kind, reason
+
+
+def _check_embedded(config: SamplerConfig) -> None:
+    if config.kv_cache_dtype != "auto":
+        raise ValueError(
+            f"sampler.kv_cache_dtype = '{config.kv_cache_dtype}' needs the vllm sampler; the embedded one, which runs "
+            "here, keeps keys and values in the weights' dtype: leave it 'auto'"
+        )
+    if not config.batch_size:
+        raise ValueError("sampler.batch_size = 0 (as many as the KV cache holds) needs the vllm sampler: give a number")
+
+
+def _check_fp8(device: torch.device) -> None:
+    if device.type == "cpu" and not torch.cpu._is_avx512_supported():
+        raise ValueError("sampler.kv_cache_dtype = 'fp8' needs AVX-512 on a CPU, which this one lacks: leave it 'auto'")
+    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(
+            f"sampler.kv_cache_dtype = 'fp8' needs a GPU that computes in fp8 (compute capability 8.9 or more), "
+            f"{torch.cuda.get_device_name(device)} does not: leave it 'auto'"
+        )
+
+
+def _chosen(config: SamplerConfig, device: torch.device) -> tuple[str, str]:
     if config.kind not in ("auto", *SAMPLERS):
         raise ValueError(f"sampler.kind = '{config.kind}' is unknown{nearest(config.kind, ['auto', *SAMPLERS])}")
     is_installed = importlib.util.find_spec("vllm") is not None

@@ -15,7 +15,13 @@ from fastrl.process.memory import device_memory
 BLOCK_TOKENS = 128  # the largest KV block of the back-ends in use (CPU); a sequence occupies whole blocks
 SLACK_BLOCKS = 2  # per sequence: models that mix window and full attention round up once more
 CUDA_BYTES, ENGINE_BYTES = 1 << 30, 2 << 30
+MOST_SEQUENCES = 1024  # at once, where sampler.batch_size leaves it to the cache
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters in vLLM
+
+
+def cache_dtype(config: SamplerConfig, dtype: torch.dtype) -> torch.dtype:
+    """Of the keys and values that a sampler keeps of a model in `dtype`."""
+    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
 
 
 def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
@@ -69,13 +75,13 @@ def available_bytes(device: torch.device, total: int, spare: int) -> int:
 
 
 def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: int, training_bytes: int = 0) -> int:
-    """What config says, or bytes for batch_size sequences at their longest, cut to what is available.
+    """What config says, or bytes for the sequences sampled at once at their longest, cut to what is available.
 
     training_bytes: what training will keep besides the weights. ValueError when not even one sequence fits.
     """
     if config.kv_cache_bytes:
         return config.kv_cache_bytes
-    one = sequence_bytes(policy.model, max_sequence_tokens, policy.dtype)
+    one = sequence_bytes(policy.model, max_sequence_tokens, cache_dtype(config, policy.dtype))
     served = served_bytes(config.weights, policy.model, policy.dtype, is_sharded=is_sharded(policy))
     free, total = device_memory(policy.device)
     available = available_bytes(policy.device, total, free - training_bytes - served)
@@ -84,4 +90,15 @@ def kv_cache_bytes(policy: Policy, config: SamplerConfig, max_sequence_tokens: i
             f"one sequence of {max_sequence_tokens} tokens needs {one} bytes of KV cache, {available} are available: "
             "shorten sampler.max_new_tokens, or set sampler.kv_cache_bytes yourself"
         )
-    return min(one * config.batch_size, available)
+    return min(one * (config.batch_size or MOST_SEQUENCES), available)
+
+
+def num_sequences(policy: Policy, config: SamplerConfig, max_sequence_tokens: int, cache_bytes: int) -> int:
+    """Sequences that are sampled at once: what config says, or as many as a cache of this size holds at their longest.
+
+    At least 1, at most `MOST_SEQUENCES`: every further one takes a row of logits, and CUDA graphs end before.
+    """
+    if config.batch_size:
+        return config.batch_size
+    one = sequence_bytes(policy.model, max_sequence_tokens, cache_dtype(config, policy.dtype))
+    return max(1, min(cache_bytes // one, MOST_SEQUENCES))

@@ -54,7 +54,9 @@ class SamplerParts:
 
 
 class Sampler(Protocol):
-    """shares_weights: the sampler's weights are the trainer's, bit for bit: its log-probs serve as π_old."""
+    """shares_weights: the sampler's weights are the trainer's, bit for bit, and so are its keys and values but for
+    numerics in the same dtype: its log-probs serve as π_old.
+    """
 
     shares_weights: bool
 

@@ -39,6 +39,7 @@ class EngineSettings:
     max_sequence_tokens: int
     max_num_sequences: int
     kv_cache_bytes: int
+    kv_cache_dtype: str = "auto"
     trust_remote_code: bool = False
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
@@ -104,7 +105,7 @@ class Engine:
                 alive()
                 # the CPU sampler draws from the global generator before it honours a request's own seed
                 with self._working("generate"), torch.random.fork_rng(devices=[]):
-                    finished = [output for output in engine.step() if output.finished]
+                    finished = engine.step()
                 for output in finished:
                     waiting.remove(output.request_id)
                     yield int(output.request_id), _completion(output)
@@ -183,6 +184,7 @@ class Engine:
 
 def _parameters(requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]) -> list[Any]:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     return [
         SamplingParams(
@@ -195,6 +197,8 @@ def _parameters(requests: list[Request], settings: SamplingSettings, stop_token_
             stop_token_ids=stop_token_ids,
             ignore_eos=True,  # the stop tokens are ours, not the generation config's
             logprobs=0,  # the sampled token's alone
+            flat_logprobs=True,  # numbers in one list instead of a dict and an object a token
+            output_kind=RequestOutputKind.FINAL_ONLY,  # nothing is made of a sequence before it has ended
             detokenize=False,
         )
         for request in requests
@@ -229,6 +233,7 @@ def _build(settings: EngineSettings) -> Any:
                 # a prompt cut in two makes the CPU runner rewind the request's generator, which torch cannot on CPU
                 enable_chunked_prefill=not is_on_cpu,
                 kv_cache_memory_bytes=settings.kv_cache_bytes,
+                kv_cache_dtype=settings.kv_cache_dtype,
                 gpu_memory_utilization=0.01,  # the bytes above rule; but a GPU less free than this share is refused
                 enforce_eager=is_on_cpu,
                 enable_prefix_caching=True,
@@ -299,5 +304,5 @@ def _linear_weights_kept() -> Iterator[None]:
 def _completion(output: Any) -> Completion:
     sample = output.outputs[0]
     token_ids = list(sample.token_ids)
-    logprobs = [entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)]
-    return Completion(token_ids, logprobs, sample.finish_reason, output.num_cached_tokens or 0)
+    assert list(sample.logprobs.token_ids) == token_ids, "not one log-prob a sampled token"
+    return Completion(token_ids, sample.logprobs.logprobs, sample.finish_reason, output.num_cached_tokens or 0)

@@ -12,7 +12,7 @@ from fastrl.policy.loading import stop_token_ids
 from fastrl.policy.lora import adapters
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts
-from fastrl.sampling.kv_budget import kv_cache_bytes
+from fastrl.sampling.kv_budget import kv_cache_bytes, num_sequences
 from fastrl.sampling.prefix_cache import check_cache_reads
 from fastrl.sampling.protocol import SamplerError, SamplerParts, SamplingSettings
 from fastrl.sampling.vllm_engine import Completion, Engine, EngineSettings, Request
@@ -31,7 +31,7 @@ class VllmSampler:
 
     @property
     def shares_weights(self) -> bool:
-        return self.weights.is_exact
+        return self.weights.is_exact and self.engine.settings.kv_cache_dtype == "auto"
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
@@ -109,12 +109,14 @@ def make_vllm(parts: SamplerParts) -> VllmSampler:
     """The sampler `vllm`: an engine that shares the policy's weights. ValueError when vLLM cannot serve them so."""
     policy, config, model = parts.policy, parts.config, parts.policy.model
     added = adapters(model)
+    cache_bytes = kv_cache_bytes(policy, config, parts.max_sequence_tokens, parts.training_bytes)
     settings = EngineSettings(
         path=model.name_or_path,
         dtype=policy.dtype,
         max_sequence_tokens=parts.max_sequence_tokens,
-        max_num_sequences=config.batch_size,
-        kv_cache_bytes=kv_cache_bytes(policy, config, parts.max_sequence_tokens, parts.training_bytes),
+        max_num_sequences=num_sequences(policy, config, parts.max_sequence_tokens, cache_bytes),
+        kv_cache_bytes=cache_bytes,
+        kv_cache_dtype=config.kv_cache_dtype,
         trust_remote_code=parts.trust_remote_code,
         lora_rank=max((len(a.A) for a in added.values()), default=0),
         lora_targets=tuple(sorted({name.rpartition(".")[2] for name in added})),
