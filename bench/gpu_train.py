@@ -5,7 +5,8 @@
 
 Every run is a process of its own and one line of the file; a run that fails (out of memory) is a line that says how.
 Fixed lengths: prompts of 256 tokens, completions of 768, all with advantage ±½; two updates warm up, five are timed.
-MFU counts what has to be computed, so neither recomputed blocks nor prompts' logits (`fastrl.plan.flops`).
+start: seconds until the blocks are prepared and the first update is done. MFU counts what has to be computed, so
+neither recomputed blocks nor prompts' logits (`fastrl.plan.flops`).
 
 TRL: fp32 weights under bfloat16 autocast, the same precision as our fp32 masters, and the same completions; its head is
 part of the measurement in both. Where gradient checkpointing is on, it is on for both.
@@ -32,6 +33,7 @@ from fastrl.config.schema import AlgorithmConfig, BatchConfig, OptimizerConfig, 
 from fastrl.plan.cards import card_of
 from fastrl.plan.flops import ModelShape, Sequences, training_flops
 from fastrl.policy.attention import choose_attention
+from fastrl.policy.compiled import compile_blocks
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.recompute import recompute_blocks
@@ -81,7 +83,8 @@ NUM_WARM, NUM_TIMED = 2, 5
 
 @dataclass(frozen=True)
 class Work:
-    """One measurement. sequences: of an update; micro_batch: sequences computed at once."""
+    """One measurement. sequences: of an update; micro_batch: sequences computed at once. backbone: our blocks as they
+    are, compiled, or with Liger's modules; TRL's as they are or with Liger."""
 
     shape: str
     who: str
@@ -96,23 +99,27 @@ class Work:
     @property
     def name(self) -> str:
         options = ["recompute"] * self.recompute + list(self.optimizer.values())
-        return " ".join([self.shape, self.who, *options])
+        return " ".join([self.shape, self.who, *[self.backbone] * (self.backbone != "eager"), *options])
 
 
+COMPILED = {"backbone": "compiled"}
 WORKS = [
+    Work("qwen3-0.6b", "fastrl", **COMPILED),
     Work("qwen3-0.6b", "fastrl"),
     Work("qwen3-0.6b", "trl", micro_batch=8),
-    Work("qwen3-1.7b", "fastrl", micro_batch=8),
+    Work("qwen3-0.6b", "fastrl", backbone="liger"),
+    Work("qwen3-1.7b", "fastrl", micro_batch=8, **COMPILED),
     Work("qwen3-1.7b", "trl", micro_batch=8),
-    Work("qwen3-4b", "fastrl", micro_batch=4, optimizer=LOW_MEMORY),
+    Work("qwen3-4b", "fastrl", micro_batch=4, optimizer=LOW_MEMORY, **COMPILED),
     Work("qwen3-4b", "trl", micro_batch=4, recompute=True),
-    Work("qwen2.5-7b", "fastrl", micro_batch=4, recompute=True, optimizer=LOW_MEMORY),
+    Work("qwen2.5-7b", "fastrl", micro_batch=4, recompute=True, optimizer=LOW_MEMORY, **COMPILED),
     Work("qwen2.5-7b", "trl", micro_batch=4, recompute=True),
-    Work("qwen3-0.6b", "fastrl", recompute=True),
-    Work("qwen3-1.7b", "fastrl", recompute=True),
+    Work("qwen3-0.6b", "fastrl", recompute=True, **COMPILED),
+    Work("qwen3-1.7b", "fastrl", recompute=True, **COMPILED),
 ]
 DRY_WORKS = [
     Work("tiny", "fastrl", 8, 4, 16, 24),
+    Work("tiny", "fastrl", 8, 4, 16, 24, recompute=True, **COMPILED),
     Work("tiny", "trl", 8, 4, 16, 24),
     Work("tiny", "fastrl", 8, 4, 16, 24, recompute=True),
     Work("tiny", "fastrl", 8, 4, 16, 24, optimizer={"no_such_setting": "fails"}),
@@ -157,13 +164,27 @@ def allocated(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
+def use_liger(model: PreTrainedModel) -> None:
+    """Its norms, rotary embedding and feed-forward; the loss stays ours."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def compile_all(model: PreTrainedModel) -> None:
+    keep_norm_inputs(model)
+    compile_blocks(model, is_required=True)
+
+
+BACKBONES = {"eager": keep_norm_inputs, "compiled": compile_all, "liger": use_liger}
+
+
 def run_ours(work: Work, device: str) -> dict:
-    if work.backbone != "eager":
-        raise ValueError(f"backbone = '{work.backbone}': only eager blocks exist")
     config, rollouts = make_config(work), make_rollouts(work)
     model = make_model(work, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    keep_norm_inputs(model)
     choice = pack(model, choose_attention("auto", model.device, model.dtype, model.config))
+    start = time.perf_counter()
+    BACKBONES[work.backbone](model)
     if work.recompute:
         recompute_blocks(model)
     memory = {"weights": allocated(device)}
@@ -178,7 +199,8 @@ def run_ours(work: Work, device: str) -> dict:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - before)
     memory["optimizer states"] = allocated(device) - sum(memory.values())
-    return {"attention": str(choice), "memory": memory, "flops": flops(model, work), "seconds": seconds}
+    start_s = {"start_s": round(time.perf_counter() - start - sum(seconds[1:]), 2)}
+    return start_s | {"attention": str(choice), "memory": memory, "flops": flops(model, work), "seconds": seconds}
 
 
 def run_trl(work: Work, device: str) -> dict:
@@ -250,15 +272,14 @@ def run_all(works: list[Work], out: Path, minutes: float, is_dry: bool) -> None:
 
 def markdown(lines: list[dict]) -> str:
     rows = ["# Training on one GPU", "", lines[0]["machine"], "", "    bench/gpu_train.sh", ""]
-    rows += ["| run | tokens/s | MFU | peak GiB | by part, GiB | note |", "|---|---|---|---|---|---|"]
+    rows += ["| run | tokens/s | MFU | start, s | peak GiB | by part, GiB | note |", "|---|---|---|---|---|---|---|"]
     for line in lines:
         memory = dict(line.get("memory", {}))
         peak = memory.pop("peak", "")
         parts = ", ".join(f"{name} {size}" for name, size in memory.items()) if peak else ""
         note = line.get("failed") or line.get("settings") or line.get("attention")
-        rows.append(
-            f"| {line['name']} | {line.get('tokens_per_s', '')} | {line.get('mfu') or ''} | {peak} | {parts} | {note} |"
-        )
+        rate = f"{line.get('tokens_per_s', '')} | {line.get('mfu') or ''} | {line.get('start_s', '')}"
+        rows.append(f"| {line['name']} | {rate} | {peak} | {parts} | {note} |")
     return "\n".join(rows) + "\n"
 
 

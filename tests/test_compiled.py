@@ -8,7 +8,7 @@ import pytest
 import torch
 from rollout_cases import Rollout, batch_of
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
 
 from fastrl.config.files import from_dict
 from fastrl.config.schema import ModelConfig, TrainConfig
@@ -24,7 +24,11 @@ SHAPE = {"vocab_size": 123, "hidden_size": 32, "num_hidden_layers": 3, "num_atte
 SHAPE |= {"num_key_value_heads": 2, "intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 QWEN3 = Qwen3Config(**SHAPE)
 GEMMA2 = Gemma2Config(
-    **SHAPE, sliding_window=8, attn_logit_softcapping=2.0, query_pre_attn_scalar=3, layer_types=["sliding_attention"] * 3
+    **SHAPE,
+    sliding_window=8,
+    attn_logit_softcapping=2.0,
+    query_pre_attn_scalar=3,
+    layer_types=["sliding_attention"] * 3,
 )
 
 
@@ -109,7 +113,9 @@ def test_what_cannot_be_compiled_is_said_and_stays_as_it_was(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward, dynamic: lambda *a, **k: forward(*a, **k) * 1.01)
     said = compile_blocks(model, is_required=False)
     assert said.startswith("not compiled: Qwen3ForCausalLM has other") and "relative difference 0.0" in said
-    with pytest.raises(ValueError, match="model.compile = true: Qwen3ForCausalLM has other .*set model.compile = false"):
+    with pytest.raises(
+        ValueError, match=r"model\.compile = true: Qwen3ForCausalLM has other .*set model\.compile = false"
+    ):
         compile_blocks(model, is_required=True)
 
     def broken(*args, **kwargs):
@@ -126,7 +132,7 @@ def test_the_setting(countdown_folder, capsys):
     assert not wants_compiled(False, torch.device("cuda")) and wants_compiled(True, torch.device("cpu"))
     for value in (True, False, "auto"):
         assert from_dict(TrainConfig, {"model": {"compile": value}}).model.compile == value
-    with pytest.raises(ValueError, match="model.compile"):
+    with pytest.raises(ValueError, match=r"model\.compile"):
         from_dict(TrainConfig, {"model": {"compile": "blocks"}})
     settings = ModelConfig(path=str(countdown_folder), compile=True, gradient_checkpointing=True)
     load_for_training(Pretrained(settings))

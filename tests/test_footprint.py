@@ -288,7 +288,9 @@ def test_prediction_for_each_kind_of_optimizer(kind, grad_dtype, tmp_path):
 def test_what_compiled_blocks_do_not_keep_by_hand(dtype):
     """A token, a layer: SiLU's output; in float32 the input of each norm, scaled, too. bfloat16 norms keep none."""
     config = Qwen3Config(**SHAPE, vocab_size=500)
-    left_out = bytes_left_out(config, dtype, choose_attention("auto", torch.device("cpu"), dtype, config), ModelConfig())
+    left_out = bytes_left_out(
+        config, dtype, choose_attention("auto", torch.device("cpu"), dtype, config), ModelConfig()
+    )
     norms = 2 * 384 + (6 + 2) * 64 if dtype == torch.float32 else 0
     assert left_out == pytest.approx(6 * dtype.itemsize * (1024 + norms), rel=0.01)
     recomputed = ModelConfig(gradient_checkpointing=True)

@@ -130,6 +130,22 @@ def test_a_checkpoint_loads_in_peft_with_the_same_log_probs(finished, countdown_
     assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
+def test_compiled_blocks_make_the_same_run_within_rounding_and_resume_bitwise(finished, countdown_folder, tmp_path):
+    """The reference is the base, whose compiled blocks run with the adapters off."""
+    config = config_of(tmp_path / "whole", countdown_folder)
+    config = replace(config, model=replace(config.model, compile=True))
+    train(config)
+    for plain, ours in zip(*(read_jsonl(f / "metrics.jsonl") for f in (finished, tmp_path / "whole")), strict=True):
+        assert ours["reward/mean"] == plain["reward/mean"]
+        assert ours["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+        assert ours["grad_norm"] != plain["grad_norm"]
+    parts = replace(config, run=replace(config.run, folder=str(tmp_path / "parts"), num_steps=2))
+    train(parts)
+    train(replace(parts, run=replace(parts.run, num_steps=NUM_STEPS)), resume=True)
+    first, second = stored(tmp_path / "whole"), stored(tmp_path / "parts")
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
 def test_resume_continues_bitwise(finished, countdown_folder, tmp_path):
     config = config_of(tmp_path / "run", countdown_folder)
     train(config)
@@ -302,7 +318,7 @@ def error_of(capsys, *arguments: str) -> str:
 
 
 def test_bad_input_is_one_message_before_a_model_is_loaded(finished, countdown_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(roles, "load_model", None)
+    monkeypatch.setattr(roles, "load_for_training", None)
     run = ["train", "--run.folder", str(tmp_path / "run"), "--model.path"]
     model = [*run, str(countdown_folder)]
     rank = [*model, "--model.lora-rank", "4"]

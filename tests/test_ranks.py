@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torchrun import torchrun
-from update_ranks import LATE, SCENARIOS, update
+from update_ranks import LATE, SCENARIOS, scenarios_of, update
 
 from fastrl.policy.packing import spread
 from fastrl.policy.reduction import reduction_of
@@ -26,8 +26,7 @@ def several(tmp_path_factory, family_folder) -> dict[int, dict]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("num_ranks", [2, 4])
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(("num_ranks", "name"), [(n, name) for n in (2, 4) for name in scenarios_of(n)])
 def test_several_ranks_make_the_update_of_one(several, name, num_ranks):
     """The gradient to rounding; weights within lr · 1 %: Adam divides by √v, where noise makes steps of its own."""
     alone, together = several[1][name], several[num_ranks][name]

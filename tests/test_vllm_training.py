@@ -98,6 +98,21 @@ def test_alias_and_copy_make_the_same_run(aliased, model_folder, tmp_path):
     assert alias_s < 1e-3 and alias_s < copy_s
 
 
+def test_compiled_blocks_train_the_weights_that_vllm_serves(aliased, model_folder, tmp_path):
+    """The blocks are compiled before their weights move into the engine's memory."""
+    config = config_of(tmp_path / "run", model_folder)
+    model, run = dataclasses.replace(config.model, compile=True), dataclasses.replace(config.run, num_steps=2)
+    config = dataclasses.replace(config, model=model, run=run)
+    ours, plain = (read_jsonl(folder / "metrics.jsonl") for folder in (train(config), aliased))
+    assert tokens(tmp_path / "run", 1) == tokens(aliased, 1)
+    ours, plain = ([row for row in rows if "publish/bytes" in row] for rows in (ours, plain))
+    assert len(ours) == 2
+    for row in ours:
+        assert row["publish/bytes"] == 0 and row["mismatch/max_abs"] < 1e-4
+    assert ours[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)
+    assert ours[0]["grad_norm"] != plain[0]["grad_norm"]
+
+
 def test_checkpoints_of_shared_weights_are_whole_and_resume_bitwise(aliased, model_folder, tmp_path):
     stored = load_file(aliased / "checkpoints" / "step-000003" / "model.safetensors")
     original = load_file(model_folder / "model.safetensors")

@@ -234,7 +234,9 @@ def paths(work: Workload) -> dict[str, str]:
 def _blocks(work: Workload) -> str:
     if work.left_out is None:
         return f"not compiled (model.compile = {str(work.config.model.compile).lower()}, {work.device.type})"
-    return f"compiled, which keeps {work.left_out:,.0f} bytes a token less; blocks that cannot be compiled run as they are"
+    return (
+        f"compiled, which keeps {work.left_out:,.0f} bytes a token less; blocks that cannot be compiled run as they are"
+    )
 
 
 def plan_text(plan: Plan) -> str:

@@ -48,9 +48,13 @@ def load_model(source: Pretrained, say: Callable[[str], None] = print) -> PreTra
     return model
 
 
-def load_for_training(source: Pretrained, say: Callable[[str], None] = print) -> PreTrainedModel:
-    """`load_model`, and its blocks compiled and recomputed as the settings say."""
+def load_for_training(
+    source: Pretrained, say: Callable[[str], None] = print, adapt: Callable[[PreTrainedModel], str] | None = None
+) -> PreTrainedModel:
+    """`load_model`; then `adapt`, which says what it did, and blocks compiled and recomputed as the settings say."""
     model, settings = load_model(source, say), source.settings
+    if adapt:
+        say(adapt(model))
     if wants_compiled(settings.compile, model.device):
         say(f"blocks: {compile_blocks(model, is_required=settings.compile is True)}")
     if settings.gradient_checkpointing:

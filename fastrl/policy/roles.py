@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedModel
+
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import TokenLoss
 from fastrl.policy.loading import load_for_training
@@ -33,9 +35,8 @@ def trained_policy(
         if is_sharded(policy):
             _choose_reduction(policy, config.optimizer.reduce_every, say)
         return policy
-    policy = _policy(config, base, loss, ranks, say)
-    say(attach(policy.model, config.model, checkpoint, seed=seed_of(config.run.seed, "lora")))
-    return policy
+    seed = seed_of(config.run.seed, "lora")
+    return _policy(config, base, loss, ranks, say, lambda model: attach(model, config.model, checkpoint, seed=seed))
 
 
 def _choose_reduction(policy: Policy, setting: Literal["auto", "micro-batch", "update"], say: Callable) -> None:
@@ -60,10 +61,16 @@ def second_policies(
 
 
 def _policy(
-    config: TrainConfig, source: Pretrained, loss: TokenLoss, ranks: Ranks, say: Callable[[str], None]
+    config: TrainConfig,
+    source: Pretrained,
+    loss: TokenLoss,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    adapt: Callable[[PreTrainedModel], str] | None = None,
 ) -> Policy:
-    """Loaded; sharded where there are several ranks or the shards are to live in CPU memory."""
-    policy, offload = Policy(load_for_training(source, say), loss, config.sampler.temperature), config.optimizer.offload
+    """Loaded and adapted; sharded where there are several ranks or the shards are to live in CPU memory."""
+    policy = Policy(load_for_training(source, say, adapt), loss, config.sampler.temperature)
+    offload = config.optimizer.offload
     if ranks.world_size > 1 or offload:
         shard(policy, ranks, offload=offload)
         place = ", in CPU memory" if offload else ""
