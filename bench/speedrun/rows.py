@@ -49,6 +49,7 @@ BESIDE_TRL = (Bar("tokens_per_s", 2.2, peer=TRL), Bar("peak_gib", 1.0, is_most=T
 TRAIN = (Bar("tokens_per_s", 90_000), Bar("mfu", 0.33), *BESIDE_TRL)
 LONG = (Bar("tokens_per_s", 25_000), Bar("peak_gib", 15.0, is_most=True))
 SMALL, LARGE = {"shape": "qwen3-0.6b"}, {"shape": "qwen3-1.7b"}
+COMPILED_8 = SMALL | {"who": "fastrl", "backbone": "compiled", "micro_batch": 8}  # equal micro-batches
 SEQUENCE_16K = {"sequences": 8, "micro_batch": 1, "prompt": 256, "completion": 16128, "recompute": True}
 EVERY_PARAMETER_7B = {
     "shape": "qwen2.5-7b",
@@ -80,6 +81,7 @@ ROWS = [
     Row(f"{TRL}-8", "train", 3, 43, SMALL | {"who": "trl", "micro_batch": 8}),
     Row("train-0.6b-16k", "train", 3, 80, SMALL | SEQUENCE_16K | {"who": "fastrl", "backbone": "compiled"}, LONG),
     Row("iteration-7b", "iteration", 3, 150, EVERY_PARAMETER_7B, (Bar("mfu", 0.45),)),
+    Row("train-0.6b-compiled-8", "train", 4, 45, COMPILED_8, (Bar("peak_gib", 1.0, is_most=True, peer=f"{TRL}-8"),)),
     Row(f"{TRL}-8-liger", "train", 4, 45, SMALL | {"who": "trl", "micro_batch": 8, "backbone": "liger"}),
     Row(f"{TRL}-16", "train", 4, 45, SMALL | {"who": "trl", "micro_batch": 16}),
     Row("iteration-0.6b-tail", "iteration", 4, 100, SMALL | {"lengths": "varied"}),
