@@ -4,7 +4,8 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser.attrdoc import AttributeDocstrings
 
@@ -64,6 +65,8 @@ def _type(annotation: Any) -> str:
     """`int`, `"a" or "b"`, `list of text`."""
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{_toml(choice)}`" for choice in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(map(_type, get_args(annotation)))
     if get_origin(annotation) is tuple:
         return f"list of {_type(get_args(annotation)[0])}"
     if rules_of(annotation):
