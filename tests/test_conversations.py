@@ -23,39 +23,37 @@ from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, Task, TurnLimits, load_task
 from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.custom import CustomReward
 from fastrl.tasks.verify import make_pool
 
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz?.=+-:!"
-LIMITS = TurnLimits(max_turns=4, max_turn_tokens=6, max_reply_tokens=3, stop=("?", "."))
+CHARACTERS = "abce?.+-!:"
+LIMITS = TurnLimits(max_turns=3, max_turn_tokens=6, max_reply_tokens=3, stop=("?", "."))
 SETTINGS = SamplingSettings(num_samples=6, max_new_tokens=40)
 
 
+ECHO = """
 class Echo:
-    """Replies with the number of turns so far and the last turn in capitals, as far as its row allows; four are all.
-
-    The reward is the number of turns that ended with a question mark.
-    """
-
-    def reset(self, prompt: str, *, reply: str) -> None:
+    def reset(self, prompt, *, reply):
         self.texts, self.reply = [], reply
 
-    def step(self, text: str) -> tuple[str, bool]:
+    def step(self, text):
         self.texts.append(text)
         return self.reply * len(self.texts), text.endswith(".")
 
-    def score(self) -> float:
+    def score(self):
         return float(sum(text.endswith("?") for text in self.texts))
+"""  # replies with as many signs as there were turns, ends at a full stop, rewards question marks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model with letters."""
+    """A random model of few characters, so that stops are frequent."""
     folder = tmp_path_factory.mktemp("letters")
     config = ScratchConfig(characters=CHARACTERS, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
     tokenizer = scratch_tokenizer(config)
     model = scratch_model(config, tokenizer, seed=0)
     with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(20)  # far from uniform
+        model.model.embed_tokens.weight.mul_(5)  # not uniform
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -72,8 +70,10 @@ def model(source):
 
 
 @pytest.fixture(scope="module")
-def pool():
-    with make_pool(Echo(), TaskConfig(num_workers=1)) as pool:
+def pool(tmp_path_factory):
+    home = tmp_path_factory.mktemp("echo")
+    (home / "echo.py").write_text(ECHO)
+    with make_pool(CustomReward("echo:Echo", str(home)), TaskConfig(num_workers=1)) as pool:
         yield pool
 
 
@@ -81,7 +81,7 @@ PROBLEMS = [Problem(f"p{i}", "abc"[: i + 1] + ":", {"reply": "+-!"[i]}) for i in
 
 
 def arena_of(model, source, pool, limits=LIMITS, batch_size=64) -> Arena:
-    task = Task("echo", PROBLEMS, [], [], Echo(), "none", limits=limits)
+    task = Task("echo", PROBLEMS, [], [], None, "none", limits=limits)
     sampler = EmbeddedSampler(model, stop_token_ids=[1], pad_token_id=0, batch_size=batch_size)
     return Arena(task, source.tokenizer, sampler, pool, Policy(model), Correctness(truncated="judged"))
 
@@ -107,13 +107,13 @@ def test_a_conversation_is_turns_and_replies_one_behind_the_other(drawn, source)
     ends = set()
     for index in range(len(drawn)):
         parts = pieces(drawn, index, source.tokenizer)
-        assert [turn for turn, _ in parts] == [s * k for k in range(1, 5) for s in (1, -1)][: len(parts)]
+        assert [turn for turn, _ in parts] == [s * k for k in range(1, 4) for s in (1, -1)][: len(parts)]
         own = [text for turn, text in parts if turn > 0]
         reply = "+-!"[drawn.groups_R[index]]
         assert [text for turn, text in parts if turn < 0] == [reply * min(k, 3) for k in range(1, len(own))]
         assert all(text.endswith("?") or text.endswith("<eos>") for text in own[:-1])
         is_done, is_cut = own[-1].endswith("."), own[-1][-1] not in "?." and not own[-1].endswith("<eos>")
-        assert drawn.is_truncated_R[index] == (not is_done) and (is_done or is_cut or len(own) == 4)
+        assert drawn.is_truncated_R[index] == (not is_done) and (is_done or is_cut or len(own) == 3)
         assert drawn.rewards_R[index] == sum(text.endswith("?") for text in own)
         assert drawn.num_turns_R[index] == len(own)
         ends.add("done" if is_done else "cut" if is_cut else "limit")
@@ -164,12 +164,13 @@ def test_the_row_is_full_before_another_turn_might_not_fit(model, source, pool):
     limits = replace(LIMITS, max_turns=100)
     full = arena_of(model, source, pool, limits).draw(PROBLEMS, replace(SETTINGS, max_new_tokens=20), [5, 6, 7])
     assert full.completion_lengths_R.max() <= 20
+    stops = arena_of(model, source, pool).turn_tokens.stop_ids
     for index in np.flatnonzero(full.is_truncated_R):
-        parts = pieces(full, index, source.tokenizer)
-        is_cut = len(parts[-1][1].replace("<eos>", ".")) == 6 and parts[-1][1][-1] not in "?.>"
-        reply = min(len([t for t, _ in parts if t > 0]), 3)
+        start, end = full.turns(index)[-1]
+        is_cut = end - start == 6 and full.completion(index)[-1] not in stops
+        reply = min(full.num_turns_R[index], 3)
         assert is_cut or full.completion_lengths_R[index] + reply + 6 > 20
-    with pytest.raises(ValueError, match="task.max_turn_tokens = 6 exceeds max_new_tokens = 5"):
+    with pytest.raises(ValueError, match=r"task\.max_turn_tokens = 6 exceeds max_new_tokens = 5"):
         arena_of(model, source, pool).draw(PROBLEMS, replace(SETTINGS, max_new_tokens=5), [5, 6, 7])
 
 
@@ -223,11 +224,11 @@ CHATML = (
 @pytest.mark.parametrize("template", ["chat", "qwen"])
 def test_a_reply_in_a_chat_is_a_turn_of_the_user(template):
     """The model's own end of turn stands once; a reply cannot forge a role."""
-    tokenizer = scratch_tokenizer(ScratchConfig(characters=CHARACTERS + "<|_> \n" + "T"))
+    tokenizer = scratch_tokenizer(ScratchConfig(characters="abcdefghijklmnopqrstuvwxyz?.<|_> \n"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    tokens = TurnTokens(Task("t", [], [], [], Echo(), template, limits=LIMITS), tokenizer, [1, end])
+    tokens = TurnTokens(Task("t", [], [], [], None, template, limits=LIMITS), tokenizer, [1, end])
     problem = Problem("", "abc", {})
 
     def ids(text: str) -> list[int]:
@@ -244,7 +245,7 @@ def test_a_reply_in_a_chat_is_a_turn_of_the_user(template):
 def test_a_stop_that_no_turn_could_have_is_an_error():
     tokenizer = scratch_tokenizer(ScratchConfig(characters=CHARACTERS))
     for stop, message in [("#", "no token of the tokenizer holds '#'"), ("", "ASCII"), ("é", "ASCII"), ("a ", "space")]:
-        task = Task("t", [], [], [], Echo(), "none", limits=replace(LIMITS, stop=(stop,)))
+        task = Task("t", [], [], [], None, "none", limits=replace(LIMITS, stop=(stop,)))
         with pytest.raises(ValueError, match=message):
             TurnTokens(task, tokenizer, [1])
 
