@@ -6,7 +6,7 @@ are never re-tokenised: what was sampled is what is trained, the end-of-sequence
 completion token takes 13 bytes, a prompt token 4.
 
 A conversation with an environment is one rollout: its completion is the model's turns and the replies between them
-(prompt │ turn 1 │ reply 1 │ turn 2 │ …), 15 bytes a token. Replies are not the model's: the loss leaves them out, and
+(prompt │ turn 1 │ reply 1 │ turn 2 │ …), 19 bytes a token. Replies are not the model's: the loss leaves them out, and
 their log-probs and entropies are NaN, the sampler's as well as the trainer's.
 """
 
@@ -27,7 +27,8 @@ class Rollouts:
     `tasks.correctness`), NaN where the verifier broke. penalties_R ≤ 0: added to rewards where these are compared.
     credits_N: the signed advantage of each token. old_logprobs_N: before the first update. ref_logprobs_N: of the
     reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. importance_weights_N: factors of
-    the credit. turns_N int16, in conversations alone: k ≥ 1 in the model's turn k, −k in the reply to it.
+    the credit. In conversations alone: turns_N int16, k ≥ 1 in the model's turn k, −k in the reply to it, and
+    turn_rewards_N float32, what the environment says that a turn is worth by itself: NaN where it says nothing.
     """
 
     tokens_T: np.ndarray
@@ -50,6 +51,7 @@ class Rollouts:
     entropy_N: np.ndarray | None = None
     importance_weights_N: np.ndarray | None = None
     turns_N: np.ndarray | None = None
+    turn_rewards_N: np.ndarray | None = None
 
     @classmethod
     def of(

@@ -94,13 +94,20 @@ class Arena:
         """
         of_rollout = [problems[i] for i in rollouts.groups_R.tolist()]
         if rollouts.turns_N is not None:
-            turns = [[rollouts.completion(i)[a:b].tolist() for a, b in rollouts.turns(i)] for i in range(len(rollouts))]
-            texts = [[self.turn_tokens.text(turn) for turn in own if self.turn_tokens.is_ended(turn)] for own in turns]
-            calls = [Call(p.prompt, own, p.row) for p, own in zip(of_rollout, texts, strict=True)]
+            tokens, own = self.turn_tokens, self._turns(rollouts)
+            texts = [[tokens.text(turn) for turn in turns if tokens.is_ended(turn)] for turns in own]
+            calls = [Call(p.prompt, turns, p.row) for p, turns in zip(of_rollout, texts, strict=True)]
             return self._counted(rollouts, self.verifier.play(calls))
         texts = completion_texts(self.tokenizer, rollouts)
         verdicts = self.verifier.score([(p.prompt, text, p.row) for p, text in zip(of_rollout, texts, strict=True)])
         return self._counted(rollouts, verdicts, texts)
+
+    def turns(self, rollouts: Rollouts) -> list[list[str]]:
+        """The model's turns in each conversation, as the environment hears them, and one that was cut."""
+        return [[self.turn_tokens.text(turn) for turn in turns] for turns in self._turns(rollouts)]
+
+    def _turns(self, rollouts: Rollouts) -> list[list[list[int]]]:
+        return [[rollouts.completion(i)[a:b].tolist() for a, b in rollouts.turns(i)] for i in range(len(rollouts))]
 
     def _counted(self, rollouts: Rollouts, verdicts: Sequence[Verdict], texts: Sequence[str] | None = None) -> Rollouts:
         texts = completion_texts(self.tokenizer, rollouts) if texts is None else texts
@@ -119,6 +126,7 @@ class Arena:
             reasons_R=text_column(reasons),
             answers_R=text_column(verdict.answer for verdict in verdicts),
             texts_R=text_column(texts),
+            turn_rewards_N=None if rollouts.turns_N is None else _turn_rewards(rollouts, verdicts),
         )
 
     def _blocks(
@@ -166,6 +174,16 @@ class Arena:
         """As `_judged`, of conversations with an environment."""
         conversing = Conversing(self.sampler, self.verifier, self.turn_tokens, self.policy.ranks, watch)
         return [self._counted(*conversing.play(problems, *request))]
+
+
+def _turn_rewards(rollouts: Rollouts, verdicts: Sequence[Verdict]) -> np.ndarray:
+    """See `Rollouts.turn_rewards_N`. A turn that was cut is worth nothing that anybody knows."""
+    rewards_N = np.full(rollouts.num_tokens, np.nan, dtype=np.float32)
+    for index, verdict in enumerate(verdicts):
+        rewards = () if verdict.is_fault else verdict.turns
+        for (start, end), reward in zip(rollouts.turns(index) if rewards else (), rewards, strict=False):
+            rollouts.of_rollout(index, rewards_N)[start:end] = reward
+    return rewards_N
 
 
 def whole_groups(parts: Iterable[Rollouts], num_samples: int) -> Iterator[Rollouts]:

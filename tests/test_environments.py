@@ -13,6 +13,7 @@ from fastrl.tasks.verify import check_reward, verify_file
 ENVIRONMENTS = """
 import ctypes, os, random, time
 import numpy as np
+from fastrl.tasks import Score
 held = []
 
 class Counting:
@@ -37,6 +38,8 @@ class Counting:
         return f"{len(self.turns)} {text}", text == "done"
     def score(self):
         if "nan" in self.turns: return float("nan")
+        worths = {"worths": (0.5, -1), "one": (0.5,), "inf": (0.5, float("inf"))}
+        if self.turns and self.turns[-1] in worths: return Score(1.0, "ok", None, worths[self.turns[-1]])
         if "bad score" in self.turns: raise ZeroDivisionError("no turns")
         return len(self.turns) / 2
 
@@ -82,6 +85,12 @@ def test_each_turn_gets_a_reply_and_the_reward_so_far(pool):
     ]
 
 
+def test_a_score_may_say_what_each_turn_is_worth(pool):
+    with pool() as workers:
+        found, silent = workers.play([call("a", "worths"), call("a", "b")])
+    assert (found.reward, found.turns, silent.turns) == (1.0, (0.5, -1.0), ())
+
+
 @pytest.mark.parametrize(
     ("texts", "reason"),
     [
@@ -97,6 +106,8 @@ def test_each_turn_gets_a_reply_and_the_reward_so_far(pool):
         (("no bool",), "step returned ('a', 'no')"),
         (("nan",), "score returned nan (float); expected a finite number"),
         (("bad score",), "ZeroDivisionError: no turns"),
+        (("a", "one"), "score gave turns = (0.5,) (tuple); expected a finite number for each of 2 turns"),
+        (("a", "inf"), "score gave turns = (0.5, inf) (tuple); expected a finite number for each of 2 turns"),
     ],
 )
 def test_what_an_environment_does_wrong_is_a_fault_with_its_name(pool, texts, reason):

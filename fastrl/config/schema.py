@@ -59,13 +59,13 @@ class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
-    """countdown | math | twenty-questions | reasoning-gym:<dataset> | module:function (your own reward) | module:class
-    (your own environment)."""
+    """countdown | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
+    reward) | module:class (your own environment)."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: PathText = ""
     """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown,
-    twenty-questions, reasoning-gym)."""
+    twenty-questions, tagged-questions, reasoning-gym)."""
     validation: PathText = ""
     """The same for choosing checkpoints and settings; empty: the generator's own split, or none."""
     test: PathText = ""
@@ -281,7 +281,7 @@ class DemonstrationConfig(WithPaths):
 
     file: PathText = ""
     """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown,
-    twenty-questions)."""
+    twenty-questions, tagged-questions)."""
     num_steps: Count = 1600
     """Optimizer steps."""
     batch_size: Count = 256

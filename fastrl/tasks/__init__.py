@@ -4,6 +4,7 @@
     math                      JSON lines or a Hugging Face dataset with `problem` and `answer`
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     twenty-questions          an environment: guess a thing by asking about it
+    tagged-questions          the same, in turns that say what they are for
     <module>:<function>       your own reward over JSON lines, or <module>:<class>, your own environment
 
 A task of its own is one file here and one line in `choose.TASKS`. Rewards run in the worker processes of `verifier/`.

@@ -18,6 +18,7 @@ TASKS = {
     "countdown": "fastrl.tasks.countdown:COUNTDOWN",
     "math": "fastrl.tasks.math:MATH",
     "twenty-questions": "fastrl.tasks.twenty_questions:TWENTY_QUESTIONS",
+    "tagged-questions": "fastrl.tasks.tagged_questions:TAGGED_QUESTIONS",
     "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
 }
 SPLITS = ("train", "validation", "test")

@@ -29,11 +29,13 @@ class Score:
     """What a built-in reward returns: 1.0 for a correct completion, 0.0 otherwise, and one word or phrase why.
 
     answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None: it has none.
+    turns: of an environment, what each turn so far is worth by itself, for signals that ask; empty: it does not say.
     """
 
     reward: float
     reason: str = ""
     answer: str | None = field(default=None, compare=False)
+    turns: tuple[float, ...] = ()
 
 
 class Reward(Protocol):

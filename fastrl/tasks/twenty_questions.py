@@ -89,8 +89,8 @@ def read_prompt(fields: dict, where: str) -> str:
 def generate(config: "TaskConfig", split: str) -> list[Problem]:
     """The first config.num_<split> games of a seeded stream; 0: 1000 of them."""
     rng = Random(f"twenty questions {config.seed} {split}")
-    games = islice(_games(rng, split), getattr(config, f"num_{split}") or DEFAULT_SIZE)
-    rows = [{"things": things, "secret": secret, "num_questions": NUM_QUESTIONS} for things, secret in games]
+    drawn = islice(games(rng, split), getattr(config, f"num_{split}") or DEFAULT_SIZE)
+    rows = [{"things": things, "secret": secret, "num_questions": NUM_QUESTIONS} for things, secret in drawn]
     return with_different_ids([Problem(content_id(f"{row['things']}:", row), f"{row['things']}:", row) for row in rows])
 
 
@@ -99,10 +99,10 @@ def demonstrations(rng: Random, count: int) -> list[tuple[str, list[str]]]:
 
     Where the questions run out before, the guess is right by luck: over all games it is drawn from the posterior.
     """
-    return [(f"{things}:", _won_game(rng, things, secret)) for things, secret in islice(_games(rng, "train"), count)]
+    return [(f"{things}:", _won_game(rng, things, secret)) for things, secret in islice(games(rng, "train"), count)]
 
 
-def _games(rng: Random, split: str) -> Iterator[tuple[str, str]]:
+def games(rng: Random, split: str) -> Iterator[tuple[str, str]]:
     """Endless (things, secret) that belong to the split; the things in their alphabetical order."""
     while True:
         things = "".join(sorted(rng.sample(sorted(NAMES), NUM_THINGS)))

@@ -1,9 +1,10 @@
 """A conversation with an environment, played from its beginning: what a worker does for a turn of the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..problem import Environment, Prompt
+from ..problem import Environment, Prompt, Score
 from .verdict import Verdict, fault, plain, shown, verdict_of
 
 MAX_REPLY = 100_000  # characters
@@ -11,10 +12,11 @@ MAX_REPLY = 100_000  # characters
 
 @dataclass(frozen=True, slots=True)
 class Played(Verdict):
-    """The verdict on a conversation so far, the reply to its last turn, and whether it is over."""
+    """The verdict on a conversation so far, the reply to its last turn, and whether it is over; turns as in `Score`."""
 
     reply: str = ""
     is_done: bool = False
+    turns: tuple[float, ...] = ()
 
 
 def replay(environment: Environment, prompt: Prompt, texts: list[str], replies: Sequence[str], row: dict) -> Verdict:
@@ -35,10 +37,20 @@ def replay(environment: Environment, prompt: Prompt, texts: list[str], replies: 
                 f"it is not a function of its row and the texts: reply {number + 1} was {shown(replies[number])} and "
                 f"{said} when the conversation is played again; draw what is random from a seed in the row"
             )
-    verdict = verdict_of(environment.score(), texts[-1] if texts else "")
+    score = environment.score()
+    verdict = verdict_of(score, texts[-1] if texts else "")
     if verdict.is_fault:
         return fault(f"score {verdict.reason}")
-    return Played(verdict.reward, verdict.reason, answer=verdict.answer, reply=reply, is_done=is_done)
+    turns = score.turns if isinstance(score, Score) else ()
+    if turns and not _are_numbers(turns, len(texts)):
+        return fault(f"score gave turns = {shown(turns)}; expected a finite number for each of {len(texts)} turns")
+    found = {"answer": verdict.answer, "reply": reply, "is_done": is_done, "turns": tuple(map(float, turns))}
+    return Played(verdict.reward, verdict.reason, **found)
+
+
+def _are_numbers(turns: object, count: int) -> bool:
+    is_row = isinstance(turns, tuple | list) and len(turns) == count
+    return is_row and all(isinstance(turn, int | float) and math.isfinite(turn) for turn in turns)
 
 
 def _is_answer(answer: object) -> bool:
