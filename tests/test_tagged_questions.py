@@ -31,7 +31,11 @@ TAGGED = replace(TASK, name="tagged-questions", max_turn_tokens=5)
     ("turns", "reward", "worths"),
     [
         (["PF?", "PM?", "P=e."], 1.0, (1, 1, 1)),  # 4 → 2 → 1
-        (["PS?", "PF?", "P=e."], 1.0, (0, 1, 0)),  # S tells 0.81 bits of 1; of three F tells 0.92, the most; two are left
+        (
+            ["PS?", "PF?", "P=e."],
+            1.0,
+            (0, 1, 0),
+        ),  # S tells 0.81 bits of 1; of three F tells 0.92, the most; two are left
         (["F?", "RM?", "R=e."], 1.0, (0, 0, 0)),  # no tag; nothing to reflect on
         (["PF?", "PF?", "RM?", "P=e."], 1.0, (1, 0, 1, 1)),  # asked twice, then a question that tells something
         (["PF?", "PF?", "RF?", "R=e."], 1.0, (1, 0, 0, 1)),  # again, and then a guess that may be right
