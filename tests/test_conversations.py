@@ -18,12 +18,14 @@ from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.process.stopwatch import Stopwatch
 from fastrl.prompts.turns import TurnTokens
 from fastrl.rollouts import Rollouts
-from fastrl.sample_and_judge import Arena
+from fastrl.sample_and_judge import Arena, _turn_rewards
 from fastrl.sampling.embedded import EmbeddedSampler
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, Task, TurnLimits, load_task
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.custom import CustomReward
+from fastrl.tasks.verifier.replay import Played
+from fastrl.tasks.verifier.verdict import fault
 from fastrl.tasks.verify import make_pool
 
 CHARACTERS = "abce?.+-!:"
@@ -213,6 +215,17 @@ def test_columns_of_conversations_by_hand():
     policy = np.array([-1, -2, nan, nan, -2, -0.5, -0.25], dtype=np.float32)  # one nat more on the first's last token
     weights_N = importance_weights(batch, policy, "sequence", 10.0)
     assert weights_N.tolist() == pytest.approx([math.e] * 5 + [1.0] * 2)
+
+
+def test_what_turns_are_worth_stands_on_their_tokens():
+    """Turns of 2 and 1 tokens around a reply of 2; a turn that was cut, of which nothing is known; a fault."""
+    batch = Rollouts.of([[9]] * 3, [[1, 2, 3, 4, 5], [6, 7, 8], [6]], turns=[[1, 1, -1, -1, 2], [1, -1, 2], [1]])
+    found = _turn_rewards(
+        batch, [Played(1.0, "ok", turns=(0.5, -1.0)), Played(0.0, "ok", turns=(2.0,)), fault("broken")]
+    )
+    nan = math.nan
+    np.testing.assert_array_equal(found, np.float32([0.5, 0.5, nan, nan, -1.0, 2.0, nan, nan, nan]))
+    assert found.dtype == np.float32
 
 
 CHATML = (
