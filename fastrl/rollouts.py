@@ -4,6 +4,10 @@ A column's suffix says what it has an entry for: T tokens of prompts and complet
 completion tokens. Nothing is written into a batch: whoever adds a column makes a new batch with `replace`. Token ids
 are never re-tokenised: what was sampled is what is trained, the end-of-sequence token included. With its credit a
 completion token takes 13 bytes, a prompt token 4.
+
+A conversation with an environment is one rollout: its completion is the model's turns and the replies between them
+(prompt │ turn 1 │ reply 1 │ turn 2 │ …), 19 bytes a token. Replies are not the model's: the loss leaves them out, and
+their log-probs and entropies are NaN, the sampler's as well as the trainer's.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +27,8 @@ class Rollouts:
     `tasks.correctness`), NaN where the verifier broke. penalties_R ≤ 0: added to rewards where these are compared.
     credits_N: the signed advantage of each token. old_logprobs_N: before the first update. ref_logprobs_N: of the
     reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. importance_weights_N: factors of
-    the credit.
+    the credit. In conversations alone: turns_N int16, k ≥ 1 in the model's turn k, −k in the reply to it, and
+    turn_rewards_N float32, what the environment says that a turn is worth by itself: NaN where it says nothing.
     """
 
     tokens_T: np.ndarray
@@ -45,6 +50,8 @@ class Rollouts:
     policy_logprobs_N: np.ndarray | None = None
     entropy_N: np.ndarray | None = None
     importance_weights_N: np.ndarray | None = None
+    turns_N: np.ndarray | None = None
+    turn_rewards_N: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -56,11 +63,16 @@ class Rollouts:
         is_truncated: Sequence[bool] | None = None,
         groups: Sequence[int] | None = None,
         weight_version: int = 0,
+        turns: Sequence[Sequence[int]] | None = None,
         **columns: Any,
     ) -> Self:
-        """From lists of token ids, one of each per rollout. groups None: every rollout has a prompt of its own."""
+        """From lists of token ids, one of each per rollout. groups None: every rollout has a prompt of its own.
+
+        turns: of conversations, as in turns_N.
+        """
         num, lengths = len(prompts), np.array([len(c) for c in completions], dtype=np.int32)
         logprobs = np.zeros(lengths.sum()) if sampler_logprobs is None else _flat(sampler_logprobs, np.float32)
+        turns_N = None if turns is None else _flat(turns, np.int16)
         return cls(
             tokens_T=_flat([ids for pair in zip(prompts, completions, strict=True) for ids in pair], np.int32),
             prompt_lengths_R=np.array([len(p) for p in prompts], dtype=np.int32),
@@ -68,8 +80,9 @@ class Rollouts:
             groups_R=np.arange(num, dtype=np.int32) if groups is None else np.array(groups, dtype=np.int32),
             is_truncated_R=np.zeros(num, bool) if is_truncated is None else np.array(is_truncated, dtype=bool),
             sampler_logprobs_N=logprobs.astype(np.float32, copy=False),
-            loss_mask_N=np.ones(lengths.sum(), dtype=bool),
+            loss_mask_N=np.ones(lengths.sum(), dtype=bool) if turns is None else turns_N > 0,
             weight_versions_R=np.full(num, weight_version, dtype=np.int32),
+            turns_N=turns_N,
             **columns,
         )
 
@@ -136,9 +149,38 @@ class Rollouts:
         """Which rollout each completion token belongs to."""
         return np.repeat(np.arange(len(self)), self.completion_lengths_R)
 
+    def own(self, column_N: np.ndarray) -> np.ndarray:
+        """The part of a column that belongs to the model's own tokens: all but replies."""
+        return column_N if self.turns_N is None else column_N[self.turns_N > 0]
+
+    def among_all(self, own_n: np.ndarray) -> np.ndarray:
+        """Inverse of `own` for a column of floats: NaN for replies."""
+        if self.turns_N is None:
+            return own_n
+        column_N = np.full(self.num_tokens, np.nan, dtype=own_n.dtype)
+        column_N[self.turns_N > 0] = own_n
+        return column_N
+
     def sum_by_rollout(self, values_N: np.ndarray) -> np.ndarray:
-        """(R,) sums over the tokens of each completion, in their order. float64."""
-        return np.bincount(self.rollout_N, values_N, minlength=len(self))
+        """(R,) sums over the model's own tokens of each completion, in their order. float64."""
+        return np.bincount(self.own(self.rollout_N), self.own(values_N), minlength=len(self))
+
+    def turns(self, index: int) -> list[tuple[int, int]]:
+        """Where each turn of the model begins and ends among the tokens of a completion; one without an environment."""
+        if self.turns_N is None:
+            return [(0, int(self.completion_lengths_R[index]))]
+        turns = self.of_rollout(index, self.turns_N)
+        numbers = np.unique(turns[turns > 0])
+        return [(int(p[0]), int(p[-1]) + 1) for p in (np.flatnonzero(turns == number) for number in numbers)]
+
+    @cached_property
+    def num_turns_R(self) -> np.ndarray:
+        """Turns of the model in each completion."""
+        if self.turns_N is None:
+            return np.ones(len(self), dtype=np.int64)
+        most_R = np.zeros(len(self), dtype=np.int64)
+        np.maximum.at(most_R, self.rollout_N, self.turns_N)
+        return most_R
 
     def by_token(self, values_R: np.ndarray) -> np.ndarray:
         """(N,): each rollout's value for all of its tokens."""

@@ -1,27 +1,32 @@
 """Drawing: problems → completions that are sampled and judged. Training, evaluation and the ledger all draw here.
 
 Completions are judged by the verifier's processes while others are still being sampled, where the sampler hands them
-over in parts.
+over in parts. Conversations with an environment are played turn by turn (`sampling.conversations`).
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fastrl.policy.loading import stop_token_ids
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
 from fastrl.process.stopwatch import Stopwatch
 from fastrl.prompts.tokens import completion_texts, prompt_ids
+from fastrl.prompts.turns import TurnTokens
 from fastrl.rollouts import Rollouts, decoded, encoded, text_column
+from fastrl.sampling.conversations import Conversing
 from fastrl.sampling.protocol import Sampler, SamplingSettings
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.correctness import Correctness
 from fastrl.tasks.verifier.pool import POOL_REASONS, VerifierPool
 from fastrl.tasks.verifier.verdict import Verdict
+from fastrl.tasks.verifier.worker import Call
 
 BLOCK_TOKENS = 2_000_000  # new tokens that are held at once, at most, where not all are kept
 
@@ -40,6 +45,11 @@ class Arena:
     policy: Policy
     correctness: Correctness
     models: Mapping[str, Policy] = field(default_factory=dict)
+
+    @cached_property
+    def turn_tokens(self) -> TurnTokens:
+        """What turns and replies of the task's conversations are in tokens."""
+        return TurnTokens(self.task, self.tokenizer, stop_token_ids(self.policy.model, self.tokenizer))
 
     def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of each problem's prompt."""
@@ -78,13 +88,29 @@ class Arena:
         return everyones.take(np.argsort(everyones.groups_R, kind="stable"))
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
-        """The rollouts with what the verifier says of them; groups_R is the index of their problem."""
-        texts = completion_texts(self.tokenizer, rollouts)
-        of_rollout = [problems[i] for i in rollouts.groups_R.tolist()]
-        verdicts = self.verifier.score([(p.prompt, text, p.row) for p, text in zip(of_rollout, texts, strict=True)])
-        return self._counted(rollouts, texts, verdicts)
+        """The rollouts with what the verifier says of them; groups_R is the index of their problem.
 
-    def _counted(self, rollouts: Rollouts, texts: list[str], verdicts: list[Verdict]) -> Rollouts:
+        Conversations are played again, with the turns that they have.
+        """
+        of_rollout = [problems[i] for i in rollouts.groups_R.tolist()]
+        if rollouts.turns_N is not None:
+            tokens, own = self.turn_tokens, self._turns(rollouts)
+            texts = [[tokens.text(turn) for turn in turns if tokens.is_ended(turn)] for turns in own]
+            calls = [Call(p.prompt, turns, p.row) for p, turns in zip(of_rollout, texts, strict=True)]
+            return self._counted(rollouts, self.verifier.play(calls))
+        texts = completion_texts(self.tokenizer, rollouts)
+        verdicts = self.verifier.score([(p.prompt, text, p.row) for p, text in zip(of_rollout, texts, strict=True)])
+        return self._counted(rollouts, verdicts, texts)
+
+    def turns(self, rollouts: Rollouts) -> list[list[str]]:
+        """The model's turns in each conversation, as the environment hears them, and one that was cut."""
+        return [[self.turn_tokens.text(turn) for turn in turns] for turns in self._turns(rollouts)]
+
+    def _turns(self, rollouts: Rollouts) -> list[list[list[int]]]:
+        return [[rollouts.completion(i)[a:b].tolist() for a, b in rollouts.turns(i)] for i in range(len(rollouts))]
+
+    def _counted(self, rollouts: Rollouts, verdicts: Sequence[Verdict], texts: Sequence[str] | None = None) -> Rollouts:
+        texts = completion_texts(self.tokenizer, rollouts) if texts is None else texts
         is_truncated = rollouts.is_truncated_R.tolist()
         counted = [
             self.correctness.reward(v.reward, is_truncated=cut) for v, cut in zip(verdicts, is_truncated, strict=True)
@@ -100,6 +126,7 @@ class Arena:
             reasons_R=text_column(reasons),
             answers_R=text_column(verdict.answer for verdict in verdicts),
             texts_R=text_column(texts),
+            turn_rewards_N=None if rollouts.turns_N is None else _turn_rewards(rollouts, verdicts),
         )
 
     def _blocks(
@@ -117,7 +144,8 @@ class Arena:
         for start in range(0, longest, size):
             block = parts[ranks.rank][start : start + size]
             request = [prompts[i] for i in block], settings, [seeds[i] for i in block]
-            judged = Rollouts.concat(self._judged([problems[i] for i in block], request, watch))
+            judge = self._played if self.verifier.unit() == "conversation" else self._judged
+            judged = Rollouts.concat(judge([problems[i] for i in block], request, watch))
             judged = judged.take(np.argsort(judged.groups_R, kind="stable"))
             yield replace(judged, groups_R=np.array(block, dtype=np.int32)[judged.groups_R])
 
@@ -141,6 +169,21 @@ class Arena:
                 return [*(future.result() for future in judged), self.judge(problems, last)]
         finally:
             thread.shutdown(cancel_futures=True)
+
+    def _played(self, problems: Sequence[Problem], request: tuple, watch: Stopwatch) -> list[Rollouts]:
+        """As `_judged`, of conversations with an environment."""
+        conversing = Conversing(self.sampler, self.verifier, self.turn_tokens, self.policy.ranks, watch)
+        return [self._counted(*conversing.play(problems, *request))]
+
+
+def _turn_rewards(rollouts: Rollouts, verdicts: Sequence[Verdict]) -> np.ndarray:
+    """See `Rollouts.turn_rewards_N`. A turn that was cut is worth nothing that anybody knows."""
+    rewards_N = np.full(rollouts.num_tokens, np.nan, dtype=np.float32)
+    for index, verdict in enumerate(verdicts):
+        rewards = () if verdict.is_fault else verdict.turns
+        for (start, end), reward in zip(rollouts.turns(index) if rewards else (), rewards, strict=False):
+            rollouts.of_rollout(index, rewards_N)[start:end] = reward
+    return rewards_N
 
 
 def whole_groups(parts: Iterable[Rollouts], num_samples: int) -> Iterator[Rollouts]:

@@ -69,8 +69,14 @@ class StepTools:
     def texts(self, rollouts: Rollouts) -> list[str]:
         return completion_texts(self.arena.tokenizer, rollouts)
 
+    def turns(self, rollouts: Rollouts) -> list[list[str]]:
+        return self.arena.turns(rollouts)
+
     def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
         return self.arena.prompts(problems)
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.arena.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 class Trainer:

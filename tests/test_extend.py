@@ -14,6 +14,7 @@ from test_training import config_of
 import fastrl
 from fastrl.config.files import to_toml
 from fastrl.records.jsonl import read_jsonl
+from fastrl.tasks.countdown import reward
 
 PACKAGE, ROOT = Path(fastrl.__file__).parent, Path(__file__).resolve().parent.parent
 RECIPES, MODEL = ROOT / "docs" / "extend.md", ROOT / "models" / "countdown"
@@ -24,6 +25,14 @@ RUNS = {
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
     "sorting": {"task.name": "sorting"},
+    "second-try": {
+        "algorithm.objective": "rloo",
+        "task.name": "second_try:SecondTry",
+        "task.train": "countdown.jsonl",
+        "task.max-turn-tokens": "16",
+        "sampler.max-new-tokens": "43",
+        "batch.rollouts-per-prompt": "16",
+    },
     "plain": {"sampler.kind": "plain"},
     "contrast": {"algorithm.objective": "none", "algorithm.signals": "contrast"},
     "distillation": {"algorithm.objective": "none", "algorithm.signals": "distillation"},
@@ -69,6 +78,8 @@ def folder(tmp_path_factory, countdown_folder):
     follow(root)
     row = {"prompt": "1 2 3 4=10:", "answer": ""}
     (root / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    easy = {"prompt": "1 1 1 9=12:", "numbers": [1, 1, 1, 9], "target": 12}
+    (root / "countdown.jsonl").write_text(json.dumps(easy) + "\n")
     random = {"contrast": {"algorithm.contrast.expert": MODEL, "algorithm.contrast.amateur": countdown_folder}}
     random["distillation"] = {"algorithm.distillation.teacher": countdown_folder}
     commands = {}
@@ -136,6 +147,19 @@ def test_a_task_is_one_file_and_one_line(folder):
     for row in rollouts(folder, "sorting"):
         digits = row["prompt"].removesuffix(" =").split()
         assert len(digits) == 5 and row["reward"] == float(row["completion"].strip() == " ".join(sorted(digits)))
+
+
+def test_an_environment_is_one_class(folder):
+    """Right at once: 1. Right behind a reply, in which no token is the model's: ½."""
+    rows = rollouts(folder, "second-try") + rollouts(folder, "second-try", 2)
+    for row in rows:
+        first, *second = row["completion"].split("<eos>1 1 1 9=12:")
+        assert row["sampler_logprobs"].count(None) == 11 * len(second) <= 11
+        tries = [reward("", text.removesuffix("<eos>"), numbers=[1, 1, 1, 9], target=12) for text in (first, *second)]
+        rights = [one.reward for one in tries]
+        assert row["reward"] == max(rights[0], *(right / 2 for right in rights[1:]), 0.0)
+    assert {row["reward"] for row in rows} == {0.0, 0.5, 1.0}
+    assert 1 < metrics(folder, "second-try")[0]["turns/mean"] < 2
 
 
 def test_a_sampler_is_one_file_and_one_line(folder):

@@ -74,6 +74,9 @@ class Heard:
     def __init__(self, pool: object, event: threading.Event):
         self.pool, self.event = pool, event
 
+    def unit(self) -> str:
+        return self.pool.unit()
+
     def score(self, items: list) -> list:
         self.event.set()
         return self.pool.score(items)

@@ -158,7 +158,7 @@ def test_completions_stands_second_and_alone(rewards, function, tmp_path):
 
 def test_other_names_judge_one_completion(rewards):
     with rewards("one") as pool:
-        assert values(pool.score(items("p", ["a", "bb"]))) == [1.0, 2.0] and not pool.judges_groups()
+        assert values(pool.score(items("p", ["a", "bb"]))) == [1.0, 2.0] and pool.unit() == "completion"
 
 
 def test_a_group_reward_that_works_on_one_empty_completion_passes_the_check(rewards, tmp_path):

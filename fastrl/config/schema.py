@@ -62,11 +62,13 @@ class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
-    """countdown | math | reasoning-gym:<dataset> | module:function (your own reward)."""
+    """countdown | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
+    reward) | module:class (your own environment)."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: PathText = ""
-    """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown, reasoning-gym)."""
+    """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown,
+    twenty-questions, tagged-questions, reasoning-gym)."""
     validation: PathText = ""
     """The same for choosing checkpoints and settings; empty: the generator's own split, or none."""
     test: PathText = ""
@@ -83,8 +85,17 @@ class TaskConfig(WithPaths):
     """Test problems, in the same way."""
     seed: Seed = 0
     """Seed of generated problems."""
+    max_turns: Count = 16
+    """Environments: turns that the model may take. A conversation that is not over by then counts as truncated."""
+    max_turn_tokens: Count = 64
+    """Environments: longest turn, its stop included. A turn that is cut ends the conversation, truncated; so does one
+    that might not fit into what sampler.max_new_tokens, the limit with all replies, leaves."""
+    max_reply_tokens: Count = 64
+    """Environments: a longer reply is cut, with a warning."""
+    stop: tuple[str, ...] = ()
+    """Environments: texts that end a turn, besides the end of the sequence; empty: the task's own."""
     timeout_s: Annotated[float, Ge(0.01)] = 5.0
-    """Seconds a verifier may spend on one completion."""
+    """Seconds a verifier may spend on one completion; an environment on each turn so far, when it plays them again."""
     memory_mb: Annotated[int, Ge(64)] = 2048
     """Address space of a verifier worker, in MiB."""
     num_workers: Count = 2
@@ -281,7 +292,8 @@ class DemonstrationConfig(WithPaths):
     """Supervised data of `fastrl warmup`."""
 
     file: PathText = ""
-    """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown)."""
+    """JSON lines with `prompt` and `completion`; empty: the task's own demonstrations (countdown,
+    twenty-questions, tagged-questions)."""
     num_steps: Count = 1600
     """Optimizer steps."""
     batch_size: Count = 256

@@ -125,7 +125,8 @@ class Evaluator:
         """Mean token entropy, in nats, of the policy at the training temperature over a fixed sample of rollouts."""
         longest = int((sample.prompt_lengths_R + sample.completion_lengths_R).max())
         _, entropy_N = score(self.arena.policy, sample, max(self.token_budget, longest))
-        return sum(entropy_N.tolist()) / len(entropy_N)
+        own = sample.own(entropy_N).tolist()
+        return sum(own) / len(own)
 
 
 def _columns(block: Rollouts) -> dict[str, np.ndarray]:

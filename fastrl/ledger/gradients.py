@@ -31,7 +31,7 @@ def sign_gradients(
         rollouts = probe_set.rollouts.take(np.array(chosen, dtype=np.int64))
         rollouts = replace(rollouts, credits_N=np.full(rollouts.num_tokens, sign, dtype=np.float32))
         weights = np.exp(logprobs_S[chosen]) / len(probe_set.prompt_ids)
-        parts[name] = _ascent(plain, rollouts, weights, token_budget), rollouts.num_tokens
+        parts[name] = _ascent(plain, rollouts, weights, token_budget), len(rollouts.own(rollouts.rollout_N))
     (correct, num_correct), (wrong, num_wrong) = parts["correct"], parts["wrong"]
     norms = _dot(correct, correct) ** 0.5, _dot(wrong, wrong) ** 0.5
     return {

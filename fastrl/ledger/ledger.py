@@ -164,7 +164,10 @@ def _choose_positions(probe_set: ProbeSet, sign: str, count: int, seed: int) -> 
     def is_followed(probe: Probe) -> bool:
         return probe.kind == ("correct" if sign == "positive" else "penalised") and probe.num_samples > 0
 
-    everything = [(i, t) for i, p in enumerate(probe_set.probes) if is_followed(p) for t in range(len(p.ids))]
+    def own(probe: Probe) -> list[int]:
+        return [t for t, _ in enumerate(probe.ids) if not probe.turns or probe.turns[t] > 0]
+
+    everything = [(i, t) for i, p in enumerate(probe_set.probes) if is_followed(p) for t in own(p)]
     chosen = Random(seed_of(seed, "ledger", sign)).sample(everything, min(count, len(everything)))
     return sorted(chosen)
 

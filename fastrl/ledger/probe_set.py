@@ -8,12 +8,13 @@ A completion is one of three kinds:
 
 All are different token sequences that the sampler could have drawn: they end with a stop token, or have full length
 without one. None is the beginning of another, so their probabilities add up, and 1 − Σ is the probability of every
-completion that is not listed. A completion whose verifier broke is not listed.
+completion that is not listed. A completion whose verifier broke is not listed. A conversation has the probability of
+the model's own tokens: what an environment replies is a function of them.
 """
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -36,7 +37,10 @@ KINDS: tuple[Kind, ...] = ("correct", "penalised", "other_wrong")
 
 @dataclass(frozen=True)
 class Probe:
-    """One completion of the set. num_samples: how often the initial policy drew it (0: only the task knows it)."""
+    """One completion of the set. num_samples: how often the initial policy drew it (0: only the task knows it).
+
+    turns: of a conversation, for each token, as in `Rollouts.turns_N`; else empty.
+    """
 
     prompt: int  # index of the prompt
     kind: Kind
@@ -44,6 +48,7 @@ class Probe:
     text: str
     finish_reason: str
     num_samples: int
+    turns: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ class ProbeSet:
         prompts = [self.prompt_ids[p.prompt] for p in self.probes]
         is_truncated = [p.finish_reason == "length" for p in self.probes]
         groups = [p.prompt for p in self.probes]
-        return Rollouts.of(prompts, [p.ids for p in self.probes], is_truncated=is_truncated, groups=groups)
+        turns = [p.turns for p in self.probes] if any(p.turns for p in self.probes) else None
+        completions = [p.ids for p in self.probes]
+        return Rollouts.of(prompts, completions, is_truncated=is_truncated, groups=groups, turns=turns)
 
 
 def choose_problems(task: Task, count: int, seed: int) -> list[Problem]:
@@ -102,6 +109,7 @@ def _drawn(prompt: int, rollouts: Rollouts, texts: list[str], is_correct_R: np.n
             text,
             "length" if rollouts.is_truncated_R[i] else "stop",
             1,
+            [] if rollouts.turns_N is None else rollouts.of_rollout(i, rollouts.turns_N).tolist(),
         )
         for i, (text, is_correct) in enumerate(zip(texts, is_correct_R.tolist(), strict=True))
     ]

@@ -22,7 +22,8 @@ def update_changes(policy: Policy, scored: Rollouts, token_budget: int) -> dict[
     for name, sign in (("positive", 1), ("negative", -1), ("zero", 0)):
         is_mine_R = np.sign(scored.credit_sums_R) == sign
         if is_mine_R.any():
-            tokens = changes_N[scored.by_token(is_mine_R)]
+            mine = scored.take(is_mine_R)
+            tokens = mine.own(changes_N[scored.by_token(is_mine_R)])
             result[name] = {
                 "num": int(is_mine_R.sum()),
                 "tokens": len(tokens),

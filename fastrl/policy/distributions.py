@@ -10,7 +10,7 @@ from fastrl.kernels.reference import head_logits
 from fastrl.policy.model import Policy
 from fastrl.rollouts import Rollouts
 
-Position = tuple[int, int]  # index of the rollout, index of the completion token
+Position = tuple[int, int]  # index of the rollout, index of the completion token, which is no reply
 
 
 @torch.no_grad()
@@ -28,10 +28,10 @@ def token_distributions(
     for part in policy.cut(rollouts.take(members), token_budget):
         batch = rollouts.take(members[part])
         hidden_NH = policy.hidden_states(policy.micro_batch(batch))
-        indices, rows = [], []
+        indices, rows, places_N = [], [], batch.among_all(np.arange(len(hidden_NH), dtype=np.float64))
         for first, i in zip(batch.starts_R.tolist(), members[part].tolist(), strict=True):
             indices += wanted[i]
-            rows += [first + positions[index][1] for index in wanted[i]]
+            rows += [int(places_N[first + positions[index][1]]) for index in wanted[i]]
         for start in range(0, len(rows), num_rows):
             logits_nV = head_logits(hidden_NH[rows[start : start + num_rows]], policy.head()).float()
             yield indices[start : start + num_rows], torch.log_softmax(logits_nV / policy.temperature, dim=-1)

@@ -5,6 +5,7 @@ once, before its completions (`attention_segments` says what sees what). Only po
 reach the head: hidden state t−1 predicts token t, so the last token of a completion is a target and never an input.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,8 +22,9 @@ from fastrl.rollouts import Rollouts, spans
 class MicroBatch:
     """One row of T tokens: input_ids_T, positions_T int64, and `layout`, which says what each of them sees.
 
-    places_N indexes the T hidden states. rows are the N completion tokens, in the order of the rollouts; their weight
-    is 0 where the loss mask is. Their advantages stay on the host: that is where rows without gradient are left out.
+    places_N indexes the T hidden states. rows are the N completion tokens, in the order of the rollouts, without the
+    replies of an environment, which nobody predicts; their weight is 0 where the loss mask is. Their advantages stay on
+    the host: that is where rows without gradient are left out.
     """
 
     layout: Layout
@@ -69,7 +71,7 @@ def build_micro_batch(
     the loss weighs tokens by importance itself. Not is_packed: prompts are not shared, sequences lie in the order of
     the rollouts.
     """
-    row, lengths_R = _Row(rollouts, is_packed), rollouts.completion_lengths_R
+    row, own, lengths_R = _Row(rollouts, is_packed), rollouts.own, rollouts.completion_lengths_R
     weights_R = np.zeros(len(rollouts)) if token_weights_R is None else token_weights_R
     credits_N = np.zeros(rollouts.num_tokens) if rollouts.credits_N is None else rollouts.credits_N.astype(np.float64)
     if shares_R is not None:
@@ -81,14 +83,14 @@ def build_micro_batch(
         row.layout,
         torch.from_numpy(row.ids_T.astype(np.int64)),
         torch.from_numpy(row.positions_T),
-        torch.from_numpy(row.places_N),
+        torch.from_numpy(own(row.places_N)),
         TokenRows(
-            torch.from_numpy(rollouts.completions_N.astype(np.int64)),
-            _float32(credits_N),
-            _float32(np.repeat(weights_R, lengths_R) * rollouts.loss_mask_N),
-            _float32(rollouts.old_logprobs_N),
-            _float32(rollouts.sampler_logprobs_N) if with_sampler_logprobs else None,
-            _float32(rollouts.ref_logprobs_N),
+            torch.from_numpy(own(rollouts.completions_N).astype(np.int64)),
+            _float32(own(credits_N)),
+            _float32(own(np.repeat(weights_R, lengths_R) * rollouts.loss_mask_N)),
+            _float32(rollouts.old_logprobs_N, own),
+            _float32(rollouts.sampler_logprobs_N, own) if with_sampler_logprobs else None,
+            _float32(rollouts.ref_logprobs_N, own),
             temperature,
         ),
     )
@@ -144,5 +146,5 @@ class _Row:
         return places_N
 
 
-def _float32(column_N: np.ndarray | None) -> Tensor | None:
-    return None if column_N is None else torch.from_numpy(column_N.astype(np.float32))
+def _float32(column_N: np.ndarray | None, part: Callable = np.asarray) -> Tensor | None:
+    return None if column_N is None else torch.from_numpy(part(column_N).astype(np.float32))

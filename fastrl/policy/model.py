@@ -72,7 +72,7 @@ class Policy(nn.Module):
         return batch.to(self.device)
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
-        """(N,H) hidden states that predict the completion tokens."""
+        """(N,H) hidden states that predict the completion tokens, replies left out."""
         return self.row(batch).index_select(0, batch.places_N)
 
     def row(self, batch: MicroBatch) -> Tensor:

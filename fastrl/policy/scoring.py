@@ -11,7 +11,7 @@ from fastrl.rollouts import FILLER, Rollouts, spans
 
 
 def score(policy: Policy, rollouts: Rollouts, token_budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """(log-probs, entropies) of the completion tokens, (N,) float32, in nats.
+    """(log-probs, entropies) of the completion tokens, (N,) float32, in nats; NaN for replies of an environment.
 
     Several ranks share the work: all of them call this with the same rollouts, and all have the results.
     """
@@ -32,5 +32,5 @@ def _score(policy: Policy, rollouts: Rollouts) -> np.ndarray:
     """(2,N) float32; without rollouts a forward that counts for nothing, as another rank makes one."""
     alive()
     columns = policy(policy.micro_batch(rollouts if len(rollouts) else FILLER), mode="score")
-    scores = np.stack([column.cpu().numpy() for column in columns])
-    return scores if len(rollouts) else scores[:, :0]
+    scores = [column.cpu().numpy() for column in columns]
+    return np.stack([rollouts.among_all(column) if len(rollouts) else column[:0] for column in scores])

@@ -65,7 +65,11 @@ def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) 
 
 
 def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts) -> list[str]:
-    """What the verifier sees: completions without the stop token that ended them, other special tokens included."""
-    ends = (rollouts.completion_lengths_R - ~rollouts.is_truncated_R).tolist()
+    """What the verifier sees: completions without the stop token that ended them, other special tokens included.
+
+    Of conversations all of it, turns and replies.
+    """
+    is_cut_R = rollouts.is_truncated_R | (rollouts.turns_N is not None)
+    ends = (rollouts.completion_lengths_R - ~is_cut_R).tolist()
     kept = [rollouts.completion(i)[:end].tolist() for i, end in enumerate(ends)]
     return tokenizer.batch_decode(kept, skip_special_tokens=False) if kept else []  # transformers gives [""] for none

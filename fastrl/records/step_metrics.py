@@ -16,7 +16,8 @@ def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctne
 
     A rollout's sign is that of its credits' sum. Δlogp = trainer − sampler log-prob per token, in nats: what the loss
     believes against what was sampled. `ratio` is the mean of exp(Δlogp), `k3` that of exp(Δlogp) − 1 − Δlogp:
-    KL(sampler ‖ trainer), never negative (Schulman).
+    KL(sampler ‖ trainer), never negative (Schulman). Of conversations: turns of the model, tokens of one, and the share
+    of replies among all tokens; rollouts/truncated_share are those that no environment ended.
     """
     rewards = rollouts.rewards_R[~np.isnan(rollouts.rewards_R)]
     signs_R = np.sign(rollouts.credit_sums_R)
@@ -35,6 +36,11 @@ def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctne
     }
     for reason in POOL_REASONS:
         metrics[f"verify/num_{reason.replace(' ', '_')}"] = int((rollouts.reasons_R == reason).sum())
+    if rollouts.turns_N is not None:
+        num_own, num_turns = int((rollouts.turns_N > 0).sum()), int(rollouts.num_turns_R.sum())
+        metrics["turns/mean"] = _mean(rollouts.num_turns_R)
+        metrics["turns/mean_tokens"] = num_own / max(num_turns, 1)
+        metrics["turns/reply_share"] = 1 - num_own / max(rollouts.num_tokens, 1)
     return metrics | _score_metrics(scored, correctness)
 
 
@@ -43,9 +49,9 @@ def _score_metrics(scored: Rollouts, correctness: Correctness) -> dict[str, floa
     is_correct_R = correctness.are_correct(scored.rewards_R)
     parts = {"mean": scored, "correct": scored.take(is_correct_R), "wrong": scored.take(is_judged_R & ~is_correct_R)}
     for name, part in parts.items():
-        metrics[f"entropy/{name}"] = _mean(part.entropy_N)
-        metrics[f"logprob/{name}"] = _mean(part.policy_logprobs_N)
-        gaps_N = part.policy_logprobs_N.astype(np.float64) - part.sampler_logprobs_N
+        metrics[f"entropy/{name}"] = _mean(part.own(part.entropy_N))
+        metrics[f"logprob/{name}"] = _mean(part.own(part.policy_logprobs_N))
+        gaps_N = part.own(part.policy_logprobs_N.astype(np.float64) - part.sampler_logprobs_N)
         metrics["mismatch/mean_abs" if name == "mean" else f"mismatch/mean_abs_{name}"] = _mean(np.abs(gaps_N))
         if name == "mean":
             metrics["mismatch/max_abs"] = float(np.abs(gaps_N).max(initial=-np.inf)) if len(gaps_N) else float("nan")

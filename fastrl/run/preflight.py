@@ -10,10 +10,12 @@ from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer.choose import check_optimizer
 from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import Completions, longest_sequence, of_training, without_overlong
+from fastrl.prompts.turns import TurnTokens
 from fastrl.records.fingerprints import fingerprints
 from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
+from fastrl.sampling.conversations import check_limits
 from fastrl.tasks import Problem, Task, load_task
 from fastrl.tasks.verify import check_reward
 
@@ -54,9 +56,12 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
     task = load_task(config.task)
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
-    check_reward(task, config.task)
+    is_environment = check_reward(task, config.task)
     base = Pretrained(config.model)
     tokenizer = base.tokenizer
+    if is_environment:
+        check_limits(config.task.max_turn_tokens, config.sampler.max_new_tokens)
+        TurnTokens(task, tokenizer, [tokenizer.eos_token_id]).check(task.train[0])
     base.check_weight_files()
     if config.model.lora_rank:
         check_targets(config.model, base.architecture)

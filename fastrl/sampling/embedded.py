@@ -136,7 +136,10 @@ class EmbeddedSampler:
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
     ) -> Iterator[Rollouts]:
-        """See `Sampler.generate`. Prompts of similar length run together, at most `batch_size` sequences at once."""
+        """See `Sampler.generate`. Prompts of similar length run together, at most `batch_size` sequences at once.
+
+        Nothing is held between calls: prompts that go on are read again from their beginning.
+        """
         if len(prompts) != len(seeds):
             raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -159,7 +162,8 @@ class EmbeddedSampler:
         uniforms_TB = _uniforms([(seeds[i], j) for i, j in batch], settings.max_new_tokens).to(ids_PL.device)
         cache = self._prefill(ids_PL, mask_PL, rows_B)
         tokens, logprobs = self._complete(ids_PL[rows_B], mask_PL[rows_B], cache, uniforms_TB, settings)
-        lengths = [self._length(row) for row in tokens]
+        stops = {*self.stop_token_ids, *settings.stop_token_ids}
+        lengths = [_length(row, stops) for row in tokens]
         kept = [length or len(row) for length, row in zip(lengths, tokens, strict=True)]
         return Rollouts.of(
             [prompts[i] for i, _ in batch],
@@ -174,7 +178,8 @@ class EmbeddedSampler:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and log-probs of each row, to its stop token at least. Calls `generate` on fewer and fewer rows."""
         num_rows, num_tokens = len(ids_BL), settings.max_new_tokens
-        stop_ids = torch.tensor(self.stop_token_ids, device=ids_BL.device)
+        stops = sorted({*self.stop_token_ids, *settings.stop_token_ids})
+        stop_ids = torch.tensor(stops, device=ids_BL.device)
         tokens: list[list[int]] = [[] for _ in range(num_rows)]
         logprobs: list[list[float]] = [[] for _ in range(num_rows)]
         running_R, done = torch.arange(num_rows, device=ids_BL.device), 0
@@ -182,7 +187,7 @@ class EmbeddedSampler:
             draw = InverseCdfDraw(uniforms_TB[done:, running_R], settings.temperature, _warpers(settings))
             finished = ManyFinished(stop_ids, len(running_R))
             old = ids_BL.shape[1]
-            with self._neutral_generation_config():
+            with self._neutral_generation_config(stops):
                 ids_BL = self.model.generate(
                     input_ids=ids_BL,
                     attention_mask=mask_BL,
@@ -226,20 +231,16 @@ class EmbeddedSampler:
         return cache
 
     @contextmanager
-    def _neutral_generation_config(self) -> Iterator[None]:
+    def _neutral_generation_config(self, stops: list[int]) -> Iterator[None]:
         """Swaps the model's own config away: `generate` would fill every unset field from it."""
         own = self.model.generation_config
         self.model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=self.stop_token_ids, pad_token_id=self.pad_token_id, use_cache=True
+            do_sample=False, eos_token_id=stops, pad_token_id=self.pad_token_id, use_cache=True
         )
         try:
             yield
         finally:
             self.model.generation_config = own
-
-    def _length(self, tokens: list[int]) -> int | None:
-        """Tokens up to the stop token, which counts; None without one."""
-        return next((t + 1 for t, token in enumerate(tokens) if token in self.stop_token_ids), None)
 
     def publish(self, version: int) -> int:
         """Nothing to move: this is the trained module."""
@@ -253,6 +254,11 @@ class EmbeddedSampler:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _length(tokens: list[int], stops: set[int]) -> int | None:
+    """Tokens up to the stop token, which counts; None without one."""
+    return next((t + 1 for t, token in enumerate(tokens) if token in stops), None)
 
 
 def make_embedded(parts: SamplerParts) -> EmbeddedSampler:

@@ -48,10 +48,10 @@ ROOM = {torch.float32: ANY, torch.bfloat16: ANY, torch.float8_e4m3fn: Noise(0.04
 
 
 def measure(rollouts: Rollouts) -> Noise:
-    """Noise of scored rollouts. NaN where a log-prob is NaN; zeros without tokens."""
+    """Noise of scored rollouts, replies left out. NaN where a log-prob is NaN; zeros without tokens."""
     if not rollouts.num_tokens:
         return Noise(0.0, 0.0, 0.0)
-    gaps_N = np.abs(rollouts.policy_logprobs_N.astype(np.float64) - rollouts.sampler_logprobs_N)
+    gaps_N = np.abs(rollouts.own(rollouts.policy_logprobs_N.astype(np.float64) - rollouts.sampler_logprobs_N))
     return Noise(float(gaps_N.mean()), float(np.quantile(gaps_N, QUANTILE, method="higher")), float(gaps_N.max()))
 
 

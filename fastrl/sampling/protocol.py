@@ -28,6 +28,8 @@ class SamplingSettings:
     """num_samples per prompt; at most max_new_tokens tokens each, end-of-sequence included; temperature 0 is greedy.
 
     top_p, top_k (0: off) and repetition_penalty shape the distribution in evaluation; training leaves them neutral.
+    stop_token_ids end a completion besides the sampler's own, and are part of it. goes_on: the prompts begin with
+    sequences of the last calls, under the same weights: what the sampler still holds of them may serve again.
     """
 
     num_samples: int
@@ -36,6 +38,8 @@ class SamplingSettings:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,6 @@ class Sampler(Protocol):
 def sample(
     sampler: Sampler, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]
 ) -> Rollouts:
-    """All that `generate` makes, in the order of the prompts."""
-    parts = Rollouts.concat(sampler.generate(prompts, settings, seeds))
+    """All that `generate` makes, in the order of the prompts, of which there may be none."""
+    parts = Rollouts.concat([*sampler.generate(prompts, settings, seeds)] or [Rollouts.of([], [])])
     return parts.take(np.argsort(parts.groups_R, kind="stable"))

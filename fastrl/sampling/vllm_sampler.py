@@ -1,7 +1,8 @@
 """The vLLM sampler: an engine in this process whose weights are the trainer's.
 
 Every call starts from an empty prefix cache: keys of older weights cannot be read, and what a call returns does not
-depend on what was sampled before (a resumed run continues bitwise). Samples of one prompt still share its prefill.
+depend on what was sampled before (a resumed run continues bitwise). Samples of one prompt still share its prefill. A
+call that goes on with sequences of the last ones reads theirs, unless weights were published in between.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ class VllmSampler:
     def __init__(self, engine: Engine, weights: SharedWeights, *, stop_token_ids: list[int]):
         self.engine, self.weights, self.stop_token_ids = engine, weights, stop_token_ids
         self._is_paused = False
+        self._cached_version: int | None = None  # of the weights that everything in the prefix cache comes from
 
     @property
     def shares_weights(self) -> bool:
@@ -42,25 +44,40 @@ class VllmSampler:
         self._check_lengths(prompts, settings)
         if not prompts:
             return
-        if self._is_paused:
-            self.engine.restore_kv_cache()
-            self._is_paused = False
-        if not self.engine.reset_prefix_cache():
-            raise SamplerError("vLLM did not reset its prefix cache: it still holds keys and values of older weights")
+        is_empty = self._prepare_cache(settings)
         n = settings.num_samples
         seeds_of = [seed_of(seed, j) for seed in seeds for j in range(n)]
         requests = [Request(list(prompts[i // n]), seed) for i, seed in enumerate(seeds_of)]
         done: dict[int, Completion] = {}
         num_left, ready = [n] * len(prompts), []
-        for number, completion in self.engine.stream(requests, settings, self.stop_token_ids):
+        stops = sorted({*self.stop_token_ids, *settings.stop_token_ids})
+        for number, completion in self.engine.stream(requests, settings, stops):
             done[number] = completion
             num_left[number // n] -= 1
             ready += [number // n] * (not num_left[number // n])
             if n * len(ready) >= PART and any(num_left):
                 yield self._rollouts(prompts, ready, done, n)
                 ready = []
-        check_cache_reads(prompts, [[done[i * n + j].num_cached_tokens for j in range(n)] for i in range(len(prompts))])
+        if is_empty:
+            cached = [[done[i * n + j].num_cached_tokens for j in range(n)] for i in range(len(prompts))]
+            check_cache_reads(prompts, cached)
         yield self._rollouts(prompts, ready, done, n)
+
+    def _prepare_cache(self, settings: SamplingSettings) -> bool:
+        """Whether the prefix cache is empty now. It is kept for a call that goes on, under the weights that filled it.
+
+        That those are the trainer's was proven by the call that found it empty: `check_cache_reads`.
+        """
+        if self._is_paused:
+            self.engine.restore_kv_cache()
+            self._is_paused = False
+        if settings.goes_on and self._cached_version == self.weights.version:
+            return False
+        self._cached_version = None
+        if not self.engine.reset_prefix_cache():
+            raise SamplerError("vLLM did not reset its prefix cache: it still holds keys and values of older weights")
+        self._cached_version = self.weights.version
+        return True
 
     def _rollouts(
         self, prompts: Sequence[Sequence[int]], groups: list[int], done: dict[int, Completion], num_samples: int
@@ -98,7 +115,7 @@ class VllmSampler:
         """See `Sampler.pause`: the KV cache goes, if the engine was built for that."""
         if self.engine.settings.can_release_kv_cache and not self._is_paused:
             self.engine.release_kv_cache()
-            self._is_paused = True
+            self._is_paused, self._cached_version = True, None
 
     def close(self) -> None:
         """Stop the engine; aliased weights stay alive with the trainer's model."""

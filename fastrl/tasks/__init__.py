@@ -3,7 +3,9 @@
     countdown                 arithmetic puzzles, generated or from JSON lines
     math                      JSON lines or a Hugging Face dataset with `problem` and `answer`
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
-    <module>:<function>       your own reward over JSON lines
+    twenty-questions          an environment: guess a thing by asking about it
+    tagged-questions          the same, in turns that say what they are for
+    <module>:<function>       your own reward over JSON lines, or <module>:<class>, your own environment
 
 A task of its own is one file here and one line in `choose.TASKS`. Rewards run in the worker processes of `verifier/`.
 The answers that `math` compares are read by `math_answers/`.
@@ -12,6 +14,16 @@ Nothing in this package imports torch or transformers: verifier workers import i
 """
 
 from .choose import find_kind, load_task
-from .problem import Problem, Reward, Score, Task, TaskKind
+from .problem import Environment, Problem, Reward, Score, Task, TaskKind, TurnLimits
 
-__all__ = ["Problem", "Reward", "Score", "Task", "TaskKind", "find_kind", "load_task"]
+__all__ = [
+    "Environment",
+    "Problem",
+    "Reward",
+    "Score",
+    "Task",
+    "TaskKind",
+    "TurnLimits",
+    "find_kind",
+    "load_task",
+]

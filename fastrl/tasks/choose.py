@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .problem import Problem, Task, TaskKind, content_id, with_different_ids
+from .problem import Problem, Task, TaskKind, TurnLimits, content_id, with_different_ids
 from .rows import UnusableRow, read_rows
 from .templates import TEMPLATES
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TASKS = {
     "countdown": "fastrl.tasks.countdown:COUNTDOWN",
     "math": "fastrl.tasks.math:MATH",
+    "twenty-questions": "fastrl.tasks.twenty_questions:TWENTY_QUESTIONS",
+    "tagged-questions": "fastrl.tasks.tagged_questions:TAGGED_QUESTIONS",
     "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
 }
 SPLITS = ("train", "validation", "test")
@@ -57,6 +59,7 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
         instruction=kind.instruction,
         demonstrations=kind.demonstrations if not config.train else None,
         solutions=kind.solutions,
+        limits=TurnLimits(config.max_turns, config.max_turn_tokens, config.max_reply_tokens, config.stop or kind.stop),
         **problems,
     )
 

@@ -1,7 +1,8 @@
-"""A user's own reward: `module:function` over JSON lines.
+"""A user's own reward: `module:function`, or an environment: `module:class`, over JSON lines.
 
     def reward(prompt, completion, **row) -> float                 # judges one completion
     def reward(prompt, completions, **row) -> list[float]          # judges all completions of a prompt at once
+    class Game: reset(prompt, **row), step(text), score()          # an `Environment`; it is made without arguments
 
 `row` holds every field of the dataset row besides the prompt. The module is imported in the verifier workers only; it
 is looked for beside the config file, then in the current directory, then on sys.path.
@@ -15,13 +16,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .problem import Prompt, TaskKind
+from .problem import Environment, Prompt, TaskKind
 from .rows import PROMPT_FIELDS, require_prompt
 
 
 @dataclass(frozen=True)
 class CustomReward:
     """A reward that calls `module:function`. The module is imported on first use, not when this is made or pickled.
+
+    An environment cannot be called; a worker asks for it by `__wrapped__`.
 
     folder: where the module lies; empty: in the current directory or on sys.path.
     """
@@ -34,8 +37,9 @@ class CustomReward:
         _load(self.name, self.folder)
 
     @property
-    def __wrapped__(self) -> Callable:
-        """The function, whose signature is the reward's: so `inspect.signature` sees whether it judges groups."""
+    def __wrapped__(self) -> Callable | Environment:
+        """The function, whose signature is the reward's: so `inspect.signature` sees whether it judges groups; or the
+        environment."""
         return _load(self.name, self.folder)
 
     def __call__(self, *args, **row):
@@ -72,11 +76,11 @@ def read_row(fields: dict, where: str) -> dict:
 
 
 @cache
-def _load(name: str, folder: str) -> Callable:
+def _load(name: str, folder: str) -> Callable | Environment:
     module_name, _, function_name = name.partition(":")
     if home := folder or home_of(module_name):
         sys.path.insert(0, home)
     function = getattr(importlib.import_module(module_name), function_name)
     if not callable(function):
-        raise TypeError(f"{name} is {function!r}, not a function")
-    return function
+        raise TypeError(f"{name} is {function!r}, not a function or a class")
+    return function() if isinstance(function, type) else function

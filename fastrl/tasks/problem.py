@@ -1,7 +1,15 @@
 """What a task is made of: problems, the reward of a completion, and the task that holds both.
 
-A reward is a plain callable, `Reward` or `GroupReward`. It is pickled once for each verifier worker and runs there,
-never in the trainer process.
+A reward is a plain callable, `Reward` or `GroupReward`, or an `Environment`, which finds it out in a conversation. It
+is pickled once for each verifier worker and runs there, never in the trainer process.
+
+    prompt │ turn 1 │ reply 1 │ turn 2 │ … │ turn n          the model learns from its own turns alone
+
+No worker keeps a conversation between two turns: each time it is played again from its beginning, in whichever worker
+is free. That costs n(n + 1)/2 calls of `step` for n turns, and buys what a bound worker cannot give: a worker that dies
+takes no conversation with it, and a resumed run is the uninterrupted one. So an environment is a function of its row
+and the model's texts; what is random is drawn from a seed in the row. One that replies differently when it is played
+again is found out, which is a fault.
 """
 
 import hashlib
@@ -21,11 +29,13 @@ class Score:
     """What a built-in reward returns: 1.0 for a correct completion, 0.0 otherwise, and one word or phrase why.
 
     answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None: it has none.
+    turns: of an environment, what each turn so far is worth by itself, for signals that ask; empty: it does not say.
     """
 
     reward: float
     reason: str = ""
     answer: str | None = field(default=None, compare=False)
+    turns: tuple[float, ...] = ()
 
 
 class Reward(Protocol):
@@ -41,6 +51,38 @@ class GroupReward(Protocol):
     """
 
     def __call__(self, prompt: Prompt, completions: list[str], **row) -> Sequence[float | Score]: ...
+
+
+class Environment(Protocol):
+    """What replies to the turns of the model. It may have `prepare()`, too, as a reward has.
+
+    The first observation is the prompt of a problem: it is known before anything runs, and computed once for a group.
+    """
+
+    def reset(self, prompt: Prompt, **row) -> None:
+        """A conversation begins. One object plays many, one after the other: leave nothing of the last."""
+        ...
+
+    def step(self, text: str) -> tuple[str, bool]:
+        """(reply, whether the conversation is over) to a turn of the model; a last reply is not shown to it.
+
+        text: with the stop text that ended the turn, without an end-of-sequence token.
+        """
+        ...
+
+    def score(self) -> float | Score:
+        """The reward of the conversation so far. Asked after every turn; the last one counts."""
+        ...
+
+
+@dataclass(frozen=True)
+class TurnLimits:
+    """How long turns, replies and conversations may be; stop: texts that end a turn. Explained in [task]."""
+
+    max_turns: int = 16
+    max_turn_tokens: int = 64
+    max_reply_tokens: int = 64
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +120,9 @@ def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
 
 # row of a problem -> correct completions of it, all different; empty where there are too many to list.
 Solutions = Callable[[dict], list[str]]
-# (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct.
-Demonstrations = Callable[[Random, int], list[tuple[str, str]]]
+# (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct. The completion of
+# an environment is a list: turn, reply, turn, …, turn.
+Demonstrations = Callable[[Random, int], list[tuple[str, str | list[str]]]]
 
 
 @dataclass(frozen=True)
@@ -93,9 +136,10 @@ class TaskKind:
     packages: the distributions whose versions the reward depends on; a resumed run compares them.
     generate: (config, split) -> problems, where no data is given.
     demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
+    stop: of an environment, what `task.stop = []` means.
     """
 
-    reward: Reward | GroupReward
+    reward: Reward | GroupReward | Environment
     read_prompt: Callable[[dict, str], Prompt]
     read_row: Callable[[dict, str], dict]
     template: str
@@ -104,6 +148,7 @@ class TaskKind:
     generate: Callable[..., Sequence[Problem]] | None = None
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,8 +159,9 @@ class Task:
     train: Sequence[Problem]
     validation: Sequence[Problem]
     test: Sequence[Problem]
-    reward: Reward | GroupReward
+    reward: Reward | GroupReward | Environment
     template: str
     instruction: str = ""
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
+    limits: TurnLimits = TurnLimits()

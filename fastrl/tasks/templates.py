@@ -26,6 +26,19 @@ TEMPLATES = {
     "simple": "Question:\n{question}\nAnswer:\nLet's think step by step.\n",
 }
 
+# How a reply of an environment is put between two turns of the model; {reply} comes with no special token of its own.
+_CHATML_REPLY = "<|im_end|>\n<|im_start|>user\n{reply}<|im_end|>\n<|im_start|>assistant\n"
+REPLIES = {
+    "none": "{reply}",
+    "qwen": _CHATML_REPLY,
+    "qwen3-no-thinking": _CHATML_REPLY + "<think>\n\n</think>\n",
+    "llama": (
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{reply}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "simple": "{reply}",
+}
+
 MATH_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from .choose import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
-from .problem import GroupReward, Problem, Prompt, Reward, Task, TaskKind, content_id
+from .problem import Environment, GroupReward, Problem, Prompt, Reward, Task, TaskKind, content_id
 from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
 from .verifier.faults import LIMIT_REASONS
 from .verifier.pool import Item, VerifierPool
 from .verifier.verdict import Verdict, fault
+from .verifier.worker import Call
 
 if TYPE_CHECKING:
     from fastrl.config.schema import TaskConfig
@@ -20,28 +21,34 @@ if TYPE_CHECKING:
 OWN_FIELDS = ("completion", "reward", "reason", "finish_reason")  # of a row that is verified
 
 
-def make_pool(reward: Reward | GroupReward, config: "TaskConfig") -> VerifierPool:
+def make_pool(reward: Reward | GroupReward | Environment, config: "TaskConfig") -> VerifierPool:
     """The verifier pool with the limits of a task's config."""
     return VerifierPool(reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=config.num_workers)
 
 
-def check_reward(task: Task, config: "TaskConfig") -> None:
-    """Call the reward once, in a worker, on the first problem with an empty completion.
+def check_reward(task: Task, config: "TaskConfig") -> bool:
+    """Call the reward once, in a worker, on the first problem with an empty completion. Whether it is an environment.
 
     Raises ValueError when it cannot be imported, raises, hangs, or returns no finite number.
     """
     problem = _first_problem(task)
     if problem is None:
-        return
+        return False
     with VerifierPool(task.reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=1) as pool:
-        (verdict,) = pool.score([(problem.prompt, "", problem.row)])
+        is_environment = pool.unit() == "conversation"
+        if is_environment:
+            (verdict,) = pool.play([Call(problem.prompt, [""], problem.row)])
+        else:
+            (verdict,) = pool.score([(problem.prompt, "", problem.row)])
     if verdict.is_fault or verdict.reason in LIMIT_REASONS:
         limits = f"task.timeout_s = {config.timeout_s:g}, task.memory_mb = {config.memory_mb}"
+        what, given = ("environment", "turn") if is_environment else ("reward", "completion")
         raise ValueError(
-            f"the reward of task {task.name!r} failed on problem {problem.where or problem.id!r} with an empty "
-            f"completion: {verdict.reason} ({limits}). It must return a finite float for every completion, for example "
+            f"the {what} of task {task.name!r} failed on problem {problem.where or problem.id!r} with an empty "
+            f"{given}: {verdict.reason} ({limits}). It must return a finite float for every {given}, for example "
             "0.0 for this one"
         )
+    return is_environment
 
 
 def verify_file(
@@ -77,6 +84,7 @@ def verify_file(
     if len(unusable) > MAX_UNUSABLE * len(items):
         raise ValueError(f"{len(unusable)} of {len(items)} rows cannot be scored, the first: {unusable[0]}")
     with make_pool(kind.reward, config) as pool:
+        _refuse_environment(pool, config)
         found = iter(_score(pool, [item for item in items if not isinstance(item, UnusableRow)]))
     verdicts = [fault(str(item)) if isinstance(item, UnusableRow) else next(found) for item in items]
     rows = [_counted(fields, v, correctness) for (_, fields), v in zip(located, verdicts, strict=True)]
@@ -88,13 +96,21 @@ def verify_file(
         "mean_reward": sum(rewards) / len(rewards) if rewards else None,
         "num_faults": sum(verdict.is_fault for verdict in verdicts) - len(unusable),
         "reasons": dict(Counter(row["reason"] for row in rows).most_common()),
-        **({"num_groups": pool.num_calls} if pool.judges_groups() else {}),
+        **({"num_groups": pool.num_calls} if pool.unit() == "group" else {}),
     }
+
+
+def _refuse_environment(pool: VerifierPool, config: "TaskConfig") -> None:
+    if pool.unit() == "conversation":
+        raise ValueError(
+            f"task {config.name!r} is an environment: its conversations are judged while they are sampled, and a file "
+            "of completions has none; expected the task of a reward"
+        )
 
 
 def _score(pool: VerifierPool, items: list[Item]) -> list[Verdict]:
     """As `pool.score`, but the rows of a group need not stand beside each other."""
-    if not pool.judges_groups():
+    if pool.unit() != "group":
         return pool.score(items)
     groups: dict[str, list[int]] = {}
     for position, (prompt, _, row) in enumerate(items):

@@ -3,10 +3,11 @@
 from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Self
 
 from ..problem import Prompt, content_id
 from .verdict import Verdict, fault
-from .worker import Call
+from .worker import Call, Unit
 
 Item = tuple[Prompt, str, dict]  # prompt, completion, row
 
@@ -19,16 +20,14 @@ class Batch:
     """Calls are known by their index. `suspects` have hit a limit or lost their worker: they run again, each alone in a
     fresh worker.
 
-    judges_groups: neighbouring items of the same prompt and row are one call; else every item is a call of its own.
-    A completion that no worker should see gets its verdict here and belongs to no group.
+    unit: what a call judges. verdicts: those that are known. positions: of the verdicts of each call.
     """
 
-    def __init__(self, items: Sequence[Item], judges_groups: bool = False):
-        self.verdicts: list[Verdict | None] = [_refuse(completion) for _, completion, _ in items]
-        accepted = [position for position, verdict in enumerate(self.verdicts) if verdict is None]
-        self._positions = _groups(items, accepted) if judges_groups else [[position] for position in accepted]
-        self.calls = [_call([items[position] for position in group]) for group in self._positions]
-        self.size = len(items) - len(accepted) + len(self.calls)
+    def __init__(
+        self, unit: Unit, calls: list[Call], verdicts: list[Verdict | None], positions: Sequence[Sequence[int]]
+    ):
+        self.unit, self.calls, self.verdicts, self._positions = unit, calls, verdicts, positions
+        self.size = len(calls) + sum(verdict is not None for verdict in verdicts)
         self.waiting = deque(range(len(self.calls)))
         self.suspects: deque[int] = deque()
         self.num_open = len(self.calls)
@@ -36,6 +35,22 @@ class Batch:
         self.num_deaths: Counter[int] = Counter()
         self.num_faults = 0
         self.last_fault = ""
+
+    @classmethod
+    def of_items(cls, items: Sequence[Item], unit: Unit) -> Self:
+        """Groups: neighbouring items of the same prompt and row are one call; else every item is a call of its own.
+
+        A completion that no worker should see gets its verdict here and belongs to no group.
+        """
+        verdicts = [_refuse(completion) for _, completion, _ in items]
+        accepted = [position for position, verdict in enumerate(verdicts) if verdict is None]
+        positions = _groups(items, accepted) if unit == "group" else [[position] for position in accepted]
+        return cls(unit, [_call([items[position] for position in group]) for group in positions], verdicts, positions)
+
+    @classmethod
+    def of_conversations(cls, calls: Sequence[Call]) -> Self:
+        """Every call is a conversation, with one verdict."""
+        return cls("conversation", list(calls), [None] * len(calls), [[position] for position in range(len(calls))])
 
     @property
     def is_settled(self) -> bool:
@@ -62,7 +77,7 @@ class Batch:
     def hit(self, index: int, limit: str) -> None:
         """Note a limit that a call has hit. The second time, in a fresh worker, it is the verdict."""
         if index in self.limits:
-            self._settle_alike(index, Verdict(0.0, limit))
+            self.blame(index, limit)
         else:
             self.limits[index] = limit
             self.suspects.append(index)
@@ -73,15 +88,20 @@ class Batch:
         if self.num_deaths[index] < MAX_DEATHS:
             self.suspects.append(index)
         else:
-            what = "completion" if len(self._positions[index]) == 1 else "group"
+            what = "completion" if self.unit == "group" and len(self._positions[index]) == 1 else self.unit
             self._settle_alike(index, fault(f"the worker {how} {MAX_DEATHS} times on this {what}"))
+
+    def blame(self, index: int, limit: str) -> None:
+        """The limit is the verdict: 0 for completions, whose doing it is. An environment did it by itself: a fault."""
+        self.limits[index] = limit
+        self._settle_alike(index, fault(limit) if self.unit == "conversation" else Verdict(0.0, limit))
 
     def settle(self, index: int, verdicts: Sequence[Verdict]) -> None:
         """Take the verdicts of a call, one for each of its completions."""
         for position, verdict in zip(self._positions[index], verdicts, strict=True):
             self.verdicts[position] = verdict
         self.num_open -= 1
-        if verdicts[0].is_fault:
+        if verdicts[0].is_fault and verdicts[0].reason != self.limits.get(index):
             self.num_faults += 1
             self.last_fault = verdicts[0].reason
 

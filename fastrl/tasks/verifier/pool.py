@@ -10,8 +10,8 @@ only when the fresh worker fails on it, too:
 
 A fault is no completion's doing: a worker that exits or is killed three times, an import error, any exception out of
 the reward, a returned None or NaN. It gives no reward at all (`Verdict.is_fault`). Limits and faults of a group are
-those of all its completions. More than 1 % of faults or 3 % of limits, in one batch or so far, raise a VerifierError
-(`faults`).
+those of all its completions. A limit that an environment hits is a fault of the conversation: nobody else chose what to
+do. More than 1 % of faults or 3 % of limits, in one batch or so far, raise a VerifierError (`faults`).
 """
 
 import pickle
@@ -25,12 +25,12 @@ from multiprocessing.connection import wait
 
 from fastrl.process.watchdog import alive
 
-from ..problem import GroupReward, Reward
+from ..problem import Environment, GroupReward, Reward
 from .batch import Batch, Item
 from .faults import LIMIT_REASONS, VerifierError, check_faults, check_limits, most_of_batch, most_so_far
 from .process import WorkerProcess
 from .verdict import Verdict
-from .worker import Orders
+from .worker import Call, Orders, Unit
 
 __all__ = ["LIMIT_REASONS", "POOL_REASONS", "Item", "Verdict", "VerifierError", "VerifierPool"]
 
@@ -51,17 +51,25 @@ class VerifierPool(AbstractContextManager):
     and `close` ends one that runs in another thread with a VerifierError.
 
     reward: picklable, `reward(prompt, completion, **row) -> float | Score`; or one that judges groups,
-        `reward(prompt, completions, **row) -> list[float | Score]`: neighbouring items of the same prompt and row.
-    timeout_s: wall-clock seconds that one completion may take; a group may take as many times that as it has members.
+        `reward(prompt, completions, **row) -> list[float | Score]`: neighbouring items of the same prompt and row; or
+        an environment, whose conversations `play` takes.
+    timeout_s: wall-clock seconds that one completion may take; a group may take as many times that as it has members,
+        a conversation as it has turns.
     memory_mb: address space of a worker, in MiB.
     num_workers: processes.
 
-    Counts since the start: `num_restarts` of workers and, of calls of the reward (a completion each, or a group),
-    `num_calls`, `num_faults` and `num_limits` (by the first limit that a call hit, settled afterwards or not).
+    Counts since the start: `num_restarts` of workers and, of calls of the reward (for a completion, a group or a
+    conversation so far), `num_calls`, `num_faults` and `num_limits` (by the first limit that a call hit, settled
+    afterwards or not).
     """
 
     def __init__(
-        self, reward: Reward | GroupReward, *, timeout_s: float = 5.0, memory_mb: int = 2048, num_workers: int = 2
+        self,
+        reward: Reward | GroupReward | Environment,
+        *,
+        timeout_s: float = 5.0,
+        memory_mb: int = 2048,
+        num_workers: int = 2,
     ):
         if timeout_s <= 0 or memory_mb <= 0 or num_workers <= 0:
             raise ValueError(
@@ -75,7 +83,7 @@ class VerifierPool(AbstractContextManager):
         self._orders = Orders(pickle.dumps(reward), memory_mb)
         self._seconds_per_call = CHUNK_SECONDS / FIRST_CHUNK
         self._failed_starts = 0
-        self._judges_groups: bool | None = None  # until the first worker has loaded the reward
+        self._unit: Unit | None = None  # until the first worker has loaded the reward
         self._is_closed = False
         self._turn = threading.RLock()  # of one `score`
         self._changing = threading.Lock()  # of the workers: none may start while or after `close` ends them
@@ -91,12 +99,12 @@ class VerifierPool(AbstractContextManager):
         for worker in self._workers:
             worker.end()
 
-    def judges_groups(self) -> bool:
-        """Whether one call of the reward judges all completions of a prompt. Waits until a worker has loaded it."""
+    def unit(self) -> Unit:
+        """What one call of the reward judges. Waits until a worker has loaded it."""
         with self._turn:
-            while self._judges_groups is None:
-                self._listen(Batch([]))
-        return self._judges_groups
+            while self._unit is None:
+                self._listen(Batch.of_conversations([]))
+        return self._unit
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         """Verdicts of (prompt, completion, row) triples, in order.
@@ -105,12 +113,23 @@ class VerifierPool(AbstractContextManager):
         were faults or hit a limit (see `faults`), when no worker can start, or when the pool is closed.
         """
         with self._turn:
-            batch = Batch(items, bool(items) and self.judges_groups())
-            self._settle(batch)
-            self.num_calls += batch.size
-            self.num_faults += batch.num_faults
-            self.num_limits.update(batch.limits.values())
-            return batch.verdicts
+            return self._verdicts(Batch.of_items(items, self.unit() if items else "completion"))
+
+    def play(self, conversations: Sequence[Call]) -> list[Verdict]:
+        """Verdicts of an environment on conversations so far, in order: `Played`, or a fault. Raises as `score` does.
+
+        What an environment does within limits is its own doing: one that is hit is a fault, too. prompt, texts of the
+        model, row and known replies of each are a `Call`.
+        """
+        with self._turn:
+            return self._verdicts(Batch.of_conversations(conversations))
+
+    def _verdicts(self, batch: Batch) -> list[Verdict]:
+        self._settle(batch)
+        self.num_calls += batch.size
+        self.num_faults += batch.num_faults
+        self.num_limits.update(batch.limits.values())
+        return batch.verdicts
 
     def _settle(self, batch: Batch) -> None:
         try:
@@ -162,11 +181,12 @@ class VerifierPool(AbstractContextManager):
 
     def _welcome(self, worker: WorkerProcess) -> None:
         self._failed_starts = 0
-        if self._judges_groups not in (None, worker.judges_groups):
+        if self._unit not in (None, worker.unit):
             raise VerifierError(
-                "the reward judges groups in one worker and not in another: it cannot always be loaded, or it changed"
+                f"the reward judges a {self._unit} at once in one worker and a {worker.unit} in another: it cannot "
+                "always be loaded, or it changed"
             )
-        self._judges_groups = worker.judges_groups
+        self._unit = worker.unit
 
     def _take_in(self, batch: Batch, worker: WorkerProcess, index: int, verdicts: Sequence[Verdict]) -> None:
         now = time.monotonic()
@@ -178,7 +198,8 @@ class VerifierPool(AbstractContextManager):
             batch.hit(index, "memory")
             return
         if reasons == {"recursion"}:
-            batch.limits[index] = "recursion"
+            batch.blame(index, "recursion")
+            return
         batch.settle(index, verdicts)
 
     def _lose(self, batch: Batch, worker: WorkerProcess) -> None:
@@ -218,7 +239,7 @@ class VerifierPool(AbstractContextManager):
     def _check(self, batch: Batch) -> None:
         """VerifierError for too many faults or limits in this batch, or so far: a verifier may break late, too."""
         limits, num, num_so_far = Counter(batch.limits.values()), batch.size, self.num_calls + batch.size
-        what = "groups" if self._judges_groups else "completions"
+        what = f"{batch.unit}s"
         settings = f"task.timeout_s = {self.timeout_s:g}, task.memory_mb = {self._orders.memory_mb}"
         check_faults(batch.num_faults, num, what, batch.last_fault)
         check_faults(self.num_faults + batch.num_faults, num_so_far, what, batch.last_fault)

@@ -13,7 +13,7 @@ import time
 from multiprocessing.connection import Connection
 
 from .verdict import Verdict
-from .worker import Call, Message, Orders
+from .worker import Call, Message, Orders, Unit
 
 IO_S = 10.0  # for one chunk into, or one message out of a worker that may be stopped or dying
 END_S = 5.0  # for the keeper to end the worker and what it started
@@ -28,7 +28,7 @@ class WorkerProcess:
 
     indices: the calls of its chunk without verdicts yet; the first is the one it is at.
     deadline: until when it must send its next message, in monotonic seconds.
-    judges_groups: whether its reward does, once it is ready.
+    unit: what a call of its reward judges, once it is ready.
 
     It does not import the trainer's main script, has a session of its own and no standard input: Ctrl-C and the
     terminal are the trainer's.
@@ -48,7 +48,7 @@ class WorkerProcess:
         their_lifeline.close()
         their_channel.close()
         self.pid: int | None = None  # of the worker, when it is ready
-        self.judges_groups = False
+        self.unit: Unit = "completion"
         self.indices: list[int] = []
         self._limits_s: list[float] = []  # of each of them
         self.num_chunks = 0
@@ -76,10 +76,10 @@ class WorkerProcess:
         return not self.is_idle and time.monotonic() > self.deadline
 
     def give(self, indices: list[int], calls: list[Call], timeout_s: float) -> None:
-        """Hand over a chunk; timeout_s: for each completion. OSError when the worker does not take it."""
+        """Hand over a chunk; timeout_s: for each completion or turn. OSError when the worker does not take it."""
         self.channel.send_bytes(pickle.dumps(calls))
         self.indices = indices
-        self._limits_s = [timeout_s * len(call.completions) for call in calls]
+        self._limits_s = [timeout_s * max(len(call.completions), 1) for call in calls]
         self.num_chunks += 1
         self.last_s = time.monotonic()
         self.deadline = self.last_s + self._limits_s[0]
@@ -96,7 +96,7 @@ class WorkerProcess:
                     self.is_grown = message.is_grown
                     del self._limits_s[0]
                 else:
-                    self.pid, self.judges_groups = message.pid, message.judges_groups
+                    self.pid, self.unit = message.pid, message.unit
                 self.deadline = time.monotonic() + sum(self._limits_s[:1])
         except (OSError, EOFError):
             self.has_gone = True

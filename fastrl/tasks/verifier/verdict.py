@@ -26,7 +26,7 @@ class Verdict:
 
 def fault(reason: str) -> Verdict:
     """A verdict without a reward."""
-    return Verdict(None, _plain(reason), is_fault=True)
+    return Verdict(None, plain(reason), is_fault=True)
 
 
 def verdict_of(returned: object, completion: str) -> Verdict:
@@ -38,10 +38,10 @@ def verdict_of(returned: object, completion: str) -> Verdict:
         number = value.item() if hasattr(value, "item") else value
         if isinstance(number, numbers.Real | Decimal) and math.isfinite(float(number)):
             answer = None if score.answer is None else str(score.answer)
-            return Verdict(float(number), _plain(str(score.reason)), answer=answer)
+            return Verdict(float(number), plain(str(score.reason)), answer=answer)
     except (ValueError, OverflowError, RuntimeError):  # many elements; an integer beyond all floats
         pass
-    return fault(f"returned {_shown(value)}; expected a finite number such as 0.0 or 1.0")
+    return fault(f"returned {shown(value)}; expected a finite number such as 0.0 or 1.0")
 
 
 def group_verdicts_of(returned: object, completions: list[str]) -> list[Verdict]:
@@ -49,7 +49,7 @@ def group_verdicts_of(returned: object, completions: list[str]) -> list[Verdict]
     num = len(completions)
     values = returned.tolist() if hasattr(returned, "tolist") else returned  # arrays of numpy and torch
     if not isinstance(values, list | tuple):
-        return [fault(f"returned {_shown(values)}; expected a list of {num} numbers, one for each completion")] * num
+        return [fault(f"returned {shown(values)}; expected a list of {num} numbers, one for each completion")] * num
     if len(values) != num:
         return [fault(f"returned {len(values)} numbers for {num} completions; expected one for each")] * num
     verdicts = [verdict_of(value, completion) for value, completion in zip(values, completions, strict=True)]
@@ -69,15 +69,15 @@ def describe(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """The value, shortened, and its type."""
     try:
         text = repr(value)
     except Exception:
         text = "what cannot be shown"
-    return f"{_plain(text)} ({type(value).__name__})"
+    return f"{plain(text)} ({type(value).__name__})"
 
 
-def _plain(text: str) -> str:
-    """Short, and without what UTF-8 cannot write."""
-    return text[:MAX_REASON].encode("utf-8", "backslashreplace").decode()
+def plain(text: str, most: int = MAX_REASON) -> str:
+    """At most so many characters, and without what UTF-8 cannot write."""
+    return text[:most].encode("utf-8", "backslashreplace").decode()

@@ -11,15 +11,18 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from ..problem import Prompt
+from ..problem import Environment, GroupReward, Prompt, Reward
+from .replay import replay
 from .verdict import Verdict, describe, fault, group_verdicts_of, verdict_of
 
 RECURSION_LIMIT = 2000
+Unit = Literal["completion", "group", "conversation"]  # what one call of the reward judges
+
 MAX_GROWTH = 0.75  # of the address space that the first call left free; then the worker is "grown"
 
 
@@ -32,22 +35,26 @@ class Orders:
 
 
 class Call(NamedTuple):
-    """What one call of the reward judges: one completion, or all of a group where the reward judges groups."""
+    """What one call of the reward judges: a completion, all of a group, or the model's turns in a conversation.
+
+    replies: what the environment said to the first of the turns when these were played before.
+    """
 
     prompt: Prompt
     completions: list[str]
     row: dict
+    replies: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker sends: when it is ready, whether its reward judges groups; then the verdicts of each call.
+    """What a worker sends: when it is ready, what its reward judges; then the verdicts of each call.
 
     is_grown: it holds so much memory that it should be replaced.
     """
 
     pid: int
-    judges_groups: bool = False
+    unit: Unit = "completion"
     verdicts: tuple[Verdict, ...] = ()
     is_grown: bool = False
 
@@ -61,8 +68,8 @@ def work(channel: Connection) -> None:
     try:
         orders: Orders = pickle.loads(channel.recv_bytes())
         _limit(orders.memory_mb)
-        judge, judges_groups = _load(orders)
-        channel.send(Message(pid, judges_groups))
+        judge, unit = _load(orders)
+        channel.send(Message(pid, unit))
         limit_bytes = 0.0
         while True:
             for call in pickle.loads(channel.recv_bytes()):
@@ -81,40 +88,51 @@ def work(channel: Connection) -> None:
         os._exit(1)
 
 
-def _load(orders: Orders) -> tuple[Judge, bool]:
-    """(the reward as a function that never raises, even if it cannot be loaded; whether it judges groups)."""
+def _load(orders: Orders) -> tuple[Judge, Unit]:
+    """(the reward as a function that never raises, even if it cannot be loaded; what it judges)."""
     try:
         reward = pickle.loads(orders.reward)
         prepare = getattr(reward, "prepare", None)
         if prepare is not None:
             prepare()
-        judges_groups = _judges_groups(reward)
+        unit = _unit(reward)
     except BaseException as error:  # a user's module may raise anything while it is imported
         broken = fault(f"the reward cannot be loaded: {describe(error)} (with task.memory_mb = {orders.memory_mb})")
-        return lambda call: [broken] * len(call.completions), False
-    return _judge_of(reward, judges_groups), judges_groups
+        return lambda call: [broken] * len(call.completions), "completion"
+    return _judge_of(reward, unit), unit
 
 
-def _judges_groups(reward: Callable) -> bool:
-    """Whether the reward's second parameter is `completions`. TypeError if another parameter has that name."""
+def _unit(reward: Reward | GroupReward | Environment) -> Unit:
+    """Conversations: it has the methods of an environment. Groups: its second parameter is `completions`.
+
+    TypeError if another parameter has that name.
+    """
+    if all(callable(getattr(_unwrapped(reward), name, None)) for name in ("reset", "step", "score")):
+        return "conversation"
     try:
         signature = inspect.signature(reward)
     except ValueError:  # a function written in C does not tell
-        return False
+        return "completion"
     names = list(signature.parameters)
     if "completions" not in names:
-        return False
+        return "completion"
     if names[1:2] != ["completions"] or "completion" in names:
         raise TypeError(
             "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
             f"all completions of a prompt at once; found {signature}"
         )
-    return True
+    return "group"
 
 
-def _judge_of(reward: Callable, judges_groups: bool) -> Judge:
+def _unwrapped(reward: Reward | GroupReward | Environment) -> Reward | GroupReward | Environment:
+    return getattr(reward, "__wrapped__", reward)
+
+
+def _judge_of(reward: Reward | GroupReward | Environment, unit: Unit) -> Judge:
     def verdicts_of(call: Call) -> list[Verdict]:
-        if judges_groups:
+        if unit == "conversation":
+            return [replay(_unwrapped(reward), call.prompt, call.completions, call.replies, call.row)]
+        if unit == "group":
             return group_verdicts_of(reward(call.prompt, list(call.completions), **call.row), call.completions)
         (completion,) = call.completions
         return [verdict_of(reward(call.prompt, completion, **call.row), completion)]
@@ -128,7 +146,7 @@ def _judge_of(reward: Callable, judges_groups: bool) -> Judge:
             verdict = Verdict(0.0, "recursion")
         except BaseException as error:  # CancelledError, KeyboardInterrupt, SystemExit: the reward's, nobody else's
             verdict = fault(describe(error))
-        return [verdict] * len(call.completions)
+        return [verdict] * (1 if unit == "conversation" else len(call.completions))
 
     return judge
 
