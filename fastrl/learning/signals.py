@@ -8,6 +8,7 @@ that it may use. It asks for a second model by its role: `models()` says which o
                         teacher model, on the policy's own tokens           Agarwal et al. 2023, arXiv:2306.13649
     self-distillation   w·(log π(y_t|x,hint,y_<t) − log π(y_t|x,y_<t)): the teacher is the policy itself, with a correct
                         sibling in its prompt                               SDPO, arXiv:2601.20802, sampled-token form
+    gae                 what came against what a critic expected, which learns beside the policy         `learning.gae`
 """
 
 import warnings
@@ -18,6 +19,7 @@ from typing import Annotated, ClassVar, Protocol
 import numpy as np
 from annotated_types import Ge
 
+from fastrl.learning.gae import Gae
 from fastrl.learning.objectives import Objective
 from fastrl.rollouts import Rollouts
 
@@ -62,13 +64,23 @@ class Tools(Protocol):
         """Token ids of the problems' prompts, in the task's template."""
 
 
-class Signal(Protocol):
-    """Its fields are its settings, under [algorithm.<name>]. compares_group: needs several rollouts of a prompt."""
+class SignalSettings(Protocol):
+    """Its fields are its settings, under [algorithm.<name>]. compares_group: needs several rollouts of a prompt.
+
+    A signal that learns is settings alone: `learners.LEARNERS` says what is made from them.
+    """
 
     compares_group: ClassVar[bool]
 
     def models(self) -> dict[str, str]:
-        """Role → folder or hub id of a model that must be there beside the policy. ValueError for a missing one."""
+        """Role → folder or hub id of a model that must be there beside the policy; empty: what the run begins with.
+
+        ValueError for a missing one.
+        """
+
+
+class Signal(SignalSettings, Protocol):
+    """A signal without weights of its own is called itself."""
 
     def __call__(self, batch: Rollouts, problems: Sequence[Problem], tools: Tools) -> np.ndarray:
         """(N,) credits. groups_R of the batch is the index of a rollout's problem."""
@@ -163,7 +175,8 @@ def _fitting(prompts: dict[int, list[int]], lengths_R: np.ndarray, limit: int | 
     return kept
 
 
-SIGNALS: dict[str, type[Signal]] = {
+SIGNALS: dict[str, type[SignalSettings]] = {
     "distillation": Distillation,
     "self-distillation": SelfDistillation,
+    "gae": Gae,
 }

@@ -1,4 +1,4 @@
-"""The policies of a run: the one that is trained, the one that a KL penalty pulls back to, those of signals."""
+"""The models of a run: the policy, the one that a KL penalty pulls it back to, those of signals, a critic."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,9 +6,10 @@ from pathlib import Path
 
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import TokenLoss
+from fastrl.policy.critic import Critic
 from fastrl.policy.loading import load_model
 from fastrl.policy.lora import attach
-from fastrl.policy.model import Policy
+from fastrl.policy.model import Backbone, Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.sharding import shard
 from fastrl.process.ranks import Ranks
@@ -49,10 +50,22 @@ def second_policies(
 def _policy(
     config: TrainConfig, source: Pretrained, loss: TokenLoss, ranks: Ranks, say: Callable[[str], None]
 ) -> Policy:
-    """Loaded; sharded where there are several ranks or the shards are to live in CPU memory."""
-    policy, offload = Policy(load_model(source, say), loss, config.sampler.temperature), config.optimizer.offload
-    if ranks.world_size > 1 or offload:
-        shard(policy, ranks, offload=offload)
-        place = ", in CPU memory" if offload else ""
-        say(f"FSDP2: float32 shards on {ranks.world_size} ranks{place}, {policy.dtype} compute")
+    policy = Policy(load_model(source, say), loss, config.sampler.temperature)
+    _place(policy, config, ranks, say)
     return policy
+
+
+def new_critic(config: TrainConfig, base: Pretrained, ranks: Ranks, say: Callable[[str], None]) -> Critic:
+    """On the backbone of the model that the run begins with, sharded as the policy is. Whole, also beside adapters."""
+    critic = Critic(load_model(base, say))
+    _place(critic, config, ranks, say)
+    return critic
+
+
+def _place(model: Backbone, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Shard it where there are several ranks or the shards are to live in CPU memory."""
+    offload = config.optimizer.offload
+    if ranks.world_size > 1 or offload:
+        shard(model, ranks, offload=offload)
+        place = ", in CPU memory" if offload else ""
+        say(f"FSDP2: float32 shards on {ranks.world_size} ranks{place}, {model.dtype} compute")

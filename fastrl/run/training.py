@@ -11,6 +11,8 @@ from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
 from fastrl.kernels import choose
+from fastrl.learners.choose import build_learners
+from fastrl.learners.states import TrainedStates
 from fastrl.learning.importance import choose_importance
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
@@ -93,7 +95,7 @@ class Run:
         self._build(checkpoint, state.get("probe"))
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
-            self.optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, self.optimizer.empty_state))
+            self.states.load_state_tensors(checkpoints.load_tensors(checkpoint, self.states.empty_state))
             checkpoints.restore_rng(checkpoint, self.ranks)
         self.writer = CheckpointWriter(
             folder,
@@ -121,7 +123,8 @@ class Run:
     def _build(self, checkpoint: Path | None, probe: dict[str, float] | None) -> None:
         """Model, sampler, optimizer, verifier, trainer, evaluator.
 
-        The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
+        The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters. What
+        signals train comes before the sampler, which takes of the memory that is left.
         """
         config = self.config
         loss, say = token_loss(config.algorithm), self.progress.message
@@ -129,12 +132,14 @@ class Run:
         self.model = self.policy.model
         surrogate, vocab = config.algorithm.surrogate, self.policy.head().weight.shape[0]
         say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate, vocab)}")
+        learners = build_learners(config, self.base, self.ranks, say)
+        own_bytes = training_bytes(self.model, config.optimizer, self.ranks.world_size)
         parts = SamplerParts(
             config.sampler,
             self.policy,
             self.tokenizer,
             self.max_sequence_tokens,
-            training_bytes=training_bytes(self.model, config.optimizer, self.ranks.world_size),
+            training_bytes=own_bytes + sum(learner.bytes_to_come for learner in learners.values()),
             trust_remote_code=config.model.trust_remote_code,
             say=say,
         )
@@ -143,6 +148,7 @@ class Run:
         if ignored := ignored_settings(self.model):
             say(f"the model's own generation settings are not used: {ignored}")
         self.optimizer = build_optimizer(self.policy, config.optimizer, config.run.num_steps)
+        self.states = TrainedStates(self.optimizer, learners)
         self.updater = Updater(
             self.policy,
             self.optimizer,
@@ -157,7 +163,9 @@ class Run:
         stream = PromptStream(self.task.train, config.run.seed, self.position)
         probe = LogprobProbe(self.policy.dtype, probe)
         context = min(self.base.limits.values(), default=None)
-        self.trainer = Trainer(config, self.arena, stream, self.updater, probe, max_sequence_tokens=context)
+        self.trainer = Trainer(
+            config, self.arena, stream, self.updater, probe, max_sequence_tokens=context, learners=learners
+        )
         self.evaluator = Evaluator(self.arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
 
     def __enter__(self) -> "Run":
@@ -227,7 +235,7 @@ class Run:
         self._choose_importance()
         with self.interrupts.deferred():
             self.is_moving = True
-            self.optimizer.start_step(step)
+            self.states.start_step(step)
             metrics = self.trainer.learn(batch) | {"lr": self.optimizer.lr}
             self.completed_step, self.position = step, self.trainer.prompts.position
             self.is_moving = False
@@ -312,4 +320,4 @@ class Run:
         if self.best_step is not None:
             state |= {"best": self.best, "best_step": self.best_step}
         is_best = self.best_step == self.completed_step
-        self.writer.save(self.completed_step, self.optimizer.state_tensors(), state, is_best=is_best)
+        self.writer.save(self.completed_step, self.states.state_tensors(), state, is_best=is_best)
