@@ -1,18 +1,18 @@
 """The learners by the name of their signal, and those that a run has."""
 
+import importlib
 from collections.abc import Callable
-from typing import Any
 
 from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
-from fastrl.learners.critic import CriticLearner
 from fastrl.learners.protocol import Learner, LearnerParts
 from fastrl.learning.signals import SIGNALS
 from fastrl.policy.pretrained import Pretrained
 from fastrl.process.ranks import Ranks
 
-LEARNERS: dict[str, type[Learner]] = {
-    "gae": CriticLearner,
+# Name of the signal → module:class that is made from `LearnerParts`; imported when it is asked for.
+LEARNERS = {
+    "gae": "fastrl.learners.critic:CriticLearner",
 }
 
 
@@ -20,15 +20,13 @@ def build_learners(
     config: TrainConfig, base: Pretrained, ranks: Ranks, say: Callable[[str], None] = print
 ) -> dict[str, Learner]:
     """By the name of their signal, those that algorithm.signals asks for."""
-    names = [name for name in config.algorithm.signals if name in LEARNERS]
-    return {name: LEARNERS[name](LearnerParts(settings(config, name), config, base, ranks, say)) for name in names}
+    return {
+        name: cls(LearnerParts(chosen(config.algorithm, SIGNALS, name), config, base, ranks, say))
+        for name, cls in learner_classes(config).items()
+    }
 
 
-def settings(config: TrainConfig, name: str) -> Any:
-    """What the config says of a signal."""
-    return chosen(config.algorithm, SIGNALS, name)
-
-
-def num_backbones(config: TrainConfig) -> int:
-    """Copies of the run's model that its signals train."""
-    return sum(LEARNERS[name].num_backbones for name in config.algorithm.signals if name in LEARNERS)
+def learner_classes(config: TrainConfig) -> dict[str, type[Learner]]:
+    """By the name of their signal, what its learners are made of."""
+    places = {name: LEARNERS[name].partition(":") for name in config.algorithm.signals if name in LEARNERS}
+    return {name: getattr(importlib.import_module(module), cls) for name, (module, _, cls) in places.items()}

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from fastrl.config.checks import check_ranks, check_train, signal_models
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import choose
-from fastrl.learners.choose import num_backbones
+from fastrl.learners.choose import learner_classes
 from fastrl.plan.footprint import Footprint, critic_bytes, footprint, num_bytes, storageless_model
 from fastrl.plan.workload import Workload, workload
 from fastrl.policy.lora import check_lora, check_targets
@@ -168,7 +168,8 @@ def _signal_models(work: Workload) -> int:
 
 def _learners(work: Workload, gradients: int) -> tuple[int, int]:
     """Bytes of the models that signals train, and of their copy in a checkpoint. gradients: the policy's."""
-    if not (count := num_backbones(work.config)):
+    count = sum(cls.num_backbones for cls in learner_classes(work.config).values())
+    if not count:
         return 0, 0
     settings = replace(work.config.model, lora_rank=0)
     with storageless_model(Pretrained(settings).architecture, work.dtype, work.attention, settings) as model:
