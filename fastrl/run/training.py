@@ -293,7 +293,8 @@ class Run:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
         algorithm = self.config.algorithm
         fractional = next((r for r in rollouts.rewards_R.tolist() if r not in (0.0, 1.0) and not math.isnan(r)), None)
-        if self.has_announced or fractional is None or OBJECTIVES[algorithm.objective].compares_group:
+        is_sign_objective = algorithm.objective != "none" and not OBJECTIVES[algorithm.objective].compares_group
+        if self.has_announced or fractional is None or not is_sign_objective:
             return
         self.has_announced = True
         self.progress.message(
