@@ -36,5 +36,5 @@ class Critic(Backbone):
         return self._values(batch)
 
     def _values(self, batch: MicroBatch) -> Tensor:
-        weight, bias = self.value_head.weight.float(), self.value_head.bias.float()
-        return torch.nn.functional.linear(self.hidden_states(batch).float(), weight, bias).squeeze(-1)
+        weight_H, bias_1 = self.value_head.weight[0].float(), self.value_head.bias.float()
+        return self.hidden_states(batch).float() @ weight_H + bias_1
