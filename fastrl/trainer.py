@@ -1,13 +1,14 @@
 """One training step, from prompts to moved weights. Everything else (files, signals, schedules) is in `training`."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
+from fastrl.learners.protocol import Learner
 from fastrl.learning.objectives import OBJECTIVES, has_contrast
 from fastrl.learning.signals import SIGNALS, objective_credits
 from fastrl.policy.scoring import score
@@ -83,7 +84,7 @@ class Trainer:
     """Holds the parts of a step, which is `batch = collect(n)`, `learn(batch)`, `publish(batch)`.
 
     A step depends on its number, the seed, the data position and the weights, on nothing else. max_sequence_tokens: the
-    model's context; None: it names none.
+    model's context; None: it names none. learners: by their name, signals that learn.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Trainer:
         probe: LogprobProbe,
         *,
         max_sequence_tokens: int | None = None,
+        learners: Mapping[str, Learner] | None = None,
     ):
         self.config, self.arena, self.prompts, self.updater, self.probe = config, arena, prompts, updater, probe
         self.objective = chosen(config.algorithm, OBJECTIVES, config.algorithm.objective)
@@ -104,7 +106,9 @@ class Trainer:
             max_new_tokens=config.sampler.max_new_tokens,
             temperature=config.sampler.temperature,
         )
-        self.signals = [chosen(config.algorithm, SIGNALS, name) for name in config.algorithm.signals]
+        self.learners = learners or {}
+        plain = {n: chosen(config.algorithm, SIGNALS, n) for n in config.algorithm.signals if n not in self.learners}
+        self.signals = [(plain | self.learners)[name] for name in config.algorithm.signals]
         self.max_sequence_tokens = max_sequence_tokens
         self.watch = Stopwatch(arena.policy.device)
 
@@ -125,6 +129,10 @@ class Trainer:
         with self.watch("train"):
             metrics = self.updater.run(batch.rollouts)
         warnings = [batch.warning, verifier_warning(batch.rollouts), metrics.pop("warnings", "")]
+        for name, learner in self.learners.items():
+            with self.watch(name):
+                metrics |= learner.learn()
+            warnings.append(metrics.pop("warnings", ""))
         return metrics | ({"warnings": "; ".join(filter(None, warnings))} if any(warnings) else {})
 
     def publish(self, batch: Batch) -> dict[str, float]:

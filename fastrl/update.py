@@ -20,6 +20,7 @@ from fastrl.policy.lora import adapters_off
 from fastrl.policy.micro_batch import computed_tokens, num_inputs_R
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
+from fastrl.policy.packing import cut_mini_batches
 from fastrl.policy.reduction import prepare_backward
 from fastrl.policy.scoring import score
 from fastrl.policy.totals import COUNTS, SUMS, Totals
@@ -76,10 +77,7 @@ class Updater:
             kept = np.flatnonzero(batch.has_gradient_R)
             starts = range(0, len(kept), self.nominal_size)
             return [batch.take(kept[start : start + self.nominal_size]) for start in starts]
-        groups, group_R = np.unique(batch.groups_R, return_inverse=True)
-        num_updates = self.algorithm.updates_per_batch
-        mini_batch_R = group_R * num_updates // len(groups)
-        return [batch.take(mini_batch_R == index) for index in range(num_updates)]
+        return [batch.take(members) for members in cut_mini_batches(batch, self.algorithm.updates_per_batch)]
 
     def _prepared(self, mini_batches: list[Rollouts]) -> list[Rollouts]:
         """Reference log-probs where a KL penalty asks for them, old log-probs for mini-batches after the first."""

@@ -25,7 +25,7 @@ LAYERS = [
     {"policy"},
     {"prompts"},
     {"sampling", "records"},
-    {"sample_and_judge"},
+    {"sample_and_judge", "learners"},
     {"update", "evaluation", "warmup", "doctor", "plan", "ledger"},
     {"trainer"},
     {"run"},

@@ -23,6 +23,7 @@ RUNS = {
     "rank": {"algorithm.objective": "rank", "algorithm.rank.spread": "0.5"},
     "soft-gate": {"algorithm.surrogate": "soft_gate"},
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
+    "running-baseline": {"algorithm.objective": "none", "algorithm.signals": "running-baseline"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
     "sorting": {"task.name": "sorting"},
     "second-try": {
@@ -132,6 +133,16 @@ def test_a_signal_draws_and_judges_for_itself(folder):
     assert len(baselines) == 3 and {b for _, b in baselines} <= {0.0, 0.25, 0.5, 0.75, 1.0} != {0.0}
     again = {(row["group"], (row["reward"] >= 1) - row["advantage"]) for row in rollouts(folder, "fresh-baseline", 2)}
     assert baselines | again > baselines  # other draws in another step
+
+
+def test_a_signal_learns_one_number(folder):
+    first, second = (row["baseline/mean"] for row in metrics(folder, "running-baseline"))
+    found = [
+        [row["reward"] - row["advantage"] for row in rollouts(folder, "running-baseline", step)] for step in (1, 2)
+    ]
+    assert set(found[0]) == {0.0} and found[1] == pytest.approx([first] * len(found[1]))
+    rewards = [row["reward/mean"] for row in metrics(folder, "running-baseline")]
+    assert [first, second] == pytest.approx([0.1 * rewards[0], 0.9 * first + 0.1 * rewards[1]]) and first > 0
 
 
 def test_a_reward_judges_a_whole_group(folder):

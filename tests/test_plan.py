@@ -58,6 +58,27 @@ def test_parts_by_hand(config):
     assert taught.second_models == 8 * count
 
 
+def test_a_critics_parts_by_hand(config):
+    """A second backbone with a head of 33 values: float32 weights, moments, and both once more for a checkpoint.
+
+    Its gradients lie where the policy's were, but for the 33.
+    """
+    machine = {"device_type": "cpu", "memory_gib": 1.0, "prompt_tokens": 11}
+    alone = make_plan(config, **machine)
+    critic = {"algorithm.objective": "none", "algorithm.signals": ("gae",)}
+    ours = make_plan(with_settings(config, critic), **machine)
+    count = alone.training.weights // 4 + 32 + 1  # embedding and head are tied
+    assert (ours.learners, alone.learners) == (12 * count + 4 * 33, 0)
+    assert ours.checkpoint - alone.checkpoint == 12 * count and ours.peak - alone.peak == 24 * count + 4 * 33
+    assert "models that signals train" in plan_text(ours) and "models that signals train" not in plan_text(alone)
+    penalised = make_plan(with_settings(config, critic | {"algorithm.gae.kl_coef": 1e-3}), **machine)
+    assert penalised.second_models == alone.training.weights
+    adapters = make_plan(with_settings(config, critic | {"model.lora_rank": 2}), **machine)
+    assert adapters.learners == 16 * count - adapters.training.gradients  # beyond the adapters' own
+    two = make_plan(with_settings(config, critic), num_ranks=2, **machine)
+    assert two.learners == pytest.approx(6 * count, rel=0.01)
+
+
 def test_the_largest_budget_fits_and_a_larger_one_does_not(config):
     memory = 0.25
     config = replace(config, batch=replace(BATCH, prompts_per_step=4096))

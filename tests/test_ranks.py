@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torchrun import torchrun
-from update_ranks import LATE, SCENARIOS, scenarios_of, update
+from update_ranks import CRITICS, LATE, SCENARIOS, scenarios_of, teach, update
 
 from fastrl.policy.packing import spread
 from fastrl.policy.reduction import reduction_of
@@ -17,11 +17,12 @@ def several(tmp_path_factory, family_folder) -> dict[int, dict]:
     """The results of every scenario, by number of processes."""
     folder, root = str(family_folder("qwen2.5")), tmp_path_factory.mktemp("ranks")
     results = {1: {name: update(folder, ALONE, name) for name in SCENARIOS}}
+    results[1] |= {f"critic {name}": teach(folder, ALONE, rewarded) for name, rewarded in CRITICS.items()}
     for num_ranks in (2, 4):
         output = root / f"{num_ranks}.pt"
         process = torchrun(num_ranks, [str(Path(__file__).parent / "update_ranks.py"), folder, str(output)])
         assert process.returncode == 0, process.stdout + process.stderr
-        results[num_ranks] = torch.load(output)
+        results[num_ranks] = torch.load(output, weights_only=False)
     return results
 
 
@@ -86,6 +87,23 @@ def test_scenarios_are_what_their_names_say(several):
 )
 def test_gradients_are_reduced_once_where_memory_allows(setting, device, gib, num_ranks, expected):
     assert reduction_of(setting, 4 << 30, torch.device(device), gib << 30, num_ranks) == expected
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("name", CRITICS)
+def test_several_ranks_teach_a_critic_as_one(several, name, num_ranks):
+    """The head is 0 at first, so that the backbone moves from the second update on."""
+    alone, together = several[1][f"critic {name}"], several[num_ranks][f"critic {name}"]
+    assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-3, abs=1e-6, nan_ok=True)
+    assert alone["metrics"]["critic/num_updates"] == {"all": 3, "one": 1, "none": 0}[name]
+    assert together["before"] == pytest.approx(alone["before"], abs=1e-6)
+    assert together["after"] == pytest.approx(alone["after"], abs=1e-3)
+    assert (name == "none") == (not alone["gradient"])
+    for key, gradient in alone["gradient"].items():
+        assert (gradient - together["gradient"][key]).abs().max().item() <= 1e-5, key
+    worst = max((w - together["weights"][k]).abs().max().item() for k, w in alone["weights"].items())
+    assert worst < 1e-5, worst
 
 
 def test_alone_exchanges_are_the_identity():

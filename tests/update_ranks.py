@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 tests/update_ranks.py MODEL_FOLDER OUTPUT.pt
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
-from fastrl.policy.loading import load_for_training
+from fastrl.learners.critic import CriticLearner
+from fastrl.learners.protocol import LearnerParts
+from fastrl.learning.gae import Gae
+from fastrl.policy.loading import load_for_training, load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.policy.optimizer.one_pass import OnePassOptimizer
@@ -56,6 +60,9 @@ FOR_TWO = {"compiled"}  # each process compiles for itself
 
 def scenarios_of(num_ranks: int) -> list[str]:
     return [name for name in SCENARIOS if num_ranks <= 2 or name not in FOR_TWO]
+
+
+CRITICS = {"all": range(NUM_PROMPTS * GROUP), "one": (3,), "none": ()}  # rollouts that have a reward
 
 
 class Recorded(MasterOptimizer):
@@ -139,6 +146,22 @@ def update(folder: str, ranks: Ranks, name: str) -> dict:
     return found | {"num_reductions": reductions.count, "num_units": 1 + len(blocks_of(policy.model))}
 
 
+def teach(folder: str, ranks: Ranks, rewarded: Sequence[int]) -> dict:
+    """Metrics and the first gradient of a critic's three updates on a batch, its weights, credits before and after."""
+    config = replace(config_of(replace(DEFAULT, updates_per_batch=3), 80), model=ModelConfig(folder))
+    base = Pretrained(config.model)
+    batch = rollouts_of(load_model(base, lambda text: None), {})
+    rewards_R = np.array([i % 2 if i in rewarded else np.nan for i in range(len(batch))])
+    batch = replace(batch, rewards_R=rewards_R, penalties_R=np.zeros(len(batch)))
+    settings = Gae(gamma=0.9, lam=0.8, critic_lr=1e-3)
+    learner = CriticLearner(LearnerParts(settings, config, base, ranks, lambda text: None))
+    learner.optimizer = Recorded(learner.critic, replace(config.optimizer, lr=1e-3), 10)
+    before, metrics, after = learner(batch, [], None), learner.learn(), learner(batch, [], None)
+    weights = {name: whole(p).clone() for name, p in learner.critic.named_parameters()}
+    gradient = learner.optimizer.gradient or {}
+    return {"metrics": metrics, "before": before, "after": after, "weights": weights, "gradient": gradient}
+
+
 def whole(parameter: Tensor) -> Tensor:
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
 
@@ -146,7 +169,8 @@ def whole(parameter: Tensor) -> Tensor:
 def main(folder: str, output: str) -> None:
     with joined(torch.device("cpu"), timeout_s=240) as ranks:
         results = {name: update(folder, ranks, name) for name in scenarios_of(ranks.world_size)}
-        same = ranks.gather({name: r["metrics"] for name, r in results.items()})
+        results |= {f"critic {name}": teach(folder, ranks, rewarded) for name, rewarded in CRITICS.items()}
+        same = ranks.gather({name: str(r["metrics"]) for name, r in results.items()})  # NaN is not NaN
         assert all(metrics == same[0] for metrics in same), "ranks disagree about the metrics"
         if ranks.is_main:
             torch.save(results, Path(output))

@@ -16,7 +16,7 @@ from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3)
+TIERS = (0, 1, 2, 3, 8)
 NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
@@ -34,6 +34,12 @@ OBJECTIVES = {
     "grpo": {"algorithm.objective": "grpo"},
     "dr-grpo": {"algorithm.objective": "dr-grpo", "algorithm.reduction": "constant"},
     "rloo": {"algorithm.objective": "rloo"},
+}
+PPO = {  # the [algorithm] of configs/ppo-countdown.toml
+    "algorithm.objective": "none",
+    "algorithm.signals": ("gae",),
+    "algorithm.gae.kl_coef": 1e-3,
+    "algorithm.gae.critic_lr": 3e-4,
 }
 LEDGER = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
@@ -151,11 +157,18 @@ def tier3() -> Iterator[Cell]:
         yield Cell(f"tier3.one-problem.{name}", 1, OBJECTIVES[name] | {"task.num_train": 1}, sweep_of(name))
 
 
+def tier8() -> Iterator[Cell]:
+    """A critic as baseline (PPO), beside the group's mean and none, at one learning rate and over fewer steps."""
+    methods = {"ppo": PPO, **{name: OBJECTIVES[name] for name in ("grpo", "rloo", "nsr")}}
+    for seed, (name, settings) in product((1, 2), methods.items()):
+        yield Cell(f"tier8.{name}", seed, settings | {"optimizer.lr": 3e-5}, num_steps=60, test_samples=64)
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3}[tier]())
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 8: tier8}[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:

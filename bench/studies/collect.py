@@ -14,6 +14,7 @@ from fastrl.records.jsonl import as_json, read_jsonl
 
 SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")
 METRICS = ("clip/positive", "clip/negative", "update/num_updates", "update/kept_share", "entropy/mean", "grad_norm")
+METRICS += ("critic/explained_variance", "critic/mean_value", "critic/mean_return")
 
 
 def evaluation_row(path: Path) -> dict:

@@ -44,7 +44,7 @@ def check_train(config: TrainConfig) -> TrainConfig:
         f"{sampler.max_new_tokens}: every completion would be penalised for its length",
     )
     _check_objective(algorithm, batch.rollouts_per_prompt)
-    signal_models(algorithm)
+    signal_models(config)
     _check_gradients(config.optimizer)
     _check_best_metric(config.run.best_metric, config.evaluation)
     return dataclasses.replace(config, algorithm=_apply_preset(algorithm))
@@ -68,11 +68,12 @@ def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> No
     )
 
 
-def signal_models(algorithm: AlgorithmConfig) -> dict[str, str]:
-    """Role → folder or hub id of the models that signals need beside the policy.
+def signal_models(config: TrainConfig) -> dict[str, str]:
+    """Role → folder or hub id of the models that signals need beside the policy, which may be the run's own.
 
     ValueError where a signal cannot work, where two ask for one role, and where nothing gives any credit.
     """
+    algorithm = config.algorithm
     _require(
         algorithm.objective != "none" or bool(algorithm.signals),
         "algorithm.objective = 'none' needs a signal that gives credit instead: set algorithm.signals",
@@ -82,7 +83,7 @@ def signal_models(algorithm: AlgorithmConfig) -> dict[str, str]:
         models = chosen(algorithm, SIGNALS, name).models()
         shared = found.keys() & models.keys()
         _require(not shared, f"algorithm.signals = {list(algorithm.signals)}: two of them bring a {', '.join(shared)}")
-        found |= {role: os.path.expanduser(path) for role, path in models.items()}
+        found |= {role: os.path.expanduser(path) or config.model.path for role, path in models.items()}
     return found
 
 

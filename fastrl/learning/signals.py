@@ -12,6 +12,7 @@ that it may use. It asks for a second model by its role: `models()` says which o
                         number                                              ΔBelief-RL, arXiv:2602.12342
     rlvmr               α·(advantage of the conversation) + (1 − α)·(advantage of the turn among those of its tag)
                                                                             RLVMR, arXiv:2507.22844
+    gae                 what came against what a critic expected, which learns beside the policy         `learning.gae`
 """
 
 import warnings
@@ -22,6 +23,7 @@ from typing import Annotated, ClassVar, Protocol
 import numpy as np
 from annotated_types import Ge, Le
 
+from fastrl.learning.gae import Gae
 from fastrl.learning.objectives import Grpo, Objective
 from fastrl.learning.turn_credit import Turns, compared
 from fastrl.rollouts import Rollouts
@@ -73,13 +75,23 @@ class Tools(Protocol):
         """Token ids of a text alone, without special tokens."""
 
 
-class Signal(Protocol):
-    """Its fields are its settings, under [algorithm.<name>]. compares_group: needs several rollouts of a prompt."""
+class SignalSettings(Protocol):
+    """Its fields are its settings, under [algorithm.<name>]. compares_group: needs several rollouts of a prompt.
+
+    A signal that learns is settings alone: `learners.LEARNERS` says what is made from them.
+    """
 
     compares_group: ClassVar[bool]
 
     def models(self) -> dict[str, str]:
-        """Role → folder or hub id of a model that must be there beside the policy. ValueError for a missing one."""
+        """Role → folder or hub id of a model that must be there beside the policy; empty: what the run begins with.
+
+        ValueError for a missing one.
+        """
+
+
+class Signal(SignalSettings, Protocol):
+    """A signal without weights of its own is called itself."""
 
     def __call__(self, batch: Rollouts, problems: Sequence[Problem], tools: Tools) -> np.ndarray:
         """(N,) credits. groups_R of the batch is the index of a rollout's problem."""
@@ -268,9 +280,10 @@ def _fitting(
     return kept
 
 
-SIGNALS: dict[str, type[Signal]] = {
+SIGNALS: dict[str, type[SignalSettings]] = {
     "distillation": Distillation,
     "self-distillation": SelfDistillation,
     "delta-belief": DeltaBelief,
     "rlvmr": Rlvmr,
+    "gae": Gae,
 }

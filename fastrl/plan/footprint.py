@@ -23,11 +23,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from fastrl.config.schema import ModelConfig, OptimizerConfig
 from fastrl.kernels import chunks
 from fastrl.policy.attention import AttentionChoice, use_packed_attention
+from fastrl.policy.critic import Critic
 from fastrl.policy.lora import attach
 from fastrl.policy.micro_batch import computed_tokens
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import gradient_dtype
-from fastrl.policy.optimizer.bytes import optimizer_bytes
+from fastrl.policy.optimizer.bytes import OptimizerBytes, optimizer_bytes
 from fastrl.policy.packing import cut_micro_batches
 from fastrl.policy.recompute import blocks_of, recompute_blocks
 from fastrl.policy.rms_norm import keep_norm_inputs
@@ -195,6 +196,13 @@ def footprint(
         gathered=gathered,
         update=max(kept.step, reduced),
     )
+
+
+def critic_bytes(model: PreTrainedModel, optimizer: OptimizerConfig, num_ranks: int = 1) -> tuple[int, OptimizerBytes]:
+    """(weights, the optimizer's) of a critic on the backbone of a `storageless_model`, sharded as the policy is."""
+    parameters = list(Critic(model).parameters())
+    stored = _shards(parameters, optimizer, num_ranks) if num_ranks > 1 or optimizer.offload else parameters
+    return num_bytes(stored), optimizer_bytes(stored, optimizer)
 
 
 def _computing(

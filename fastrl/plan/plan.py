@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from fastrl.config.checks import check_ranks, check_train, signal_models
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import choose
+from fastrl.learners.choose import learner_classes
 from fastrl.plan.flops import ModelShape
-from fastrl.plan.footprint import Footprint, footprint, num_bytes, storageless_model
+from fastrl.plan.footprint import Footprint, critic_bytes, footprint, num_bytes, storageless_model
 from fastrl.plan.workload import Workload, workload
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.pretrained import Pretrained
@@ -46,14 +47,16 @@ class Plan:
     """Bytes by part on each rank.
 
     work: what the run does, and where, with the settings that it chooses itself. second_models: weights of the KL
-    penalty's reference and of the models that signals need. unsharded: the whole model, which the embedded sampler
-    gathers from shards. checkpoint: CPU memory of the first rank, whatever the device. fitting_tokens: the largest
-    micro-batch for `memory`; 0 if none fits.
+    penalty's reference and of the models that signals need. learners: what signals train: weights, masters, optimizer
+    states, and gradients where they exceed the policy's, with which they take turns. unsharded: the whole model, which
+    the embedded sampler gathers from shards. checkpoint: CPU memory of the first rank, whatever the device.
+    fitting_tokens: the largest micro-batch for `memory`; 0 if none fits.
     """
 
     work: Workload
     training: Footprint
     second_models: int
+    learners: int
     sampler_weights: int
     unsharded: int
     kv_cache: int
@@ -78,8 +81,8 @@ class Plan:
     def resident(self) -> int:
         """Bytes besides training that stay through both phases."""
         checkpoint = self.checkpoint if self.work.is_on_cpu else 0
-        second_models = 0 if self.work.is_offloaded else self.second_models
-        return second_models + self.sampler_weights + checkpoint + (self.kv_cache if self.work.keeps_kv_cache else 0)
+        models = 0 if self.work.is_offloaded else self.second_models + self.learners
+        return models + self.sampler_weights + checkpoint + (self.kv_cache if self.work.keeps_kv_cache else 0)
 
     @property
     def peak(self) -> int:
@@ -164,15 +167,19 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
     served = served_bytes(weights, model, work.dtype, is_sharded=work.is_sharded) if work.is_vllm else 0
     vocabulary = model.get_output_embeddings().weight.shape[0]
     masters = training.weights if work.is_sharded else training.masters
+    learners, learners_copy = _learners(work, training.gradients)
+    kept = served + (0 if work.is_offloaded else training.static + learners)
+    trained = num_bytes(p for p in model.parameters() if p.requires_grad)
     return Plan(
         work=work,
         training=training,
         second_models=(training.weights if work.has_reference else 0) + _signal_models(work),
+        learners=learners,
         sampler_weights=served,
         unsharded=num_bytes(model.parameters()) if work.is_sharded and not work.is_vllm else 0,
-        kv_cache=_kv_cache_bytes(work, model, memory, served + (0 if work.is_offloaded else training.static)),
+        kv_cache=_kv_cache_bytes(work, model, memory, kept),
         sampler_logits=0 if work.is_vllm else LOGITS_COPIES * vocabulary * work.num_sampled,
-        checkpoint=num_bytes(p for p in model.parameters() if p.requires_grad) + masters + training.optimizer,
+        checkpoint=trained + masters + training.optimizer + learners_copy,
         memory=memory,
         reserve=reserved_bytes(work.device, has_engine=work.is_vllm),
         shape=ModelShape.of(model, cache_dtype(work.config.sampler, work.dtype)),
@@ -182,12 +189,24 @@ def _plan(work: Workload, model: PreTrainedModel, memory: int) -> Plan:
 def _signal_models(work: Workload) -> int:
     """Bytes of the weights that signals ask for beside the policy."""
     total = 0
-    for path in signal_models(work.config.algorithm).values():
+    for path in signal_models(work.config).values():
         source = Pretrained(replace(work.config.model, path=path, lora_rank=0))
         with storageless_model(source.architecture, work.dtype, work.attention, source.settings) as model:
             count = sum(parameter.numel() for parameter in model.parameters())
         total += 4 * count // work.num_ranks if work.is_sharded else work.dtype.itemsize * count
     return total
+
+
+def _learners(work: Workload, gradients: int) -> tuple[int, int]:
+    """Bytes of the models that signals train, and of their copy in a checkpoint. gradients: the policy's."""
+    count = sum(cls.num_backbones for cls in learner_classes(work.config).values())
+    if not count:
+        return 0, 0
+    settings = replace(work.config.model, lora_rank=0)
+    with storageless_model(Pretrained(settings).architecture, work.dtype, work.attention, settings) as model:
+        weights, kept = critic_bytes(model, work.config.optimizer, work.num_ranks)
+    more = max(count * kept.gradients - gradients, 0)
+    return count * (weights + kept.masters + kept.states) + more, count * ((kept.masters or weights) + kept.states)
 
 
 def _training(work: Workload, model: PreTrainedModel, num_tokens: int) -> Footprint:
@@ -261,6 +280,7 @@ def _parts(plan: Plan) -> list[tuple[str, int, str]]:
         ("optimizer states", t.optimizer, place),
         ("gradients", t.gradients, place or f"while training{', of the whole model' * plan.has_whole_gradients}"),
         ("second models", plan.second_models, place if plan.second_models else "none: no KL penalty but to a base"),
+        ("models that signals train", plan.learners, place),
         ("activations", t.activations, f"while training, {work.micro_batch_tokens} tokens"),
         ("logits chunk and head gradient", t.logits, "while training"),
         ("working memory of the backward", t.working, "while training"),
@@ -274,6 +294,7 @@ def _parts(plan: Plan) -> list[tuple[str, int, str]]:
         ("checkpoint's copy", plan.checkpoint, "" if work.is_on_cpu else beside),
     ]
     unneeded = {"reserve", "unsharded blocks and root", "optimizer step", "unsharded weights to sample from"}
+    unneeded |= {"models that signals train"}
     return [part for part in parts if part[1] or part[0] not in unneeded]
 
 

@@ -16,32 +16,21 @@ from fastrl.process.ranks import ALONE
 from fastrl.rollouts import Rollouts
 
 
-class Policy(nn.Module):
-    """A Hugging Face causal LM with the token loss on top: `loss` is what a token pays; logits are / `temperature`.
+class Backbone(nn.Module):
+    """A Hugging Face model up to its last hidden states, packed or padded; what lies on top is the subclass's.
 
-    Batches that carry the sampler's log-probs are importance-weighted up to `importance_cap`. device and dtype: of the
-    forward; ranks: the processes that hold the parameters' shards (`sharding`); reduce_every: when they sum gradients
-    (`reduction`).
+    device and dtype: of the forward; ranks: the processes that hold the parameters' shards (`sharding`); reduce_every:
+    when they sum gradients (`reduction`).
     """
 
-    def __init__(self, model: PreTrainedModel, loss: TokenLoss | None = None, temperature: float = 1.0):
+    temperature = 1.0
+
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        self.loss = loss or TokenLoss()
-        self.importance_cap: float | None = None
-        self.temperature = temperature
         self.device, self.dtype = model.device, model.dtype
         self.ranks = ALONE
         self.reduce_every: Literal["micro-batch", "update"] = "micro-batch"
-
-    def head(self) -> Head:
-        """The model's head, with the scale and softcap that its config names."""
-        config = self.model.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0
-        if divisor := getattr(config, "logits_scaling", None):
-            scale = scale / divisor
-        layer = self.model.get_output_embeddings()
-        return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
 
     @property
     def is_packed(self) -> bool:
@@ -60,7 +49,7 @@ class Policy(nn.Module):
         *,
         with_sampler_logprobs: bool = False,
     ) -> MicroBatch:
-        """Their tensors on the policy's device; see `build_micro_batch`."""
+        """Their tensors on the device of the forward; see `build_micro_batch`."""
         batch = build_micro_batch(
             rollouts,
             token_weights_R,
@@ -96,6 +85,28 @@ class Policy(nn.Module):
         places_T = rows_T * width + batch.positions_T
         ids_BL = batch.input_ids_T.new_zeros(num * width).index_copy(0, places_T, batch.input_ids_T).view(num, width)
         return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state.flatten(0, 1)[places_T]
+
+
+class Policy(Backbone):
+    """A Hugging Face causal LM with the token loss on top: `loss` is what a token pays; logits are / `temperature`.
+
+    Batches that carry the sampler's log-probs are importance-weighted up to `importance_cap`.
+    """
+
+    def __init__(self, model: PreTrainedModel, loss: TokenLoss | None = None, temperature: float = 1.0):
+        super().__init__(model)
+        self.loss = loss or TokenLoss()
+        self.importance_cap: float | None = None
+        self.temperature = temperature
+
+    def head(self) -> Head:
+        """The model's head, with the scale and softcap that its config names."""
+        config = self.model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        if divisor := getattr(config, "logits_scaling", None):
+            scale = scale / divisor
+        layer = self.model.get_output_embeddings()
+        return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
 
     @overload
     def forward(

@@ -1,4 +1,4 @@
-"""Which rollouts run together: micro-batches within a token budget, and fair shares for ranks."""
+"""Which rollouts run together: mini-batches of whole prompts, micro-batches within a token budget, shares for ranks."""
 
 import heapq
 import math
@@ -10,6 +10,13 @@ from fastrl.policy.micro_batch import num_inputs_R
 from fastrl.rollouts import Rollouts
 
 UNIT_SHARE = 8  # rollouts of one prompt that stay together fill at most this part of a micro-batch
+
+
+def cut_mini_batches(rollouts: Rollouts, num_updates: int) -> list[np.ndarray]:
+    """Indices of the rollouts of each update: whole prompts, in their order."""
+    groups, group_R = np.unique(rollouts.groups_R, return_inverse=True)
+    mini_batch_R = group_R * num_updates // max(len(groups), 1)
+    return [np.flatnonzero(mini_batch_R == index) for index in range(num_updates)]
 
 
 def cut_micro_batches(

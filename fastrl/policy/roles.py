@@ -1,4 +1,4 @@
-"""The policies of a run: the one that is trained, the one that a KL penalty pulls back to, those of signals."""
+"""The models of a run: the policy, the one that a KL penalty pulls it back to, those of signals, a critic."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from fastrl.config.schema import TrainConfig
 from fastrl.kernels import TokenLoss
+from fastrl.policy.critic import Critic
 from fastrl.policy.loading import load_for_training
 from fastrl.policy.lora import attach
-from fastrl.policy.model import Policy
+from fastrl.policy.model import Backbone, Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.reduction import reduction_of
 from fastrl.policy.sharding import is_sharded, shard
@@ -68,11 +69,22 @@ def _policy(
     say: Callable[[str], None],
     adapt: Callable[[PreTrainedModel], str] | None = None,
 ) -> Policy:
-    """Loaded and adapted; sharded where there are several ranks or the shards are to live in CPU memory."""
     policy = Policy(load_for_training(source, say, adapt), loss, config.sampler.temperature)
+    _place(policy, config, ranks, say)
+    return policy
+
+
+def new_critic(config: TrainConfig, base: Pretrained, ranks: Ranks, say: Callable[[str], None]) -> Critic:
+    """On the backbone of the model that the run begins with, sharded as the policy is. Whole, also beside adapters."""
+    critic = Critic(load_for_training(base, say))
+    _place(critic, config, ranks, say)
+    return critic
+
+
+def _place(model: Backbone, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Shard it where there are several ranks or the shards are to live in CPU memory."""
     offload = config.optimizer.offload
     if ranks.world_size > 1 or offload:
-        shard(policy, ranks, offload=offload)
+        shard(model, ranks, offload=offload)
         place = ", in CPU memory" if offload else ""
-        say(f"FSDP2: float32 shards on {ranks.world_size} ranks{place}, {policy.dtype} compute")
-    return policy
+        say(f"FSDP2: float32 shards on {ranks.world_size} ranks{place}, {model.dtype} compute")

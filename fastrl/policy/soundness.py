@@ -50,7 +50,8 @@ def pack(model: PreTrainedModel, choice: AttentionChoice) -> AttentionChoice:
 
 def random_rollout(model: PreTrainedModel, length: int, seed: int, prompt_length: int = 1) -> Rollouts:
     """A completion of `length` tokens by `seed`. The prompt depends on its length alone."""
-    vocab = min(model.get_output_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
+    table = model.get_output_embeddings() or model.get_input_embeddings()  # a bare backbone has no head
+    vocab = min(table.weight.shape[0], model.config.get_text_config().vocab_size)
     sizes = ((prompt_length, -prompt_length - 1), (length, seed))
     draws = (torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(s)).tolist() for size, s in sizes)
     return Rollouts.of(*([ids] for ids in draws), is_truncated=[True])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.kernels import choose
-from fastrl.policy.model import Policy
+from fastrl.policy.model import Backbone, Policy
 from fastrl.policy.sharding import is_sharded
 
 
@@ -25,7 +25,7 @@ def head_gradient(policy: Policy) -> Tensor | None:
 
 
 @contextmanager
-def sparse_embedding(policy: Policy) -> Iterator[None]:
+def sparse_embedding(policy: Backbone) -> Iterator[None]:
     """Inside, a forward gives the embedding a sparse gradient, which its dense `.grad` takes."""
     embedding = policy.model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding) or not _is_ours(policy, embedding.weight) or embedding.sparse:
@@ -39,7 +39,7 @@ def sparse_embedding(policy: Policy) -> Iterator[None]:
         embedding.sparse = False
 
 
-def _is_ours(policy: Policy, weight: Tensor) -> bool:
+def _is_ours(policy: Backbone, weight: Tensor) -> bool:
     return weight.requires_grad and not is_sharded(policy)
 
 

@@ -1,10 +1,14 @@
 """The parts of a run: model, sampler, optimizer, verifier, trainer, evaluator."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from fastrl.evaluation.evaluator import Evaluator
 from fastrl.kernels import choose
+from fastrl.learners.choose import build_learners
+from fastrl.learners.protocol import Learner
+from fastrl.learners.states import TrainedStates
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.base import Optimizer
 from fastrl.policy.optimizer.bytes import training_bytes
@@ -28,11 +32,12 @@ from fastrl.update import Updater, token_loss
 
 @dataclass(frozen=True)
 class Parts:
-    """What the steps of a run work with."""
+    """What the steps of a run work with. states: of all that is trained, the optimizer's among them."""
 
     policy: Policy
     sampler: Sampler
     optimizer: Optimizer
+    states: TrainedStates
     updater: Updater
     arena: Arena
     trainer: Trainer
@@ -42,14 +47,16 @@ class Parts:
 def build_parts(ready: Preflight, ranks: Ranks, begin: Beginning, progress: Progress, stack: ExitStack) -> Parts:
     """All parts as a run needs them at its beginning; `stack` closes those that hold processes or memory.
 
-    The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters.
+    The sampler comes before the optimizer: an engine that shares its weights re-points the model's parameters. What
+    signals train comes before the sampler, which takes of the memory that is left.
     """
     config, say = ready.config, progress.message
     loss = token_loss(config.algorithm)
     policy = trained_policy(config, ready.base, begin.checkpoint, loss, ranks, say)
     surrogate, vocab = config.algorithm.surrogate, policy.head().weight.shape[0]
     say(f"loss: {choose('linear_policy_loss', policy.device, policy.dtype, surrogate, vocab)}")
-    sampler = _build_sampler(ready, policy, ranks, progress)
+    learners = build_learners(config, ready.base, ranks, say)
+    sampler = _build_sampler(ready, policy, learners, ranks, progress)
     stack.callback(sampler.close)
     if ignored := ignored_settings(policy.model):
         say(f"the model's own generation settings are not used: {ignored}")
@@ -66,29 +73,34 @@ def build_parts(ready: Preflight, ranks: Ranks, begin: Beginning, progress: Prog
     models = second_policies(config, ready.others, policy, say)
     arena = Arena(ready.task, ready.base.tokenizer, sampler, verifier, policy, correctness, models)
     evaluator = Evaluator(arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
-    trainer = _build_trainer(ready, begin, arena, updater)
-    return Parts(policy, sampler, optimizer, updater, arena, trainer, evaluator)
+    trainer = _build_trainer(ready, begin, arena, updater, learners)
+    return Parts(policy, sampler, optimizer, TrainedStates(optimizer, learners), updater, arena, trainer, evaluator)
 
 
-def _build_sampler(ready: Preflight, policy: Policy, ranks: Ranks, progress: Progress) -> Sampler:
+def _build_sampler(
+    ready: Preflight, policy: Policy, learners: Mapping[str, Learner], ranks: Ranks, progress: Progress
+) -> Sampler:
     config = ready.config
     optimizer = replace(config.optimizer, reduce_every=policy.reduce_every)
+    own_bytes = training_bytes(policy.model, optimizer, ranks.world_size)
     return build_sampler(
         SamplerParts(
             config.sampler,
             policy,
             ready.base.tokenizer,
             ready.max_sequence_tokens,
-            training_bytes=training_bytes(policy.model, optimizer, ranks.world_size),
+            training_bytes=own_bytes + sum(learner.bytes_to_come for learner in learners.values()),
             trust_remote_code=config.model.trust_remote_code,
             say=progress.message,
         )
     )
 
 
-def _build_trainer(ready: Preflight, begin: Beginning, arena: Arena, updater: Updater) -> Trainer:
+def _build_trainer(
+    ready: Preflight, begin: Beginning, arena: Arena, updater: Updater, learners: Mapping[str, Learner]
+) -> Trainer:
     stream = PromptStream(ready.task.train, ready.config.run.seed, begin.state.get("position", 0))
     dtype = cache_dtype(ready.config.sampler, arena.policy.dtype)
     probe = LogprobProbe(dtype, begin.state.get("probe"))
     context = min(ready.base.limits.values(), default=None)
-    return Trainer(ready.config, arena, stream, updater, probe, max_sequence_tokens=context)
+    return Trainer(ready.config, arena, stream, updater, probe, max_sequence_tokens=context, learners=learners)

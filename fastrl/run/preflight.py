@@ -75,7 +75,7 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
 def _second_models(config: TrainConfig, base: Pretrained) -> dict[str, Pretrained]:
     """ValueError for one that is damaged, or that has another tokenizer than the policy's."""
     found = {}
-    for role, path in signal_models(config.algorithm).items():
+    for role, path in signal_models(config).items():
         found[role] = other = Pretrained(replace(config.model, path=path, lora_rank=0))
         other.check_weight_files()
         if other.tokenizer.get_vocab() != base.tokenizer.get_vocab():

@@ -75,8 +75,8 @@ class Run:
         self.parts = build_parts(ready, self.ranks, begin, self.progress, self.stack)
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
-            optimizer = self.parts.optimizer
-            optimizer.load_state_tensors(checkpoints.load_tensors(checkpoint, optimizer.empty_state))
+            states = self.parts.states
+            states.load_state_tensors(checkpoints.load_tensors(checkpoint, states.empty_state))
             checkpoints.restore_rng(checkpoint, self.ranks)
         self.writer = self._open_writer(is_resumed=checkpoint is not None)
         self.stack.callback(self.writer.close)
@@ -163,13 +163,13 @@ class Run:
     def _step(self, step: int) -> None:
         if self.records:
             self.records.check()
-        trainer, optimizer = self.parts.trainer, self.parts.optimizer
+        trainer = self.parts.trainer
         batch = trainer.collect(step)
         self._choose_importance()
         with self.interrupts.deferred():
             self.is_moving = True
-            optimizer.start_step(step)
-            metrics = trainer.learn(batch) | {"lr": optimizer.lr}
+            self.parts.states.start_step(step)
+            metrics = trainer.learn(batch) | {"lr": self.parts.optimizer.lr}
             self.completed_step, self.position = step, trainer.prompts.position
             self.is_moving = False
             metrics |= trainer.publish(batch)
@@ -223,7 +223,8 @@ class Run:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
         algorithm = self.config.algorithm
         fractional = next((r for r in rollouts.rewards_R.tolist() if r not in (0.0, 1.0) and not math.isnan(r)), None)
-        if self.has_announced or fractional is None or OBJECTIVES[algorithm.objective].compares_group:
+        is_sign_objective = algorithm.objective != "none" and not OBJECTIVES[algorithm.objective].compares_group
+        if self.has_announced or fractional is None or not is_sign_objective:
             return
         self.has_announced = True
         self.progress.message(
@@ -251,7 +252,7 @@ class Run:
             state |= {"best": self.best, "best_step": self.best_step}
         is_best = self.best_step == self.completed_step
         after = self.records.fence() if self.records else None
-        tensors = self.parts.optimizer.state_tensors()
+        tensors = self.parts.states.state_tensors()
         self.writer.save(self.completed_step, tensors, state, is_best=is_best, after=after)
 
     def _finish_records(self) -> None:

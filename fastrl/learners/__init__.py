@@ -1,0 +1,1 @@
+"""Signals with weights of their own, which learn beside the policy."""
