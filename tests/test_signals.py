@@ -11,6 +11,7 @@ from rollout_cases import Rollout, batch_of, rows_of
 from fastrl.config.schema import ModelConfig, TaskConfig
 from fastrl.kernels import TokenLoss
 from fastrl.learning.objectives import Grpo, Nsr
+from fastrl.learning.problem import filled, hinted, solution_text
 from fastrl.learning.signals import Distillation, SelfDistillation, correct_siblings, objective_credits
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
@@ -132,9 +133,10 @@ def test_a_hint_that_does_not_fit_gives_no_credit_and_is_said(tools):
 
 def test_a_hint_goes_into_the_last_message_without_the_siblings_thoughts():
     chat = Problem("c", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], {})
-    hinted = SelfDistillation(hint=" Hint: {solution}")._hinted(chat, "4")
-    assert hinted.prompt == [chat.prompt[0], {"role": "user", "content": "2+2? Hint: 4"}]
+    told = hinted(chat, filled(" Hint: {solution}", solution="4"))
+    assert told.prompt == [chat.prompt[0], {"role": "user", "content": "2+2? Hint: 4"}]
     assert chat.prompt[1]["content"] == "2+2?"
+    assert solution_text("is it 5?</think>\n4 ") == "4" and filled("{a}{b}", a="{b}", b="1") == "{b}1"
 
 
 @pytest.mark.parametrize(

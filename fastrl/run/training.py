@@ -157,7 +157,8 @@ class Run:
         stream = PromptStream(self.task.train, config.run.seed, self.position)
         probe = LogprobProbe(self.policy.dtype, probe)
         context = min(self.base.limits.values(), default=None)
-        self.trainer = Trainer(config, self.arena, stream, self.updater, probe, max_sequence_tokens=context)
+        limits = {"max_sequence_tokens": context, "max_drawn_tokens": self.max_sequence_tokens}
+        self.trainer = Trainer(config, self.arena, stream, self.updater, probe, **limits)
         self.evaluator = Evaluator(self.arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
 
     def __enter__(self) -> "Run":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Name -> module:TaskKind. A name with a colon at its end is a family: module:function, called with what follows it.
 TASKS = {
     "countdown": "fastrl.tasks.countdown:COUNTDOWN",
+    "countdown-told": "fastrl.tasks.countdown_told:COUNTDOWN_TOLD",
     "math": "fastrl.tasks.math:MATH",
     "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
 }
@@ -57,6 +58,7 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
         instruction=kind.instruction,
         demonstrations=kind.demonstrations if not config.train else None,
         solutions=kind.solutions,
+        critique=kind.critique,
         **problems,
     )
 

@@ -80,6 +80,9 @@ def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
 Solutions = Callable[[dict], list[str]]
 # (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct.
 Demonstrations = Callable[[Random, int], list[tuple[str, str]]]
+# (completion, row of a problem) -> what is wrong with it, or that nothing is. It runs in the trainer, on text that a
+# model wrote: it must end soon whatever that is, and run none of it.
+Critique = Callable[[str, dict], str]
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class TaskKind:
     packages: the distributions whose versions the reward depends on; a resumed run compares them.
     generate: (config, split) -> problems, where no data is given.
     demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
+    critique: what is wrong with a completion, for second tries; None: there are no rules to say.
     """
 
     reward: Reward | GroupReward
@@ -104,6 +108,7 @@ class TaskKind:
     generate: Callable[..., Sequence[Problem]] | None = None
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
+    critique: Critique | None = None
 
 
 @dataclass(frozen=True)
@@ -119,3 +124,26 @@ class Task:
     instruction: str = ""
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
+    critique: Critique | None = None
+
+    def answer_of(self, problem: Problem) -> str:
+        """What is right: the row's answer, or the first of the solutions. ValueError where neither is known."""
+        known = (
+            [problem.row["answer"]]
+            if "answer" in problem.row
+            else self.solutions(problem.row)
+            if self.solutions
+            else []
+        )
+        if not known:
+            where = problem.where or problem.id
+            raise ValueError(
+                f"task {self.name!r} knows no answer of {where}: its row has no 'answer', it lists no solutions"
+            )
+        return str(known[0])
+
+    def critique_of(self, problem: Problem, completion: str) -> str:
+        """What the rules find in a completion. ValueError for a task that has none."""
+        if self.critique is None:
+            raise ValueError(f"task {self.name!r} has no rules that say what is wrong with a completion (`critique`)")
+        return self.critique(completion, problem.row)
