@@ -27,7 +27,7 @@ class Task(Protocol):
     """What a task knows of its problems. ValueError where it knows nothing of the kind."""
 
     def answer_of(self, problem: Problem) -> str:
-        """What is right: the row's answer, or the first of the task's solutions."""
+        """What is right: the row's answer, or the shortest of the task's solutions."""
 
     def critique_of(self, problem: Problem, completion: str) -> str:
         """What the task's rules find in a completion's text."""

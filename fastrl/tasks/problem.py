@@ -127,20 +127,16 @@ class Task:
     critique: Critique | None = None
 
     def answer_of(self, problem: Problem) -> str:
-        """What is right: the row's answer, or the first of the solutions. ValueError where neither is known."""
-        known = (
-            [problem.row["answer"]]
-            if "answer" in problem.row
-            else self.solutions(problem.row)
-            if self.solutions
-            else []
-        )
+        """What is right: the row's answer, or the shortest solution. ValueError where neither is known."""
+        if "answer" in problem.row:
+            return str(problem.row["answer"])
+        known = self.solutions(problem.row) if self.solutions else []
         if not known:
             where = problem.where or problem.id
             raise ValueError(
-                f"task {self.name!r} knows no answer of {where}: its row has no 'answer', it lists no solutions"
+                f"task {self.name!r} knows no answer of {where}: no 'answer' in its row, no solutions listed"
             )
-        return str(known[0])
+        return min(known, key=len)
 
     def critique_of(self, problem: Problem, completion: str) -> str:
         """What the rules find in a completion. ValueError for a task that has none."""
