@@ -22,6 +22,7 @@ RUNS = {
     "rank": {"algorithm.objective": "rank", "algorithm.rank.spread": "0.5"},
     "soft-gate": {"algorithm.surrogate": "soft_gate"},
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
+    "second-chance": {"algorithm.objective": "dr-grpo", "algorithm.refiner": "second-chance"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
     "sorting": {"task.name": "sorting"},
     "plain": {"sampler.kind": "plain"},
@@ -121,6 +122,15 @@ def test_a_signal_draws_and_judges_for_itself(folder):
     assert len(baselines) == 3 and {b for _, b in baselines} <= {0.0, 0.25, 0.5, 0.75, 1.0} != {0.0}
     again = {(row["group"], (row["reward"] >= 1) - row["advantage"]) for row in rollouts(folder, "fresh-baseline", 2)}
     assert baselines | again > baselines  # other draws in another step
+
+
+def test_a_refiner_replaces_the_first_of_groups_that_are_all_wrong(folder):
+    """Beside a run that drew the same in its first step."""
+    pairs = list(zip(rollouts(folder, "rank"), rollouts(folder, "second-chance"), strict=True))
+    hard = {row["group"] for row, _ in pairs} - {row["group"] for row, _ in pairs if row["reward"] >= 1}
+    changed = [row["group"] for row, refined in pairs if row["completion"] != refined["completion"]]
+    assert hard and sorted(changed) == sorted(hard)
+    assert metrics(folder, "second-chance")[0]["refine/second_chances"] == len(hard)
 
 
 def test_a_reward_judges_a_whole_group(folder):

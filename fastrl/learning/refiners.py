@@ -170,8 +170,14 @@ def best_of_groups(rollouts: Rollouts, is_correct_R: np.ndarray) -> np.ndarray:
 
 
 def with_firsts_replaced(batch: Rollouts, rollouts: Rollouts) -> Rollouts:
-    """The batch with these rollouts, of different groups, in the place of their group's first one. Others weigh 1."""
-    batch = replace(batch, importance_weights_N=np.ones(batch.num_tokens))
+    """The batch with these rollouts, of different groups, in the place of their group's first one.
+
+    importance_weights_N are 1 where there were none.
+    """
+    batch, rollouts = (
+        b if b.importance_weights_N is not None else replace(b, importance_weights_N=np.ones(b.num_tokens))
+        for b in (batch, rollouts)
+    )
     order = np.arange(len(batch))
     order[np.searchsorted(batch.groups_R, rollouts.groups_R)] = len(batch) + np.arange(len(rollouts))
     return Rollouts.concat([batch, rollouts]).take(order)
