@@ -17,7 +17,7 @@ from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
 from fastrl.config.settings import with_settings
 from fastrl.kernels import TokenLoss
 from fastrl.kernels.surrogates import Reinforce
-from fastrl.learning.refiners import Critique, NoRefiner, best_of_groups, rescues, shaping, with_firsts_replaced
+from fastrl.learning.refiners import Critique, NoRefiner, Redraw, best_of_groups, rescues, shaping, with_firsts_replaced
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
@@ -218,6 +218,16 @@ def test_what_does_not_fit_is_not_tried_again_and_is_said(tools, batch):
     with pytest.warns(UserWarning, match="5 of 5"):
         refined, metrics = TOY(batch, PROBLEMS, none)
     assert texts(tools, refined) == FIRST and (refined.importance_weights_N == 1).all()
+
+
+def test_a_control_is_told_nothing(tools, batch):
+    """Behind the problem's own prompt; all else is as with a critique."""
+    refined, metrics = Redraw(gamma=0.2)(batch, PROBLEMS, tools)
+    assert tools.arena.sampler.asked == [PROBLEMS[i // 2].prompt for i in (0, 1, 2, 3, 5)]
+    assert texts(tools, refined) == ["4+3+2+1", "1+2+3+4", "5+5+5+5", "5+", "1+1", "1*1*1*1"]
+    own_n = refined.of_rollout(0, tools.score(refined))
+    assert refined.of_rollout(0, refined.importance_weights_N) == pytest.approx(shaping(own_n, 0.2), rel=1e-4)
+    assert metrics["refine/rescued_share"] == 0.5
 
 
 def test_no_refiner_hands_the_batch_on(tools, batch):

@@ -164,7 +164,8 @@ def ledger_table(*groups: str) -> str:
 
 def refine_table() -> str:
     """Tier 9: what second tries came to in training, over the first and the last steps; means over seeds."""
-    found = {name: c for name, c in results.cells("tier9").items() if name.startswith("critique-")}
+    key = REFINED["of these rescued"]
+    found = {name: c for name, c in results.cells("tier9").items() if f"refine/{key}" in c.rows[0]["windows"]["last"]}
     if not found:
         return "not run"
     rows = [["cell", *REFINED]]

@@ -21,7 +21,7 @@ WORDS = {
     "algorithm.critique.hint": HINT,
 }
 GROUPED = {"algorithm.objective": "dr-grpo", "algorithm.reduction": "constant"}
-CRITIQUE = {"alone": GROUPED} | {
+CRITIQUE = {"alone": GROUPED, "redraw": GROUPED | {"algorithm.refiner": "redraw"}} | {
     f"critique-{critic}": GROUPED | WORDS | {"algorithm.refiner": "critique", "algorithm.critique.critic": critic}
     for critic in ("verdict", "rules", "model", "answer")
 }

@@ -7,6 +7,7 @@ that it is trained on, whatever it was drawn behind: its sampler_logprobs_N are 
                 best second try of each group, the first correct one or else that of the highest reward, takes the place
                 of the group's first rollout, behind the problem's own prompt. There is no importance ratio for it:
                 instead of −A·ρ each token pays −A·f(π), f(p) = p/(p + γ).
+    redraw      the same without a critique: how much comes from drawing twice as many
 
 f is shaped by a factor of the credit: ∂f/∂log p = γp/(p + γ)², at the p from before the first update. A batch's first
 update has f's gradient exactly; later ones have the ratio to that p in place of the new p.
@@ -109,23 +110,8 @@ class Critique:
         """Rollouts without a verdict, and those whose prompt would be too long, are not tried again."""
         tried = np.flatnonzero(~np.isnan(batch.rewards_R))
         prompts = self._prompts(batch.take(tried), [problems[g] for g in batch.groups_R[tried]], tools)
-        tried = tried[[ids is not None for ids in prompts]]
-        prompts = [ids for ids in prompts if ids is not None]
-        again = batch.take(tried)
-        if prompts:
-            again = tools.draw([problems[g] for g in again.groups_R], 1, prompts=prompts)
-            again = replace(again, groups_R=batch.groups_R[tried])
-        chosen = best_of_groups(again, tools.is_correct(again))
-        shaped = self._shaped(again.take(chosen), problems, tools)
-        refined = with_firsts_replaced(batch, shaped)
-        is_correct_R, is_fixed_R = tools.is_correct(batch), tools.is_correct(again)
-        return refined, {
-            "refine/tried_share": len(tried) / max(len(batch), 1),
-            "refine/own_correct_share": _mean(is_correct_R),
-            "refine/wrong_corrected_share": _mean(is_fixed_R[~is_correct_R[tried]]),
-            "refine/correct_kept_share": _mean(is_fixed_R[is_correct_R[tried]]),
-            "refine/logprob": _mean(shaped.sampler_logprobs_N),
-        } | rescues(batch.groups_R, is_correct_R, tools.is_correct(refined))
+        fitting = {i: ids for i, ids in zip(tried.tolist(), prompts, strict=True) if ids is not None}
+        return with_second_tries(batch, problems, fitting, self.gamma, tools)
 
     def _prompts(self, rollouts: Rollouts, problems: Sequence[Problem], tools: Tools) -> list[list[int] | None]:
         """Of the second try of each; None for one without a critique or beyond the limit, which is said."""
@@ -145,11 +131,44 @@ class Critique:
             )
         return [ids if fit else None for (_, ids), fit in zip(pairs, fits, strict=True)]
 
-    def _shaped(self, rollouts: Rollouts, problems: Sequence[Problem], tools: Tools) -> Rollouts:
-        """Behind the problems' own prompts, with the policy's log-probs there and f's factors."""
-        rollouts = rollouts.behind(tools.prompts([problems[g] for g in rollouts.groups_R]))
-        logprobs_N = tools.score(rollouts)
-        return replace(rollouts, sampler_logprobs_N=logprobs_N, importance_weights_N=shaping(logprobs_N, self.gamma))
+
+@dataclass(frozen=True)
+class Redraw(NoRefiner):
+    """The control of `critique`: second tries behind the problem's own prompt, told nothing."""
+
+    gamma: Annotated[float, Gt(0)] = 0.1
+    """γ of the shaping, as in `critique`."""
+
+    def __call__(self, batch: Rollouts, problems: Sequence[Problem], tools: Tools) -> tuple[Rollouts, dict[str, float]]:
+        prompts = {i: batch.prompt(i).tolist() for i in np.flatnonzero(~np.isnan(batch.rewards_R)).tolist()}
+        return with_second_tries(batch, problems, prompts, self.gamma, tools)
+
+
+def with_second_tries(
+    batch: Rollouts, problems: Sequence[Problem], prompts: dict[int, list[int]], gamma: float, tools: Tools
+) -> tuple[Rollouts, dict[str, float]]:
+    """The batch with the best second try of each group in the place of its first rollout, and what came of them.
+
+    prompts: token ids behind which to draw one, by the index of the rollout that is tried again.
+    """
+    tried = np.array(list(prompts), dtype=np.int64)
+    again = batch.take(tried)
+    if prompts:
+        drawn = tools.draw([problems[g] for g in again.groups_R], 1, prompts=list(prompts.values()))
+        again = replace(drawn, groups_R=again.groups_R)
+    best = again.take(best_of_groups(again, tools.is_correct(again)))
+    best = best.behind(tools.prompts([problems[g] for g in best.groups_R]))
+    best = replace(best, sampler_logprobs_N=tools.score(best))
+    best = replace(best, importance_weights_N=shaping(best.sampler_logprobs_N, gamma))
+    refined = with_firsts_replaced(batch, best)
+    is_correct_R, is_fixed_R = tools.is_correct(batch), tools.is_correct(again)
+    return refined, {
+        "refine/tried_share": len(tried) / max(len(batch), 1),
+        "refine/own_correct_share": _mean(is_correct_R),
+        "refine/wrong_corrected_share": _mean(is_fixed_R[~is_correct_R[tried]]),
+        "refine/correct_kept_share": _mean(is_fixed_R[is_correct_R[tried]]),
+        "refine/logprob": _mean(best.sampler_logprobs_N),
+    } | rescues(batch.groups_R, is_correct_R, tools.is_correct(refined))
 
 
 def shaping(logprobs_N: np.ndarray, gamma: float) -> np.ndarray:
@@ -196,4 +215,5 @@ def _mean(values: np.ndarray) -> float:
 REFINERS: dict[str, type[Refiner]] = {
     "none": NoRefiner,
     "critique": Critique,
+    "redraw": Redraw,
 }
