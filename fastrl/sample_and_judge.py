@@ -61,14 +61,17 @@ class Arena:
         settings: SamplingSettings,
         seeds: Sequence[int],
         watch: Stopwatch | None = None,
+        *,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> Rollouts:
         """num_samples judged rollouts of each problem, in the order of the problems, of which groups_R is the index.
 
-        seeds: one a problem. Collective: ranks share the problems, and all get all. The time goes to `watch`, under
-        generate, verify and exchange. Texts are not kept.
+        seeds: one a problem. prompts: token ids to draw behind, one a problem; None: the problems' own. Collective:
+        ranks share the problems, and all get all. The time goes to `watch`, under generate, verify and exchange. Texts
+        are not kept.
         """
         watch = watch or Stopwatch(self.policy.device)
-        mine = [replace(b, texts_R=None) for b in self._blocks(problems, settings, seeds, watch, math.inf)]
+        mine = [replace(b, texts_R=None) for b in self._blocks(problems, settings, seeds, watch, math.inf, prompts)]
         with watch("exchange"):
             return self.exchanged(mine)
 
@@ -80,6 +83,15 @@ class Arena:
         All ranks get equally many blocks, the last of which may be empty: sampling gathers sharded weights.
         """
         return self._blocks(problems, settings, seeds, Stopwatch(self.policy.device), BLOCK_TOKENS)
+
+    def write(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]) -> list[str]:
+        """One text behind each prompt, judged by nobody. Collective, as `draw`."""
+        ranks = self.policy.ranks
+        part = spread([len(ids) for ids in prompts], ranks.world_size)[ranks.rank]
+        request = [prompts[i] for i in part], replace(settings, num_samples=1), [seeds[i] for i in part]
+        mine = Rollouts.concat([Rollouts.of([], []), *self.sampler.generate(*request)])
+        mine = replace(mine, groups_R=np.array(part, dtype=np.int32)[mine.groups_R])
+        return completion_texts(self.tokenizer, self.exchanged([mine]))
 
     def exchanged(self, mine: Sequence[Rollouts]) -> Rollouts:
         """All ranks' blocks as one batch, in the order of the problems."""
@@ -136,8 +148,9 @@ class Arena:
         seeds: Sequence[int],
         watch: Stopwatch,
         num_tokens: float,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[Rollouts]:
-        prompts, ranks = self.prompts(problems), self.policy.ranks
+        prompts, ranks = self.prompts(problems) if prompts is None else prompts, self.policy.ranks
         parts = spread([len(ids) + settings.max_new_tokens for ids in prompts], ranks.world_size)
         longest = max(map(len, parts))
         size = max(1, int(min(longest, num_tokens / (settings.num_samples * settings.max_new_tokens))))

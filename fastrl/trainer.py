@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
 from fastrl.learners.protocol import Learner
 from fastrl.learning.objectives import OBJECTIVES, has_contrast
+from fastrl.learning.refiners import REFINERS
 from fastrl.learning.signals import SIGNALS, objective_credits
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
@@ -19,9 +20,10 @@ from fastrl.prompts.tokens import completion_texts
 from fastrl.records.step_metrics import rollout_metrics, verifier_warning
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
+from fastrl.sampling.embedded import embedded_sampler
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import SamplingSettings
-from fastrl.tasks import Problem
+from fastrl.tasks import Problem, Task
 from fastrl.update import Updater
 
 
@@ -37,17 +39,32 @@ class Batch:
     rollouts: Rollouts
     scored: Rollouts
     warning: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)  # of the refiner
 
 
 @dataclass(frozen=True)
 class StepTools:
-    """The tools of signals in one step (see `learning.signals.Tools`). settings: of training."""
+    """The tools of signals and the refiner in one step (see `learning.signals.Tools`). settings: of training.
+
+    max_drawn_tokens: prompt and completion of the longest sequence that the sampler takes. batch_size: sequences that a
+    second model writes at once.
+    """
 
     arena: Arena
     settings: SamplingSettings
     token_budget: int
     max_sequence_tokens: int | None
     seed: int
+    max_drawn_tokens: int = 1 << 30
+    batch_size: int = 512
+
+    @property
+    def task(self) -> Task:
+        return self.arena.task
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self.max_drawn_tokens - self.settings.max_new_tokens
 
     def score(
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
@@ -57,9 +74,19 @@ class StepTools:
         longest = int((rollouts.prompt_lengths_R + rollouts.completion_lengths_R).max(initial=0))
         return score(policy, rollouts, max(self.token_budget, longest))[0]
 
-    def draw(self, problems: Sequence[Problem], num_samples: int) -> Rollouts:
+    def draw(
+        self, problems: Sequence[Problem], num_samples: int, *, prompts: Sequence[Sequence[int]] | None = None
+    ) -> Rollouts:
         seeds = [seed_of(self.seed, i) for i in range(len(problems))]
-        return self.arena.draw(problems, replace(self.settings, num_samples=num_samples), seeds)
+        settings = replace(self.settings, num_samples=num_samples)
+        return self.arena.draw(problems, settings, seeds, prompts=prompts)
+
+    def write(self, prompts: Sequence[Sequence[int]], *, model: str = "policy") -> list[str]:
+        arena = self.arena
+        if model != "policy":
+            writer = embedded_sampler(arena.models[model], arena.tokenizer, self.batch_size)
+            arena = replace(arena, sampler=writer)
+        return arena.write(prompts, self.settings, [seed_of(self.seed, "write", i) for i in range(len(prompts))])
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         return self.arena.judge(problems, rollouts)
@@ -84,7 +111,8 @@ class Trainer:
     """Holds the parts of a step, which is `batch = collect(n)`, `learn(batch)`, `publish(batch)`.
 
     A step depends on its number, the seed, the data position and the weights, on nothing else. max_sequence_tokens: the
-    model's context; None: it names none. learners: by their name, signals that learn.
+    model's context; None: it names none. max_drawn_tokens: prompt and completion of the longest sequence that the
+    sampler takes. learners: by their name, signals that learn.
     """
 
     def __init__(
@@ -97,6 +125,7 @@ class Trainer:
         *,
         max_sequence_tokens: int | None = None,
         learners: Mapping[str, Learner] | None = None,
+        max_drawn_tokens: int = 1 << 30,
     ):
         self.config, self.arena, self.prompts, self.updater, self.probe = config, arena, prompts, updater, probe
         self.objective = chosen(config.algorithm, OBJECTIVES, config.algorithm.objective)
@@ -109,7 +138,8 @@ class Trainer:
         self.learners = learners or {}
         plain = {n: chosen(config.algorithm, SIGNALS, n) for n in config.algorithm.signals if n not in self.learners}
         self.signals = [(plain | self.learners)[name] for name in config.algorithm.signals]
-        self.max_sequence_tokens = max_sequence_tokens
+        self.refiner = chosen(config.algorithm, REFINERS, config.algorithm.refiner)
+        self.max_sequence_tokens, self.max_drawn_tokens = max_sequence_tokens, max_drawn_tokens
         self.watch = Stopwatch(arena.policy.device)
 
     def collect(self, step: int) -> Batch:
@@ -118,10 +148,13 @@ class Trainer:
         with self.watch("freshness"):
             self.arena.sampler.prove_fresh(step - 1)
         problems, rollouts = self.draw(step)
+        with self.watch("refine"):
+            rollouts, metrics = self.refiner(rollouts, problems, self.tools(step, "refine"))
+        rollouts = self._shaped(rollouts, step - 1)
         with self.watch("signal"):
             rollouts = self.credited(step, problems, rollouts)
         scored = self.scored(step, rollouts)
-        return Batch(step, problems, rollouts, scored, self.probe.check(scored))
+        return Batch(step, problems, rollouts, scored, self.probe.check(scored), metrics)
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Move the weights; returns the metrics of the update."""
@@ -140,6 +173,7 @@ class Trainer:
         with self.watch("publish"):
             num_bytes = self.arena.sampler.publish(batch.step)
         metrics = rollout_metrics(batch.rollouts, batch.scored, self.arena.correctness) | {"publish/bytes": num_bytes}
+        metrics |= batch.metrics
         metrics["throughput/tokens_per_s"] = batch.rollouts.num_tokens / sum(self.watch.times.values())
         return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.watch.times.items()}
 
@@ -159,7 +193,7 @@ class Trainer:
     def _draw(self, step: int, attempt: int, num_prompts: int) -> tuple[list[Problem], Rollouts]:
         problems = self.prompts.take(num_prompts)
         seeds = [seed_of(self.config.run.seed, step, attempt, i) for i in range(num_prompts)]
-        return problems, self._shaped(self.arena.draw(problems, self.settings, seeds, self.watch), step - 1)
+        return problems, self.arena.draw(problems, self.settings, seeds, self.watch)
 
     def _shaped(self, rollouts: Rollouts, weight_version: int) -> Rollouts:
         """What training makes of truncation and length, beyond what a verdict counts as."""
@@ -174,10 +208,21 @@ class Trainer:
             weight_versions_R=np.full(len(rollouts), weight_version, dtype=np.int32),
         )
 
+    def tools(self, step: int, use: str) -> StepTools:
+        """What the refiner or the signals of a step work with; random numbers are by use."""
+        return StepTools(
+            self.arena,
+            self.settings,
+            self.config.batch.micro_batch_tokens,
+            self.max_sequence_tokens,
+            seed_of(self.config.run.seed, step, use),
+            self.max_drawn_tokens,
+            self.config.sampler.batch_size,
+        )
+
     def credited(self, step: int, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """With the credit of each token: the objective's and every signal's; tokens that the loss may not use get 0."""
-        seed, budget = seed_of(self.config.run.seed, step, "signals"), self.config.batch.micro_batch_tokens
-        tools = StepTools(self.arena, self.settings, budget, self.max_sequence_tokens, seed)
+        tools = self.tools(step, "signals")
         credits_N = objective_credits(self.objective, rollouts, tools.is_correct(rollouts))
         for signal in self.signals:
             credits_N = credits_N + signal(rollouts, problems, tools)

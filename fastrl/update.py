@@ -105,19 +105,23 @@ class Updater:
         return columns
 
     def _weighed(self, first: list[Rollouts], later: list[Rollouts]) -> list[Rollouts]:
-        """With two-phase importance weights. The first mini-batch's token weights are left to the kernel."""
+        """With two-phase importance weights. The first mini-batch's token weights are left to the kernel, unless its
+        rollouts have others already.
+        """
         mode, cap = self.importance_mode, self.algorithm.importance.cap
         self.policy.importance_cap = cap if mode == "token" else None
         if mode == "off":
             return first + later
-        later = [replace(m, importance_weights_N=importance_weights(m, m.old_logprobs_N, mode, cap)) for m in later]
-        if mode != "token":
+        if mode != "token" or any(m.importance_weights_N is not None for m in first):
             scores = self._scores(self.policy, first)
-            first = [
-                replace(m, importance_weights_N=importance_weights(m, logprobs_N, mode, cap))
-                for m, logprobs_N in zip(first, scores, strict=True)
-            ]
-        return first + later
+            first = [self._corrected(m, logprobs_N) for m, logprobs_N in zip(first, scores, strict=True)]
+        return first + [self._corrected(m, m.old_logprobs_N) for m in later]
+
+    def _corrected(self, mini_batch: Rollouts, logprobs_N: np.ndarray) -> Rollouts:
+        """With importance weights, times those that a refiner gave."""
+        weights_N = importance_weights(mini_batch, logprobs_N, self.importance_mode, self.algorithm.importance.cap)
+        given_N = mini_batch.importance_weights_N
+        return replace(mini_batch, importance_weights_N=weights_N if given_N is None else weights_N * given_N)
 
     def _token_weights(self, mini_batch: Rollouts, micro_batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(B,) weights of each rollout's tokens: in the terms that act on all that are computed, in the policy term."""

@@ -24,6 +24,7 @@ RUNS = {
     "soft-gate": {"algorithm.surrogate": "soft_gate"},
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
     "running-baseline": {"algorithm.objective": "none", "algorithm.signals": "running-baseline"},
+    "second-chance": {"algorithm.objective": "dr-grpo", "algorithm.refiner": "second-chance"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
     "sorting": {"task.name": "sorting"},
     "second-try": {
@@ -143,6 +144,15 @@ def test_a_signal_learns_one_number(folder):
     assert set(found[0]) == {0.0} and found[1] == pytest.approx([first] * len(found[1]))
     rewards = [row["reward/mean"] for row in metrics(folder, "running-baseline")]
     assert [first, second] == pytest.approx([0.1 * rewards[0], 0.9 * first + 0.1 * rewards[1]]) and first > 0
+
+
+def test_a_refiner_replaces_the_first_of_groups_that_are_all_wrong(folder):
+    """Beside a run that drew the same in its first step."""
+    pairs = list(zip(rollouts(folder, "rank"), rollouts(folder, "second-chance"), strict=True))
+    hard = {row["group"] for row, _ in pairs} - {row["group"] for row, _ in pairs if row["reward"] >= 1}
+    changed = [row["group"] for row, refined in pairs if row["completion"] != refined["completion"]]
+    assert hard and sorted(changed) == sorted(hard)
+    assert metrics(folder, "second-chance")[0]["refine/second_chances"] == len(hard)
 
 
 def test_a_reward_judges_a_whole_group(folder):

@@ -2,25 +2,33 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rollout_cases import Rollout, batch_of, rows_of
 
-from fastrl.config.schema import ModelConfig, TaskConfig
+from fastrl.config.files import load_config
+from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
+from fastrl.config.settings import with_settings
 from fastrl.kernels import TokenLoss
 from fastrl.learning.objectives import Grpo, Nsr
+from fastrl.learning.problem import filled, hinted, solution_text
 from fastrl.learning.signals import Distillation, SelfDistillation, correct_siblings, objective_credits
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
+from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollouts
+from fastrl.run.training import train
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, load_task
 from fastrl.tasks.correctness import Correctness
 from fastrl.trainer import StepTools
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -132,9 +140,10 @@ def test_a_hint_that_does_not_fit_gives_no_credit_and_is_said(tools):
 
 def test_a_hint_goes_into_the_last_message_without_the_siblings_thoughts():
     chat = Problem("c", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], {})
-    hinted = SelfDistillation(hint=" Hint: {solution}")._hinted(chat, "4")
-    assert hinted.prompt == [chat.prompt[0], {"role": "user", "content": "2+2? Hint: 4"}]
+    told = hinted(chat, filled(" Hint: {solution}", solution="4"))
+    assert told.prompt == [chat.prompt[0], {"role": "user", "content": "2+2? Hint: 4"}]
     assert chat.prompt[1]["content"] == "2+2?"
+    assert solution_text("is it 5?</think>\n4 ") == "4" and filled("{a}{b}", a="{b}", b="1") == "{b}1"
 
 
 @pytest.mark.parametrize(
@@ -143,3 +152,33 @@ def test_a_hint_goes_into_the_last_message_without_the_siblings_thoughts():
 def test_a_signal_that_cannot_work_says_so(signal, said):
     with pytest.raises(ValueError, match=said):
         signal.models()
+
+
+def test_evaluative_and_directive_credit_add_up(tmp_path):
+    """configs/sdpo.toml for a step: −1 for a wrong rollout, plus what the hint adds to each token, by the bare model."""
+    settings = {
+        "model.path": str(ROOT / "models" / "countdown"),
+        "batch.prompts_per_step": 3,
+        "evaluation.at_end": False,
+        "run.folder": str(tmp_path / "run"),
+        "run.num_steps": 1,
+        "run.sinks": (),
+        "task.num_train": 20,
+    }
+    config = with_settings(load_config(TrainConfig, ROOT / "configs" / "sdpo.toml"), settings)
+    rows = read_jsonl(train(config) / "rollouts" / "step-000001.jsonl.gz")
+    source = Pretrained(config.model)
+    model, ids = load_model(source), lambda text: source.tokenizer(text).input_ids
+    num_told = 0
+    for row in rows:
+        evaluative = 0.0 if row["reward"] == 1 else -1.0
+        solutions = {r["completion"] for r in rows if r["group"] == row["group"] and r["reward"] == 1}
+        if row["advantage"] is not None:  # one credit for all of its tokens: nothing to point at
+            assert row["advantage"] == evaluative and solutions <= {row["completion"]}
+            continue
+        told = [logprobs(model, ids(f"{row['prompt']}{s}=+:"), row["completion_ids"]) for s in solutions]
+        own = logprobs(model, ids(row["prompt"]), row["completion_ids"])
+        expected = [[evaluative + b - a for a, b in zip(own, hinted, strict=True)] for hinted in told]
+        assert any(row["credits"] == pytest.approx(one, abs=1e-4) for one in expected)
+        num_told += 1
+    assert num_told and any(row["reward"] == 1 for row in rows) and len(rows) == 24

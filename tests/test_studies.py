@@ -30,8 +30,8 @@ def test_every_cell_is_a_valid_run_with_a_folder_of_its_own(tmp_path):
         assert config.run.num_steps % cells.FOLLOW_EVERY == 0
         assert config.optimizer.lr == cell.settings.get("optimizer.lr", 1e-5)
     counts = [len(cells.cells_of(tier)) for tier in cells.TIERS]
-    assert counts == [12, 27, 36, 28, 8]
-    with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3, 8"):
+    assert counts == [12, 27, 36, 28, 8, 20]
+    with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3, 8, 9"):
         cells.cells_of(7)
 
 
@@ -186,6 +186,25 @@ def test_the_report_says_what_the_results_say_and_nothing_about_the_rest(collect
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("a.png", "b.png", "c.png"))
     with pytest.raises(ValueError, match="no markers <!-- tier1 -->"):
         report.fill("nothing", {"tier1": ""})
+
+
+def test_tier_9_is_compared_with_the_model_that_reads_critiques(collected):
+    """Its start is no base of other tiers: pass@1 of 25 %, and other followed problems than theirs."""
+    start = results.base()["test"] | {"num_samples": 64, "num_correct": [16] * 120}
+    results.base()["test.countdown-told"] = start
+    results.base()["followed.countdown-told"] = start | {"num_correct": [8] * 120}
+    window = {f"refine/{key}": 0.25 for key in report.REFINED.values()}
+    later = window | {"refine/rescued_share": 0.75}
+    common = {"start": "test.countdown-told", "windows": {"first": window, "last": later}, "test": start}
+    names = {"tier1.nsr": "tier9.nsr", "tier1.psr": "tier9.critique-rules"}
+    rows = [row | common | {"name": names[row["name"]]} for row in results.read("tier1")]
+    (collected / "tier9.json").write_text(json.dumps(rows))
+    assert (results.cell("tier9.nsr").path_STP[:, 0] == 8).all() and results.cell("tier9.nsr").path_STP.shape[1] == 3
+    assert measures.against_base("tier9.nsr", measures.pass_at(1))() == bands.Interval(0, 0, 0)
+    assert "| base |  |  | 25.0 [25.0, 25.0] |" in report.curve_table(9)
+    assert report.refine_table().splitlines()[2].startswith("| critique-rules | 0.25 → 0.25 | 0.25 → 0.75 |")
+    equal = report.equal_table(9, "nsr").splitlines()
+    assert equal[0].startswith("| objective − NSR, pass@64 |") and equal[2].startswith("| critique-rules | +0.0 [")
 
 
 def test_runs_on_other_problems_are_refused(collected):

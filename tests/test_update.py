@@ -343,3 +343,21 @@ def test_an_update_holds_one_set_of_float32_gradients(tiny_model, kind):
         metrics = updater.run(batch)
     assert metrics["update/num_micro_batches"] > 2
     assert sum(sizes) <= live.peak <= sum(sizes) + max(sizes)
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+def test_weights_that_rollouts_bring_multiply_those_of_importance(tiny_model, mode):
+    """Of a first mini-batch, whose token weights the kernel would form, and of a later one."""
+    config = config_of()
+    policy = Policy(copy.deepcopy(tiny_model), token_loss(config.algorithm))
+    updater = Updater(policy, MasterOptimizer(policy, config.optimizer, 10), config)
+    updater.importance_mode = mode
+    first, later = (batch_of([r for r in rollouts_of(tiny_model, SIGNS) if r.advantage][i : i + 2]) for i in (0, 2))
+    plain = updater._prepared([first, later])
+    assert (plain[0].importance_weights_N is None) == (mode == "token")
+    first, later = (replace(m, sampler_logprobs_N=m.sampler_logprobs_N - 0.5) for m in (first, later))
+    brought = [replace(m, importance_weights_N=np.linspace(0.1, 1, m.num_tokens)) for m in (first, later)]
+    for m in updater._prepared(brought):
+        gaps_N = np.full(m.num_tokens, 0.5) if mode == "token" else m.by_token(0.5 * m.completion_lengths_R)
+        expected = np.linspace(0.1, 1, m.num_tokens) * np.minimum(np.exp(gaps_N), 2.0)
+        assert m.importance_weights_N == pytest.approx(expected, rel=1e-3)

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from told import CRITIQUE, DIRECTION, TOLD
+
 from fastrl.config.files import load_config
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3, 8)
-NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
+TIERS = (0, 1, 2, 3, 8, 9)
+NUM_STEPS, LONG_STEPS, TOLD_STEPS = 150, 405, 60  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
 LEARNING_RATES = (1.5e-5, 3e-5, 6e-5, 1.2e-4)
@@ -42,6 +44,7 @@ PPO = {  # the [algorithm] of configs/ppo-countdown.toml
     "algorithm.gae.critic_lr": 3e-4,
 }
 LEDGER = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
+STARTS = {"countdown-told": "critique"}  # whose warm start, configs/NAME-warmup.toml, a task's cells begin from
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
 
 
@@ -65,6 +68,16 @@ class Cell:
     @property
     def id(self) -> str:
         return f"{self.name}.seed{self.seed}"
+
+    @property
+    def task(self) -> str:
+        return self.settings.get("task.name", "countdown")
+
+    @property
+    def start(self) -> str:
+        """The initial model's evaluation on the test problems, by its name in results/base.json."""
+        task = f".{self.task}" if self.task != "countdown" else ""
+        return (f"warm-{self.warmup}" if self.warmup else "test") + task
 
     @property
     def is_followed(self) -> bool:
@@ -164,11 +177,17 @@ def tier8() -> Iterator[Cell]:
         yield Cell(f"tier8.{name}", seed, settings | {"optimizer.lr": 3e-5}, num_steps=60, test_samples=64)
 
 
+def tier9() -> Iterator[Cell]:
+    """Told what was wrong, or what would have been right (told.py)."""
+    for seed, (name, settings) in product((1, 2), (CRITIQUE | DIRECTION).items()):
+        yield Cell(f"tier9.{name}", seed, TOLD | settings, num_steps=TOLD_STEPS, test_samples=64)
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 8: tier8}[tier]())
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 8: tier8, 9: tier9}[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:

@@ -15,6 +15,8 @@ from fastrl.records.jsonl import as_json, read_jsonl
 SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")
 METRICS = ("clip/positive", "clip/negative", "update/num_updates", "update/kept_share", "entropy/mean", "grad_norm")
 METRICS += ("critic/explained_variance", "critic/mean_value", "critic/mean_return")
+METRICS += ("refine/own_correct_share", "refine/wrong_corrected_share", "refine/correct_kept_share")
+METRICS += ("refine/all_wrong_groups", "refine/rescued_share", "refine/logprob")
 
 
 def evaluation_row(path: Path) -> dict:
@@ -64,7 +66,7 @@ def cell_row(cell: Cell) -> dict:
     """Everything that is kept of a finished cell."""
     folder = CellFolder(cell)
     config = load_config(TrainConfig, folder.run / "config.toml")
-    row = {"name": cell.name, "seed": cell.seed, "lr": config.optimizer.lr, "warmup": cell.warmup}
+    row = {"name": cell.name, "seed": cell.seed, "lr": config.optimizer.lr, "warmup": cell.warmup, "start": cell.start}
     row |= {"num_steps": cell.num_steps, "test": evaluation_row(folder.test)} | metrics_row(folder)
     if cell.is_followed:
         row["followed"] = followed_row(folder)
@@ -72,9 +74,14 @@ def cell_row(cell: Cell) -> dict:
 
 
 def base_rows() -> dict[str, dict]:
-    """The initial models, those collected before included: the demo's, and the weaker ones of tier 3."""
+    """The initial models, those collected before included: the demo's, weaker ones, those of tasks.
+
+    A task's followed problems: test.TASK-base/validation.json is `followed.TASK`.
+    """
     paths = {"test": BASE, "followed": BASE_FOLLOWED}
-    paths |= {p.parent.name.removesuffix("-base"): p for p in sorted(STUDY.glob("warm-*-base/test.json"))}
+    paths |= {p.parent.name.removesuffix("-base"): p for p in sorted(STUDY.glob("*-base/test.json"))}
+    followed = sorted(STUDY.glob("test.*-base/validation.json"))
+    paths |= {p.parent.name.removesuffix("-base").replace("test", "followed", 1): p for p in followed}
     return (read("base") or {}) | {name: evaluation_row(path) for name, path in paths.items() if path.exists()}
 
 

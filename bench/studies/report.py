@@ -31,6 +31,13 @@ LEDGER = {
     "cosine of signs": ("gradient", "cosine"),
     "unlisted mass": ("mass", "rest"),
 }
+REFINED = {
+    "all-wrong groups": "all_wrong_groups",
+    "of these rescued": "rescued_share",
+    "wrong ones corrected": "wrong_corrected_share",
+    "correct ones kept": "correct_kept_share",
+    "log-prob of a token behind its own prompt": "logprob",
+}
 
 
 def table(rows: list[list[str]]) -> str:
@@ -122,31 +129,30 @@ def _evaluated(tests: list[dict], ks: list[int], distinct: str) -> list[str]:
     return [*bands, f"{nats:.2f}", f"{number:.1f}"]
 
 
-def equal_table() -> str:
-    """Every objective against PSR at k = 64, at equal steps (test problems) and at equal pass@1 (followed problems)."""
-    found = results.cells("tier1")
-    if "psr" not in found or "followed" not in results.base():
+def equal_table(tier: int, reference: str) -> str:
+    """Every cell against one at k = 64, at equal steps (test problems) and at equal pass@1 (followed problems)."""
+    found, told = results.cells(f"tier{tier}"), reference.upper()
+    if reference not in found or "followed" not in results.base():
         return "not run"
-    rows = [
-        ["objective − PSR, pass@64", "equal steps", *(f"equal pass@1, {p:.0%} of the way" for p in (0.5, 0.75, 0.95))]
-    ]
+    equal = (f"equal pass@1, {p:.0%} of the way" for p in (0.5, 0.75, 0.95))
+    rows = [[f"objective − {told}, pass@64", "equal steps", *equal]]
     for name, cell in found.items():
-        value = between(f"tier1.{name}", "tier1.psr", pass_at(64))() if name != "psr" else None
+        value = between(f"tier{tier}.{name}", f"tier{tier}.{reference}", pass_at(64))() if name != reference else None
         if value is None:
             continue
         row = [name, f"{points(value)} {verdict(value)}"]
         for progress in (0.5, 0.75, 0.95):
-            first, psr = results.of_common_seeds([cell, found["psr"]])
+            first, second = results.of_common_seeds([cell, found[reference]])
             num_samples = first.rows[0]["followed"]["num_samples"]
-            level, value = difference_at_equal_pass_at_1(first.path_STP, psr.path_STP, num_samples, 64, progress)
+            level, value = difference_at_equal_pass_at_1(first.path_STP, second.path_STP, num_samples, 64, progress)
             row.append(f"at {100 * level:.1f}: {points(value)} {verdict(value)}")
         rows.append(row)
     return table(rows)
 
 
-def ledger_table() -> str:
+def ledger_table(*groups: str) -> str:
     """The last line of every cell's ledger, means over seeds."""
-    cells = {name: c for group in ("tier1", "tier3") for name, c in results.cells(group).items()}
+    cells = {name: c for group in groups for name, c in results.cells(group).items()}
     found = {name: c for name, c in cells.items() if c.last_ledger("step") is not None}
     if not found:
         return "not run"
@@ -154,6 +160,19 @@ def ledger_table() -> str:
     for name, cell in found.items():
         values = [cell.last_ledger(*keys) for keys in LEDGER.values()]
         rows.append([name, *("–" if v is None else f"{v:+.3f}" for v in values)])
+    return table(rows)
+
+
+def refine_table() -> str:
+    """Tier 9: what second tries came to in training, over the first and the last steps; means over seeds."""
+    key = REFINED["of these rescued"]
+    found = {name: c for name, c in results.cells("tier9").items() if f"refine/{key}" in c.rows[0]["windows"]["last"]}
+    if not found:
+        return "not run"
+    rows = [["cell", *REFINED]]
+    for name, cell in found.items():
+        values = ([cell.mean("windows", w, f"refine/{key}") for w in ("first", "last")] for key in REFINED.values())
+        rows.append([name, *(f"{first:.2f} → {last:.2f}" for first, last in values)])
     return table(rows)
 
 
@@ -174,12 +193,16 @@ def sections() -> dict[str, str]:
         "claims": f"{progress()}\n\n{table(claims)}",
         "sweeps": sweep_table(),
         "tier1": curve_table(1),
-        "equal": equal_table(),
-        "ledger": ledger_table(),
+        "equal": equal_table(1, "psr"),
+        "ledger": ledger_table("tier1", "tier3"),
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
         "tier3": curve_table(3),
         "tier8": curve_table(8),
+        "tier9": curve_table(9),
+        "tier9 second tries": refine_table(),
+        "tier9 equal": equal_table(9, "nsr"),
+        "tier9 ledger": ledger_table("tier9"),
     }
 
 

@@ -37,16 +37,21 @@ class CellResult:
         return np.array([row["test"]["num_correct"] for row in self.rows])
 
     @property
+    def followed_start(self) -> dict:
+        _, dot, task = self.rows[0].get("start", "").partition(".")
+        return base()[f"followed{dot}{task}"]
+
+    @property
     def path_STP(self) -> np.ndarray:
-        """Correct samples by seed, evaluation along the run and followed problem; the demo's model, from which all
-        cells but those of weaker bases start, comes first."""
-        start = base()["followed"]["num_correct"]
+        """Correct samples by seed, evaluation along the run and followed problem; the model that the cell's task starts
+        from comes first (of weaker bases, whose followed problems nobody evaluated, the demo's)."""
+        start = self.followed_start["num_correct"]
         return np.array([[start, *row["followed"]["num_correct"]] for row in self.rows])
 
     @property
     def entropy_path_ST(self) -> np.ndarray:
         """Mean token entropy on the followed problems by seed and evaluation, the initial policy first."""
-        start = base()["followed"]["mean_token_entropy"]
+        start = self.followed_start["mean_token_entropy"]
         return np.array([[start, *row["followed"]["entropy"]] for row in self.rows])
 
     @property
@@ -93,6 +98,11 @@ def base() -> dict:
     return found
 
 
+def start_of(warmup: int) -> str:
+    """The name in base.json of the model that a row collected before these were named started from."""
+    return f"warm-{warmup}" if warmup else "test"
+
+
 def cells(group: str) -> dict[str, CellResult]:
     """Cells of a tier (`tier1`) or of the pretrained model (`real_cpu`) by name, seeds in order; none before they ran.
 
@@ -102,7 +112,7 @@ def cells(group: str) -> dict[str, CellResult]:
     is_real = isinstance(found, dict)
     by_name: dict[str, CellResult] = {}
     for row in sorted(found["rows"] if is_real else found, key=lambda row: row["seed"]):
-        start = found["base"] if is_real else base()[f"warm-{row['warmup']}" if row["warmup"] else "test"]
+        start = found["base"] if is_real else base()[row.get("start") or start_of(row["warmup"])]
         if row["test"]["ids"] != start["ids"]:
             raise ValueError(f"{row['name']}, seed {row['seed']}: tested on other problems than the base")
         name = row["name"].removeprefix(f"{group}.")

@@ -11,6 +11,7 @@ from fastrl.kernels import SURROGATES
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.learning.overlong import Overlong
 from fastrl.learning.reductions import REDUCTIONS
+from fastrl.learning.refiners import REFINERS
 from fastrl.learning.signals import SIGNALS
 
 Registered = TypeVar("Registered")
@@ -49,7 +50,7 @@ OWN = {"importance": ImportanceConfig, "overlong": Overlong}
 
 
 @dataclass(frozen=True)
-class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, OWN)):
+class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, REFINERS, OWN)):
     """Three free choices: where credit comes from (objective and signals), the loss of a token, the tokens' weights."""
 
     preset: Literal["none", "paper-code"] = "none"
@@ -57,6 +58,7 @@ class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, OWN)):
     over the tokens of each micro-batch, which makes the result depend on the micro-batch size."""
     objective: Annotated[str, OneOf(OBJECTIVES, "How rewards become signed advantages.")] = "nsr"
     signals: Annotated[tuple[str, ...], OneOf(SIGNALS, "What adds credit to the objective's, token by token.")] = ()
+    refiner: Annotated[str, OneOf(REFINERS, "What becomes of judged rollouts before they get credit.")] = "none"
     surrogate: Annotated[str, OneOf(SURROGATES, "How the loss of a token depends on its log-prob.")] = "ppo_clip"
     reduction: Annotated[str, OneOf(REDUCTIONS, "Which weight a token's loss has in its update.")] = "token-mean-kept"
     correct_threshold: Threshold = 1.0

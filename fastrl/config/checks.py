@@ -9,6 +9,7 @@ from fastrl.config.annotations import check_ranges, nearest
 from fastrl.config.schema import EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import with_settings
 from fastrl.learning.objectives import OBJECTIVES
+from fastrl.learning.refiners import REFINERS
 from fastrl.learning.signals import SIGNALS
 from fastrl.statistics import ks_up_to
 
@@ -69,9 +70,9 @@ def _check_objective(algorithm: AlgorithmConfig, rollouts_per_prompt: int) -> No
 
 
 def signal_models(config: TrainConfig) -> dict[str, str]:
-    """Role → folder or hub id of the models that signals need beside the policy, which may be the run's own.
+    """Role → folder or hub id of the models that signals and the refiner need beside the policy, maybe the run's own.
 
-    ValueError where a signal cannot work, where two ask for one role, and where nothing gives any credit.
+    ValueError where one of them cannot work, where two ask for one role, and where nothing gives any credit.
     """
     algorithm = config.algorithm
     _require(
@@ -79,8 +80,8 @@ def signal_models(config: TrainConfig) -> dict[str, str]:
         "algorithm.objective = 'none' needs a signal that gives credit instead: set algorithm.signals",
     )
     found: dict[str, str] = {}
-    for name in algorithm.signals:
-        models = chosen(algorithm, SIGNALS, name).models()
+    asking = [chosen(algorithm, SIGNALS, name) for name in algorithm.signals]
+    for models in [one.models() for one in (*asking, chosen(algorithm, REFINERS, algorithm.refiner))]:
         shared = found.keys() & models.keys()
         _require(not shared, f"algorithm.signals = {list(algorithm.signals)}: two of them bring a {', '.join(shared)}")
         found |= {role: os.path.expanduser(path) or config.model.path for role, path in models.items()}

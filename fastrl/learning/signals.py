@@ -17,7 +17,7 @@ that it may use. It asks for a second model by its role: `models()` says which o
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
@@ -25,23 +25,30 @@ from annotated_types import Ge, Le
 
 from fastrl.learning.gae import Gae
 from fastrl.learning.objectives import Grpo, Objective
+from fastrl.learning.problem import Problem, filled, hinted, require_places, solution_text
 from fastrl.learning.turn_credit import Turns, compared
 from fastrl.rollouts import Rollouts
 
 
-class Problem(Protocol):
-    """What a signal sees of a problem: the prompt before its template, and the fields of its row."""
+class Task(Protocol):
+    """What a task knows of its problems. ValueError where it knows nothing of the kind."""
 
-    id: str
-    prompt: str | list[dict[str, str]]
-    row: dict
+    def answer_of(self, problem: Problem) -> str:
+        """What is right: the row's answer, or the shortest of the task's solutions."""
+
+    def critique_of(self, problem: Problem, completion: str) -> str:
+        """What the task's rules find in a completion's text."""
 
 
 class Tools(Protocol):
-    """What a signal may ask for. All ranks call the same tools in the same order: they share the work."""
+    """What a signal or a refiner may ask for. All ranks call the same tools in the same order: they share the work."""
 
     max_sequence_tokens: int | None
     """Prompt and completion of the longest sequence that the policy can score; None: any."""
+    max_prompt_tokens: int
+    """The longest prompt that may be drawn or written behind."""
+    task: Task
+    """What the task knows."""
 
     def score(
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
@@ -51,10 +58,15 @@ class Tools(Protocol):
         model: a role of `models()`, or the policy as it is before the update.
         """
 
-    def draw(self, problems: Sequence[Problem], num_samples: int) -> Rollouts:
+    def draw(
+        self, problems: Sequence[Problem], num_samples: int, *, prompts: Sequence[Sequence[int]] | None = None
+    ) -> Rollouts:
         """num_samples new completions of each problem, judged, in the order of the problems. The same ones at each call
-        in a step.
+        in a step. They are drawn behind other prompts (token ids, one a problem) if some are given.
         """
+
+    def write(self, prompts: Sequence[Sequence[int]], *, model: str = "policy") -> list[str]:
+        """One text behind each prompt, judged by nobody, from the policy or from a role of `models()`."""
 
     def judge(self, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
         """The rollouts with rewards, reasons and answers; groups_R is the index of their problem."""
@@ -136,17 +148,16 @@ class SelfDistillation:
     """Factor of the credit."""
 
     def models(self) -> dict[str, str]:
-        if "{solution}" not in self.hint:
-            raise ValueError(f"algorithm.self_distillation.hint = {self.hint!r} must hold {{solution}}")
+        require_places(self.hint, "algorithm.self_distillation.hint", "solution")
         return {}
 
     def __call__(self, batch: Rollouts, problems: Sequence[Problem], tools: Tools) -> np.ndarray:
         """Rollouts without a correct sibling get 0, as do those whose hint is longer than the model's context."""
         siblings_R = correct_siblings(batch.groups_R, tools.is_correct(batch))
-        texts = [text.rpartition("</think>")[2].strip() for text in tools.texts(batch)]
-        hinted = [i for i, sibling in enumerate(siblings_R) if sibling >= 0]
-        seen = [self._hinted(problems[batch.groups_R[i]], texts[siblings_R[i]]) for i in hinted]
-        prompts = dict(zip(hinted, tools.prompts(seen), strict=True))
+        texts = [solution_text(text) for text in tools.texts(batch)]
+        told_by = {i: texts[sibling] for i, sibling in enumerate(siblings_R) if sibling >= 0}
+        seen = [hinted(problems[batch.groups_R[i]], filled(self.hint, solution=t)) for i, t in told_by.items()]
+        prompts = dict(zip(told_by, tools.prompts(seen), strict=True))
         what = "self-distillation: {lost} of {all} hinted prompts and completions"
         prompts = _fitting(prompts, batch.completion_lengths_R, tools.max_sequence_tokens, what)
         credits_N, told = np.zeros(batch.num_tokens), batch.take(list(prompts))
@@ -154,13 +165,6 @@ class SelfDistillation:
             gained_N = tools.score(told, prompts=list(prompts.values())) - tools.score(told)
             credits_N[np.isin(batch.rollout_N, list(prompts))] = self.weight * gained_N
         return credits_N
-
-    def _hinted(self, problem: Problem, solution: str) -> Problem:
-        hint = self.hint.replace("{solution}", solution)
-        if isinstance(problem.prompt, str):
-            return replace(problem, prompt=problem.prompt + hint)
-        *before, last = problem.prompt
-        return replace(problem, prompt=[*before, last | {"content": last["content"] + hint}])
 
 
 @dataclass(frozen=True)

@@ -103,4 +103,5 @@ def _build_trainer(
     dtype = cache_dtype(ready.config.sampler, arena.policy.dtype)
     probe = LogprobProbe(dtype, begin.state.get("probe"))
     context = min(ready.base.limits.values(), default=None)
-    return Trainer(ready.config, arena, stream, updater, probe, max_sequence_tokens=context, learners=learners)
+    limits = {"max_sequence_tokens": context, "max_drawn_tokens": ready.max_sequence_tokens}
+    return Trainer(ready.config, arena, stream, updater, probe, learners=learners, **limits)

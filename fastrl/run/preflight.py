@@ -3,8 +3,10 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from fastrl.config.algorithm import chosen
 from fastrl.config.checks import check_ranks, check_train, signal_models
 from fastrl.config.schema import TrainConfig
+from fastrl.learning.refiners import REFINERS, NoRefiner
 from fastrl.policy.loading import resolve_device, resolve_dtype
 from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer.choose import check_optimizer
@@ -17,12 +19,14 @@ from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.conversations import check_limits
 from fastrl.tasks import Problem, Task, load_task
-from fastrl.tasks.verify import check_reward
+from fastrl.tasks.verify import check_reward, make_pool
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What the checks leave behind for the run. max_sequence_tokens: prompt and completion of the longest sequence."""
+    """What the checks leave behind for the run. max_sequence_tokens: prompt and completion of the longest sequence that
+    is drawn.
+    """
 
     config: TrainConfig
     folder: RunFolder
@@ -66,7 +70,8 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
     if config.model.lora_rank:
         check_targets(config.model, base.architecture)
     task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
-    longest = check_prompts(config, task, base)
+    longest = check_prompts(config, task, base) + check_refiner(config, task)
+    longest = min([longest, *base.limits.values()])
     others = _second_models(config, base)
     inputs = fingerprints(config, task, base, others) if is_main else {}
     return Preflight(config, folder, task, base, others, longest, inputs)
@@ -84,6 +89,21 @@ def _second_models(config: TrainConfig, base: Pretrained) -> dict[str, Pretraine
                 "the policy's tokens"
             )
     return found
+
+
+def check_refiner(config: TrainConfig, task: Task) -> int:
+    """By how many tokens its prompts may be longer than the task's. ValueError for a task that it cannot work with."""
+    refiner = chosen(config.algorithm, REFINERS, config.algorithm.refiner)
+    if isinstance(refiner, NoRefiner):
+        return 0
+    refiner.check(task, task.train[0])
+    with make_pool(task.reward, config.task) as pool:
+        if pool.judges_groups():
+            raise ValueError(
+                f"algorithm.refiner = '{config.algorithm.refiner}' judges rollouts one by one; the reward of task "
+                f"'{task.name}' judges whole groups"
+            )
+    return refiner.added_tokens(config.sampler.max_new_tokens)
 
 
 def _check_device(config: TrainConfig) -> None:

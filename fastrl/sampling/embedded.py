@@ -22,6 +22,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from fastrl.policy.loading import stop_token_ids
+from fastrl.policy.model import Policy
 from fastrl.policy.sharding import whole
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import alive
@@ -261,13 +263,17 @@ def _length(tokens: list[int], stops: set[int]) -> int | None:
     return next((t + 1 for t, token in enumerate(tokens) if token in stops), None)
 
 
+def embedded_sampler(policy: Policy, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> EmbeddedSampler:
+    """A sampler of this policy's own module; batch_size: sequences at once."""
+    return EmbeddedSampler(
+        policy.model,
+        stop_token_ids=stop_token_ids(policy.model, tokenizer),
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        batch_size=batch_size,
+        whole=partial(whole, policy),
+    )
+
+
 def make_embedded(parts: SamplerParts) -> EmbeddedSampler:
     """The sampler `embedded`: the policy's own module."""
-    model, tokenizer = parts.policy.model, parts.tokenizer
-    return EmbeddedSampler(
-        model,
-        stop_token_ids=stop_token_ids(model, tokenizer),
-        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        batch_size=parts.config.batch_size,
-        whole=partial(whole, parts.policy),
-    )
+    return embedded_sampler(parts.policy, parts.tokenizer, parts.config.batch_size)

@@ -1,6 +1,7 @@
 """Tasks: where prompts and rewards come from.
 
     countdown                 arithmetic puzzles, generated or from JSON lines
+    countdown-told            the same, with demonstrations of second tries after a critique
     math                      JSON lines or a Hugging Face dataset with `problem` and `answer`
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     twenty-questions          an environment: guess a thing by asking about it

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Name -> module:TaskKind. A name with a colon at its end is a family: module:function, called with what follows it.
 TASKS = {
     "countdown": "fastrl.tasks.countdown:COUNTDOWN",
+    "countdown-told": "fastrl.tasks.countdown_told:COUNTDOWN_TOLD",
     "math": "fastrl.tasks.math:MATH",
     "twenty-questions": "fastrl.tasks.twenty_questions:TWENTY_QUESTIONS",
     "tagged-questions": "fastrl.tasks.tagged_questions:TAGGED_QUESTIONS",
@@ -60,6 +61,7 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
         demonstrations=kind.demonstrations if not config.train else None,
         solutions=kind.solutions,
         limits=TurnLimits(config.max_turns, config.max_turn_tokens, config.max_reply_tokens, config.stop or kind.stop),
+        critique=kind.critique,
         **problems,
     )
 

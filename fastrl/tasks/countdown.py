@@ -13,6 +13,7 @@ from itertools import combinations_with_replacement, islice, permutations, produ
 from random import Random
 from typing import TYPE_CHECKING
 
+from .countdown_critique import critique
 from .expression import MAX_DIGITS, ExpressionError, combine, evaluate, parse_expression
 from .problem import Problem, Score, TaskKind
 from .rows import UnusableRow
@@ -198,4 +199,5 @@ COUNTDOWN = TaskKind(
     generate=generate,
     demonstrations=demonstrations,
     solutions=solutions,
+    critique=critique,
 )

@@ -123,6 +123,9 @@ Solutions = Callable[[dict], list[str]]
 # (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct. The completion of
 # an environment is a list: turn, reply, turn, …, turn.
 Demonstrations = Callable[[Random, int], list[tuple[str, str | list[str]]]]
+# (completion, row of a problem) -> what is wrong with it, or that nothing is. It runs in the trainer, on text that a
+# model wrote: it must end soon whatever that is, and run none of it.
+Critique = Callable[[str, dict], str]
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class TaskKind:
     generate: (config, split) -> problems, where no data is given.
     demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
     stop: of an environment, what `task.stop = []` means.
+    critique: what is wrong with a completion, for second tries; None: there are no rules to say.
     """
 
     reward: Reward | GroupReward | Environment
@@ -149,6 +153,7 @@ class TaskKind:
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
     stop: tuple[str, ...] = ()
+    critique: Critique | None = None
 
 
 @dataclass(frozen=True)
@@ -165,3 +170,22 @@ class Task:
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
     limits: TurnLimits = TurnLimits()
+    critique: Critique | None = None
+
+    def answer_of(self, problem: Problem) -> str:
+        """What is right: the row's answer, or the shortest solution. ValueError where neither is known."""
+        if "answer" in problem.row:
+            return str(problem.row["answer"])
+        known = self.solutions(problem.row) if self.solutions else []
+        if not known:
+            where = problem.where or problem.id
+            raise ValueError(
+                f"task {self.name!r} knows no answer of {where}: no 'answer' in its row, no solutions listed"
+            )
+        return min(known, key=len)
+
+    def critique_of(self, problem: Problem, completion: str) -> str:
+        """What the rules find in a completion. ValueError for a task that has none."""
+        if self.critique is None:
+            raise ValueError(f"task {self.name!r} has no rules that say what is wrong with a completion (`critique`)")
+        return self.critique(completion, problem.row)
