@@ -8,8 +8,10 @@ import numpy as np
 
 from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
+from fastrl.learning.factors import FACTORS
 from fastrl.learning.objectives import OBJECTIVES, has_contrast
 from fastrl.learning.signals import SIGNALS, objective_credits
+from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.process.stopwatch import Stopwatch
@@ -47,14 +49,20 @@ class StepTools:
     token_budget: int
     max_sequence_tokens: int | None
     seed: int
+    step: int
 
     def score(
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
     ) -> np.ndarray:
         policy = self.arena.policy if model == "policy" else self.arena.models[model]
-        rollouts = rollouts if prompts is None else rollouts.behind(prompts)
+        return self._scored(policy, rollouts if prompts is None else rollouts.behind(prompts))[0]
+
+    def entropies(self, rollouts: Rollouts) -> np.ndarray:
+        return self._scored(self.arena.policy, rollouts)[1]
+
+    def _scored(self, policy: Policy, rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
         longest = int((rollouts.prompt_lengths_R + rollouts.completion_lengths_R).max(initial=0))
-        return score(policy, rollouts, max(self.token_budget, longest))[0]
+        return score(policy, rollouts, max(self.token_budget, longest))
 
     def draw(self, problems: Sequence[Problem], num_samples: int) -> Rollouts:
         seeds = [seed_of(self.seed, i) for i in range(len(problems))]
@@ -99,6 +107,7 @@ class Trainer:
             temperature=config.sampler.temperature,
         )
         self.signals = [chosen(config.algorithm, SIGNALS, name) for name in config.algorithm.signals]
+        self.factors = [chosen(config.algorithm, FACTORS, name) for name in config.algorithm.factors]
         self.max_sequence_tokens = max_sequence_tokens
         self.watch = Stopwatch(arena.policy.device)
 
@@ -161,12 +170,17 @@ class Trainer:
         )
 
     def credited(self, step: int, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
-        """With the credit of each token: the objective's and every signal's; tokens that the loss may not use get 0."""
+        """With the credit of each token: the objective's and every signal's, times every factor.
+
+        Tokens that the loss may not use get 0.
+        """
         seed, budget = seed_of(self.config.run.seed, step, "signals"), self.config.batch.micro_batch_tokens
-        tools = StepTools(self.arena, self.settings, budget, self.max_sequence_tokens, seed)
+        tools = StepTools(self.arena, self.settings, budget, self.max_sequence_tokens, seed, step)
         credits_N = objective_credits(self.objective, rollouts, tools.is_correct(rollouts))
         for signal in self.signals:
             credits_N = credits_N + signal(rollouts, problems, tools)
+        for factor in self.factors:
+            credits_N = credits_N * factor(replace(rollouts, credits_N=credits_N), tools)
         return replace(rollouts, credits_N=np.where(rollouts.loss_mask_N, credits_N, 0.0).astype(np.float32))
 
     def scored(self, step: int, rollouts: Rollouts) -> Rollouts:

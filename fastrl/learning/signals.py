@@ -35,6 +35,8 @@ class Tools(Protocol):
 
     max_sequence_tokens: int | None
     """Prompt and completion of the longest sequence that the policy can score; None: any."""
+    step: int
+    """Number of the step that these rollouts are for, from 1."""
 
     def score(
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
@@ -43,6 +45,9 @@ class Tools(Protocol):
 
         model: a role of `models()`, or the policy as it is before the update.
         """
+
+    def entropies(self, rollouts: Rollouts) -> np.ndarray:
+        """(N,) float32, nats: of the policy's distribution at each token of the completions, before the update."""
 
     def draw(self, problems: Sequence[Problem], num_samples: int) -> Rollouts:
         """num_samples new completions of each problem, judged, in the order of the problems. The same ones at each call

@@ -127,7 +127,7 @@ class Run:
         loss, say = token_loss(config.algorithm), self.progress.message
         self.policy = trained_policy(config, self.base, checkpoint, loss, self.ranks, say)
         self.model = self.policy.model
-        surrogate, vocab = config.algorithm.surrogate, self.policy.head().weight.shape[0]
+        surrogate, vocab = config.algorithm.kernel_surrogate, self.policy.head().weight.shape[0]
         say(f"loss: {choose('linear_policy_loss', self.policy.device, self.policy.dtype, surrogate, vocab)}")
         parts = SamplerParts(
             config.sampler,
