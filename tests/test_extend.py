@@ -22,6 +22,8 @@ RUNS = {
     "rank": {"algorithm.objective": "rank", "algorithm.rank.spread": "0.5"},
     "soft-gate": {"algorithm.surrogate": "soft_gate"},
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
+    "first-tokens": {"algorithm.factors": "first-tokens", "algorithm.first-tokens.count": "2"},
+    "off-policy-mask": {"algorithm.surrogate": "off-policy-mask", "algorithm.off-policy-mask.delta": "0.0"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
     "sorting": {"task.name": "sorting"},
     "plain": {"sampler.kind": "plain"},
@@ -121,6 +123,18 @@ def test_a_signal_draws_and_judges_for_itself(folder):
     assert len(baselines) == 3 and {b for _, b in baselines} <= {0.0, 0.25, 0.5, 0.75, 1.0} != {0.0}
     again = {(row["group"], (row["reward"] >= 1) - row["advantage"]) for row in rollouts(folder, "fresh-baseline", 2)}
     assert baselines | again > baselines  # other draws in another step
+
+
+def test_a_factor_weighs_the_credit_that_is_there(folder):
+    rows = [row for row in rollouts(folder, "first-tokens") if row["reward"] < 1]
+    assert rows and all(row["credits"] == [-1, -1, *[0] * (len(row["credits"]) - 2)] for row in rows)
+
+
+def test_a_sequence_surrogate_weighs_credit_by_what_the_policy_has_become(folder):
+    """Two updates; in the second, wrong completions that are less likely than before are masked, right ones never."""
+    rows = metrics(folder, "off-policy-mask")
+    assert all(row["update/num_updates"] == 2 and row["clip/positive"] == 0 for row in rows)
+    assert max(row["clip/negative"] for row in rows) > 0
 
 
 def test_a_reward_judges_a_whole_group(folder):

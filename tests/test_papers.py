@@ -1,4 +1,4 @@
-"""GSPO, DAPO and PMPO: the gradient of an update against autograd of the formula in the paper, on a tiny random model."""
+"""GSPO, DAPO and PMPO: the gradient of an update against autograd of the paper's formula, on a tiny random model."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Followed(MasterOptimizer):
 
 @dataclass
 class Run:
-    """Of one batch: the rollouts with rewards, metrics, and for each update its model, gradient and part of the batch."""
+    """Of one batch: rollouts with rewards, metrics, and of each update the model before it, gradient, mini-batch."""
 
     batch: Rollouts
     metrics: dict
@@ -99,7 +99,7 @@ def test_gspo_is_the_gradient_of_the_papers_objective(tiny_model, bound):
     """mean_i min(s_i A_i, clip(s_i, 1 − low, 1 + high) A_i), s_i = (π(y_i) / π_old(y_i))^(1/T_i), both mini-batches."""
     algorithm = load_config(TrainConfig, CONFIGS / "countdown-gspo.toml").algorithm
     low, high = min(bound, 0.9), bound * 4 / 3
-    found = run(tiny_model, replace(algorithm, gspo=Gspo(low, high)), lr=4e-3)
+    found = run(tiny_model, replace(algorithm, gspo=Gspo(low, high)), lr=3.7e-3)
     advantages = np.split(normalised(found.batch.rewards_R), 2)
     num_clipped = []
     for (model, gradient, part), advantages_R in zip(found.updates, advantages, strict=True):
@@ -149,7 +149,7 @@ def test_gspo_factors_by_hand():
 def test_dapo_is_the_gradient_of_the_papers_objective(tiny_model):
     """1/Σ T_i Σ_i Σ_t min(ρ A, clip(ρ, 0.8, 1.28) A) over the mini-batch, A of rewards less the penalty for length."""
     algorithm = load_config(TrainConfig, CONFIGS / "countdown-dapo.toml").algorithm
-    found = run(tiny_model, algorithm, lr=1e-2)
+    found = run(tiny_model, algorithm, lr=3.7e-3)
     lengths_R = found.batch.completion_lengths_R
     penalties_R = 0.5 * np.clip((MAX_NEW_TOKENS - 3 - lengths_R) / 3, None, 0)
     assert penalties_R.min() < 0 and penalties_R.max() == 0
@@ -182,7 +182,8 @@ def test_pmpo_is_the_gradient_of_the_papers_objective(tiny_model):
     means = torch.stack([values.mean() for values in logprobs_of(model, part)])
     with torch.no_grad():
         others = logprobs_of(reference, part)
-    k3 = torch.stack([(d.exp() - d - 1).mean() for d in (o - n for o, n in zip(others, logprobs_of(model, part)))])
+    gaps = [other - own for other, own in zip(others, logprobs_of(model, part), strict=True)]
+    k3 = torch.stack([(gap.exp() - gap - 1).mean() for gap in gaps])
     # of 12 rollouts 5 are right; this mini-batch holds the first 6, of which 3 are
     right = torch.tensor(REWARDS[:6]) == 1
     positive, negative = 12 / 5 * means[right].sum() / 6, 12 / 7 * means[~right].sum() / 6

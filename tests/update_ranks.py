@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from fastrl.learning.sequence_surrogates import Gspo
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
@@ -32,6 +33,7 @@ DEFAULT = AlgorithmConfig(surrogate="ppo_clip", objective="reinforce")
 SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
     "uneven": (DEFAULT, SIGNS, ModelConfig()),
     "four-updates": (replace(DEFAULT, updates_per_batch=4, old_logprobs="recompute"), SIGNS, ModelConfig()),
+    "gspo": (replace(DEFAULT, surrogate="gspo", gspo=Gspo(0.01, 0.01), updates_per_batch=4), SIGNS, ModelConfig()),
     "one-kept": (DEFAULT, SPARSE, ModelConfig()),
     "none-kept": (DEFAULT, {}, ModelConfig()),
     "penalties": (replace(DEFAULT, kl_coef=0.1, entropy_coef=0.01, updates_per_batch=2), SIGNS, ModelConfig()),
