@@ -1,7 +1,7 @@
 """What the study runs: cells, each one training run with its own seed and settings, by tier.
 
 Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and data
-are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 3 is not a setting: one rule chooses
+are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 4 is not a setting: one rule chooses
 it for every family of objectives (`selection`), on other draws of problems and with a seed of its own.
 """
 
@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from family import ANCHORS, BASELINES, SEEDS, WEAK, WEIGHED
+
 from fastrl.config.files import load_config
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3)
+TIERS = (0, 1, 2, 3, 4)
 NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
@@ -151,11 +153,22 @@ def tier3() -> Iterator[Cell]:
         yield Cell(f"tier3.one-problem.{name}", 1, OBJECTIVES[name] | {"task.num_train": 1}, sweep_of(name))
 
 
+def tier4() -> Iterator[Cell]:
+    """What has been built on NSR and beside it (family.py): the base that is too weak for NSR alone, then the demo's."""
+    for seed in SEEDS:
+        for name, settings in ANCHORS.items():
+            yield Cell(f"tier4.base{WEAK}.{name}", seed, settings, "nsr", warmup=WEAK)
+        for name, settings in BASELINES.items():
+            yield Cell(f"tier4.{name}", seed, settings, "grpo")
+        for name, settings in WEIGHED.items():
+            yield Cell(f"tier4.{name}", seed, settings, "nsr")
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3}[tier]())
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 4: tier4}[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:

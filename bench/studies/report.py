@@ -12,6 +12,7 @@ import tyro
 from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
 from claims import CLAIMS, points, with_band
+from family_claims import FAMILY
 from figures import draw_bases, draw_curves, draw_overview, draw_paths
 from measures import against_base, between, entropy, pass_at
 from results import CellResult
@@ -167,7 +168,7 @@ def sweep_table() -> str:
 
 def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
-    claims = [["who", "says", "predicts", "measured", "verdict"], *(claim.row() for claim in CLAIMS)]
+    claims = [["who", "says", "predicts", "measured", "verdict"], *(claim.row() for claim in [*CLAIMS, *FAMILY])]
     return {
         "pretrained": pretrained_table("cpu"),
         "claims": f"{progress()}\n\n{table(claims)}",
@@ -178,6 +179,7 @@ def sections() -> dict[str, str]:
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
         "tier3": curve_table(3),
+        "tier4": curve_table(4),
     }
 
 
