@@ -98,5 +98,5 @@ def test_a_step_multiplies_the_credits_by_every_factor_in_turn():
     ("name", "factor"), [("a-nsr", PenaltyDecay), ("cw-nsr", PenaltyConfidence), ("high-entropy", HighEntropy)]
 )
 def test_the_configs_name_their_factor(name, factor):
-    algorithm = load_config(TrainConfig, ROOT / "configs" / f"countdown-{name}.toml").algorithm
+    algorithm = load_config(TrainConfig, ROOT / "configs" / f"{name}.toml").algorithm
     assert [type(f) for f in bare_trainer(algorithm).factors] == [factor]

@@ -97,7 +97,7 @@ def assert_gradient(model, objective: torch.Tensor, gradient: list[torch.Tensor]
 @pytest.mark.parametrize("bound", [3e-4, 0.02, 1e9])
 def test_gspo_is_the_gradient_of_the_papers_objective(tiny_model, bound):
     """mean_i min(s_i A_i, clip(s_i, 1 − low, 1 + high) A_i), s_i = (π(y_i) / π_old(y_i))^(1/T_i), both mini-batches."""
-    algorithm = load_config(TrainConfig, CONFIGS / "countdown-gspo.toml").algorithm
+    algorithm = load_config(TrainConfig, CONFIGS / "gspo.toml").algorithm
     low, high = min(bound, 0.9), bound * 4 / 3
     found = run(tiny_model, replace(algorithm, gspo=Gspo(low, high)), lr=3.7e-3)
     advantages = np.split(normalised(found.batch.rewards_R), 2)
@@ -120,7 +120,7 @@ def test_gspo_is_the_gradient_of_the_papers_objective(tiny_model, bound):
 
 def test_gspo_scores_only_where_the_policy_has_moved(tiny_model):
     """One pass without gradient for each mini-batch but the first; the others take the sampler's log-probs as old."""
-    algorithm = load_config(TrainConfig, CONFIGS / "countdown-gspo.toml").algorithm
+    algorithm = load_config(TrainConfig, CONFIGS / "gspo.toml").algorithm
     passes = []
     original = Updater._scores
     try:
@@ -148,7 +148,7 @@ def test_gspo_factors_by_hand():
 
 def test_dapo_is_the_gradient_of_the_papers_objective(tiny_model):
     """1/Σ T_i Σ_i Σ_t min(ρ A, clip(ρ, 0.8, 1.28) A) over the mini-batch, A of rewards less the penalty for length."""
-    algorithm = load_config(TrainConfig, CONFIGS / "countdown-dapo.toml").algorithm
+    algorithm = load_config(TrainConfig, CONFIGS / "dapo.toml").algorithm
     found = run(tiny_model, algorithm, lr=3.7e-3)
     lengths_R = found.batch.completion_lengths_R
     penalties_R = 0.5 * np.clip((MAX_NEW_TOKENS - 3 - lengths_R) / 3, None, 0)
@@ -175,7 +175,7 @@ def moved_copy(model, seed: int):
 
 def test_pmpo_is_the_gradient_of_the_papers_objective(tiny_model):
     """α E₊ log π − (1 − α) E₋ log π of the first mini-batch, log π averaged over tokens; β k3 beside it."""
-    algorithm = load_config(TrainConfig, CONFIGS / "countdown-pmpo.toml").algorithm
+    algorithm = load_config(TrainConfig, CONFIGS / "pmpo.toml").algorithm
     algorithm = replace(algorithm, pmpo=Pmpo(alpha=0.3))
     reference = moved_copy(tiny_model, 5)
     model, gradient, part = run(tiny_model, algorithm, lr=0.0, reference=Policy(reference)).updates[0]

@@ -154,7 +154,7 @@ def tier3() -> Iterator[Cell]:
 
 
 def tier4() -> Iterator[Cell]:
-    """What has been built on NSR and beside it (family.py): the base that is too weak for NSR alone, then the demo's."""
+    """What has been built on NSR and beside it (family.py): a base too weak for NSR alone, then the demo's."""
     for seed in SEEDS:
         for name, settings in ANCHORS.items():
             yield Cell(f"tier4.base{WEAK}.{name}", seed, settings, "nsr", warmup=WEAK)

@@ -14,8 +14,8 @@ WEAK = 200  # supervised steps of the base from which NSR alone declines (tier 3
 
 
 def algorithm_of(name: str) -> dict[str, object]:
-    """The [algorithm] settings of configs/countdown-NAME.toml, by their full names."""
-    return dict(_flat(tomllib.loads((CONFIGS / f"countdown-{name}.toml").read_text())["algorithm"], "algorithm"))
+    """The [algorithm] settings of configs/NAME.toml, by their full names."""
+    return dict(_flat(tomllib.loads((CONFIGS / f"{name}.toml").read_text())["algorithm"], "algorithm"))
 
 
 def _flat(section: Mapping[str, object], path: str) -> Iterator[tuple[str, object]]:
