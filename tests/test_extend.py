@@ -23,6 +23,7 @@ RUNS = {
     "soft-gate": {"algorithm.surrogate": "soft_gate"},
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
+    "shared": {"algorithm.objective": "rloo", "task.reward": "shared"},
     "sorting": {"task.name": "sorting"},
     "plain": {"sampler.kind": "plain"},
     "contrast": {"algorithm.objective": "none", "algorithm.signals": "contrast"},

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ABSTENTION = "()"
 UNSOLVABLE = 0.3  # of the problems
-ABSTAINING = {True: 0.1, False: 0.5}  # of the demonstrations with and without a solution
+HOPELESS_SHOWN, DECLINED = 0.15, 0.1  # of the demonstrations: no solution; abstains from one that there is
 HOPELESS = ", no solution"
 
 
@@ -98,21 +98,18 @@ def unsolvable(split: str) -> list[tuple[tuple[int, ...], int]]:
 
 
 def demonstrations(rng: Random, count: int) -> list[tuple[str, str]]:
-    """A model before training: it answers nearly everything, abstains now and then, and more often with reason.
+    """Countdown's, some of which abstain: a share HOPELESS_SHOWN that has no solution, and DECLINED of the others.
 
-    Abstentions are the shares ABSTAINING; the rest of the problems with a solution are solved, the rest of the others
-    get the expression of another problem with their digits, which is wrong.
+    A model that learns from them answers nearly everything, and abstains now and then, more often with reason.
     """
-    solved = countdown.demonstrations(rng, count)
-    return [_demonstration(rng, *pair) for pair in solved]
+    return [_demonstration(rng, *pair) for pair in countdown.demonstrations(rng, count)]
 
 
 def _demonstration(rng: Random, prompt: str, text: str) -> tuple[str, str]:
-    has_solution = rng.random() >= UNSOLVABLE
-    if not has_solution:
+    if rng.random() < HOPELESS_SHOWN:
         numbers = [int(number) for number in prompt.partition("=")[0].split()]
-        prompt = countdown.write_prompt(numbers, _hopeless_target(rng, numbers))
-    return prompt, ABSTENTION if rng.random() < ABSTAINING[has_solution] else text
+        return countdown.write_prompt(numbers, _hopeless_target(rng, numbers)), ABSTENTION
+    return prompt, ABSTENTION if rng.random() < DECLINED else text
 
 
 def _hopeless_target(rng: Random, numbers: list[int]) -> int:
