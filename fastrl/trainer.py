@@ -135,8 +135,14 @@ class Trainer:
         with self.watch("publish"):
             num_bytes = self.arena.sampler.publish(batch.step)
         metrics = rollout_metrics(batch.rollouts, batch.scored, self.arena.correctness) | {"publish/bytes": num_bytes}
+        metrics |= self._measures(batch.rollouts)
         metrics["throughput/tokens_per_s"] = batch.rollouts.num_tokens / sum(self.watch.times.values())
         return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.watch.times.items()}
+
+    def _measures(self, rollouts: Rollouts) -> dict[str, float]:
+        """What the task makes of the reasons of all rollouts that have a verdict."""
+        reasons = rollouts.reasons_R[~np.isnan(rollouts.rewards_R)].tolist()
+        return {f"task/{name}": value for name, value in self.arena.task.measured(reasons).items()}
 
     def draw(self, step: int) -> tuple[list[Problem], Rollouts]:
         """One batch of groups; with dynamic sampling, groups of equal rewards are replaced for a number of rounds."""

@@ -25,6 +25,7 @@ RUNS = {
     "first-tokens": {"algorithm.factors": "first-tokens", "algorithm.first-tokens.count": "2"},
     "off-policy-mask": {"algorithm.surrogate": "off-policy-mask", "algorithm.off-policy-mask.delta": "0.0"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
+    "shared": {"algorithm.objective": "rloo", "task.reward": "shared"},
     "sorting": {"task.name": "sorting"},
     "plain": {"sampler.kind": "plain"},
     "contrast": {"algorithm.objective": "none", "algorithm.signals": "contrast"},

@@ -18,7 +18,7 @@ from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3, 4)
+TIERS = (0, 1, 2, 3, 4, 5)
 NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
@@ -38,6 +38,13 @@ OBJECTIVES = {
     "rloo": {"algorithm.objective": "rloo"},
 }
 LEDGER = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
+REWARDED = {  # tier 5: by the part of its cells' names
+    "truthrl": {"task.name": "countdown-abstain"},
+    "rlcr": {"task.name": "countdown-confidence", "algorithm.correct_threshold": 0.01},
+    "ttrl": {"task.name": "countdown-values", "batch.prompts_per_step": 16, "batch.rollouts_per_prompt": 32},
+    "spurious": {},
+}
+STARTS = {"countdown-abstain": "truthrl", "countdown-confidence": "rlcr"}  # whose warm start, configs/NAME-warmup.toml
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
 
 
@@ -45,8 +52,8 @@ REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "consta
 class Cell:
     """One training run. `selection` names the sweep that chose its learning rate; empty: the settings hold it.
 
-    `rewards` is a function of rewards.py that replaces the verifier in training (never in evaluation). `warmup` is the
-    number of supervised steps of the initial model, 0 for the demo's own (1600).
+    `warmup` is the number of supervised steps of the initial model, 0 for the demo's own (1600). A cell that is not
+    followed is evaluated at its end alone.
     """
 
     name: str
@@ -55,7 +62,7 @@ class Cell:
     selection: str = ""
     num_steps: int = NUM_STEPS
     test_samples: int = 256
-    rewards: str = ""
+    is_followed: bool = True
     warmup: int = 0
 
     @property
@@ -63,9 +70,14 @@ class Cell:
         return f"{self.name}.seed{self.seed}"
 
     @property
-    def is_followed(self) -> bool:
-        """Evaluated along the way: not with a foreign reward, which the run's own evaluation would use as well."""
-        return not self.rewards
+    def task(self) -> str:
+        return self.settings.get("task.name", "countdown")
+
+    @property
+    def start(self) -> str:
+        """The initial model's evaluation on the test problems, by its name in results/base.json."""
+        task = f".{self.task}" if self.task != "countdown" else ""
+        return (f"warm-{self.warmup}" if self.warmup else "test") + task
 
 
 def train_config(cell: Cell, folder: Path, *, lr: float | None = None, model: Path | None = None) -> TrainConfig:
@@ -148,8 +160,8 @@ def tier3() -> Iterator[Cell]:
     for name, lr in (("psr", 1.5e-5), ("nsr", 1.5e-5), ("w-reinforce-0.1", 1.5e-5), ("grpo", 3e-5)):
         yield Cell(f"tier3.lr{lr:g}.{name}", 1, OBJECTIVES[name] | {"optimizer.lr": lr})
     for name in ("psr", "nsr"):
-        yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="coin")
-        yield Cell(f"tier3.inverted.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="inverted")
+        yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name] | {"task.reward": "coin:0.25"}, sweep_of(name))
+        yield Cell(f"tier3.inverted.{name}", 1, OBJECTIVES[name] | {"task.reward": "inverted"}, sweep_of(name))
         yield Cell(f"tier3.one-problem.{name}", 1, OBJECTIVES[name] | {"task.num_train": 1}, sweep_of(name))
 
 
@@ -164,11 +176,37 @@ def tier4() -> Iterator[Cell]:
             yield Cell(f"tier4.{name}", seed, settings, "nsr")
 
 
+def tier5() -> Iterator[Cell]:
+    """Rewards that know more than right and wrong, or less: abstention, confidence, votes, nothing at all."""
+    grpo, ternary = OBJECTIVES["grpo"], {"task.reward": "ternary"}
+    arms = {
+        "truthrl.binary": (grpo | {"task.reward": "binary"}, "grpo"),
+        "truthrl.ternary": (grpo | ternary, "grpo"),
+        "truthrl.nsr": (OBJECTIVES["nsr"], "nsr"),
+        "truthrl.nsr-ternary": ({"algorithm.objective": "negative-reward"} | ternary, "nsr"),
+        "rlcr.verifier": (OBJECTIVES["dr-grpo"], "grpo"),
+        "rlcr.confidence": (OBJECTIVES["dr-grpo"] | {"task.reward": "confidence"}, "grpo"),
+        "ttrl.verifier": (grpo, "grpo"),
+        "ttrl.majority": (grpo | {"task.reward": "majority"}, "grpo"),
+        "ttrl.base200.verifier": (grpo, "grpo"),
+        "ttrl.base200.majority": (grpo | {"task.reward": "majority"}, "grpo"),
+        "spurious.one-problem": (grpo | {"task.num_train": 1}, "grpo"),
+        "spurious.coin": (grpo | {"task.reward": "coin"}, "grpo"),
+        "spurious.coin-free": (grpo | NO_CLIP | {"task.reward": "coin"}, "grpo"),
+        "spurious.format": (grpo | {"task.reward": "format"}, "grpo"),
+        "spurious.majority-wrong": (grpo | {"task.reward": "majority-wrong"}, "grpo"),
+    }
+    for seed, (name, (settings, sweep)) in product((1, 2), arms.items()):
+        common = REWARDED[name.partition(".")[0]]
+        warmup = 200 if ".base200." in name else 0
+        yield Cell(f"tier5.{name}", seed, common | settings, sweep, test_samples=64, is_followed=False, warmup=warmup)
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 4: tier4}[tier]())
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 4: tier4, 5: tier5}[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:

@@ -10,16 +10,21 @@ from results import RESULTS, read
 
 from fastrl.config.files import load_config
 from fastrl.config.schema import TrainConfig
+from fastrl.evaluation.results import named_measures
 from fastrl.records.jsonl import as_json, read_jsonl
 
 SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")
 METRICS = ("clip/positive", "clip/negative", "update/num_updates", "update/kept_share", "entropy/mean", "grad_norm")
+METRICS += ("reward/mean", "task/label_accuracy", "task/accuracy", "task/truthfulness")
 
 
 def evaluation_row(path: Path) -> dict:
     """Counts by problem in the order of the file, and the scalars."""
     evaluation = json.loads(path.read_text())
     row = {"num_samples": evaluation["num_samples"], "num_correct": [p["num_correct"] for p in evaluation["problems"]]}
+    if known := named_measures(evaluation):
+        row["measures"] = known
+    row["maj_at_k"] = {k: value["mean"] for k, value in evaluation["maj_at_k"].items()}
     return row | {"ids": [p["id"] for p in evaluation["problems"]]} | {name: evaluation[name] for name in SCALARS}
 
 
@@ -63,7 +68,7 @@ def cell_row(cell: Cell) -> dict:
     """Everything that is kept of a finished cell."""
     folder = CellFolder(cell)
     config = load_config(TrainConfig, folder.run / "config.toml")
-    row = {"name": cell.name, "seed": cell.seed, "lr": config.optimizer.lr, "warmup": cell.warmup}
+    row = {"name": cell.name, "seed": cell.seed, "lr": config.optimizer.lr, "warmup": cell.warmup, "start": cell.start}
     row |= {"num_steps": cell.num_steps, "test": evaluation_row(folder.test)} | metrics_row(folder)
     if cell.is_followed:
         row["followed"] = followed_row(folder)
@@ -73,7 +78,7 @@ def cell_row(cell: Cell) -> dict:
 def base_rows() -> dict[str, dict]:
     """The initial models, those collected before included: the demo's, and the weaker ones of tier 3."""
     paths = {"test": BASE, "followed": BASE_FOLLOWED}
-    paths |= {p.parent.name.removesuffix("-base"): p for p in sorted(STUDY.glob("warm-*-base/test.json"))}
+    paths |= {p.parent.name.removesuffix("-base"): p for p in sorted(STUDY.glob("*-base/test.json"))}
     return (read("base") or {}) | {name: evaluation_row(path) for name, path in paths.items() if path.exists()}
 
 

@@ -1,13 +1,14 @@
 """Where a cell's files lie and how far it has come.
 
-runs/study/CELL/{train.toml, run/, test.json, log.txt}; runs/study/warm-N/ holds the model of N supervised steps.
+runs/study/CELL/{train.toml, run/, test.json, log.txt}; runs/study/warm-N/ holds the model of N supervised steps,
+start-NAME/ the one that configs/NAME-warmup.toml makes, START-base/test.json what a model scored before training.
 """
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cells import ROOT, Cell, cells_of, selection_cells
+from cells import ROOT, STARTS, Cell, cells_of, selection_cells
 from results import read
 
 STUDY = ROOT / "runs" / "study"
@@ -74,6 +75,11 @@ def finished_cells(tier: int) -> list[Cell]:
 def warm_model(num_steps: int) -> Path:
     """The initial model: the demo's own for 0."""
     return STUDY / f"warm-{num_steps}" if num_steps else ROOT / "models" / "countdown"
+
+
+def initial_model(cell: Cell) -> Path:
+    """The model that a cell starts from: one that can write what its task asks for, or `warm_model`."""
+    return STUDY / f"start-{STARTS[cell.task]}" if cell.task in STARTS else warm_model(cell.warmup)
 
 
 def final_pass_at_1(cell: Cell) -> float:

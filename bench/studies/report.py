@@ -33,6 +33,21 @@ LEDGER = {
 }
 
 
+REWARDS = {  # columns of tier 5's tables, where they stand in an evaluation
+    "truthrl": {
+        name: ("measures", name)
+        for name in ("truthfulness", "hallucination", "accuracy", "abstained_solvable", "abstained_unsolvable")
+    },
+    "rlcr": {name: ("measures", f"calibration/{name}") for name in ("ece", "brier", "auroc", "mean_confidence")},
+    "ttrl": {
+        "maj@64": ("maj_at_k", "64"),
+        "label right, first steps": ("windows", "first", "task/label_accuracy"),
+        "last steps": ("windows", "last", "task/label_accuracy"),
+    },
+    "spurious": {},
+}
+
+
 def table(rows: list[list[str]]) -> str:
     """A Markdown table of which the first row is the header."""
     rule = ["---", *["---:"] * (len(rows[0]) - 1)]
@@ -114,7 +129,7 @@ def _ks(found: dict[str, CellResult]) -> list[int]:
     return [k for k in KS if k <= max(c.num_samples for c in found.values())]
 
 
-def _evaluated(tests: list[dict], ks: list[int], distinct: str) -> list[str]:
+def _evaluated(tests: list[dict], ks: list[int], distinct: str = "distinct_correct_answers") -> list[str]:
     """pass@k with bands, entropy and the number of distinct answers, of evaluations that differ in their seed alone."""
     counts_SP, num_samples = np.array([t["num_correct"] for t in tests]), tests[0]["num_samples"]
     bands = [percent(band(counts_SP, num_samples, k)) if k <= num_samples else "–" for k in ks]
@@ -157,6 +172,36 @@ def ledger_table() -> str:
     return table(rows)
 
 
+def rewards_table(part: str) -> str:
+    """A part of tier 5: the model before training, and every cell; means over seeds, their range behind them."""
+    found = _named(results.cells("tier5"), part)
+    if not found:
+        return "not run"
+    ks, columns = _ks(found), REWARDS[part]
+    rows = [["cell", "seeds", *(f"@{k}" for k in ks), *columns]]
+    starts = {cell.rows[0]["start"]: cell.start for cell in found.values()}
+    rows += [
+        [f"before: {name}", "", *_evaluated([e], ks)[: len(ks)], *_measured([e], columns)] for name, e in starts.items()
+    ]
+    for name, cell in found.items():
+        tests = [row["test"] | {"windows": row["windows"]} for row in cell.rows]
+        rows.append([name, str(len(tests)), *_evaluated(tests, ks)[: len(ks)], *_measured(tests, columns)])
+    return table(rows)
+
+
+def _measured(tests: list[dict], columns: dict[str, tuple[str, ...]]) -> list[str]:
+    """Nested numbers of evaluations that differ in their seed alone, in percent points; – where one lacks it."""
+    shown = []
+    for keys in columns.values():
+        values = [results.nested(test, keys) for test in tests]
+        if None in values:
+            shown.append("–")
+            continue
+        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
+        shown.append(f"{100 * np.mean(values):.1f}{spread}")
+    return shown
+
+
 def sweep_table() -> str:
     """pass@1 by learning rate: what the rule chose from."""
     rows = results.read("sweeps")
@@ -180,6 +225,7 @@ def sections() -> dict[str, str]:
         "tier2": curve_table(2),
         "tier3": curve_table(3),
         "tier4": curve_table(4),
+        **{f"tier5 {part}": rewards_table(part) for part in REWARDS},
     }
 
 

@@ -55,11 +55,11 @@ class CellResult:
 
     def mean(self, *keys: str) -> float:
         """Mean over seeds of a nested number."""
-        return float(np.mean([_nested(row, keys) for row in self.rows]))
+        return float(np.mean([nested(row, keys) for row in self.rows]))
 
     def last_ledger(self, *keys: str) -> float | None:
         """Mean over seeds of a nested number of the last ledger line; None where there is none."""
-        values = [_nested(row["ledger"][-1], keys) for row in self.rows if row["ledger"]]
+        values = [nested(row["ledger"][-1], keys) for row in self.rows if row["ledger"]]
         values = [v for v in values if v is not None]
         return float(np.mean(values)) if values else None
 
@@ -72,7 +72,8 @@ def of_common_seeds(cells: Sequence[CellResult]) -> list[CellResult]:
     return [replace(c, rows=[row for row in c.rows if row["seed"] in common]) for c in cells]
 
 
-def _nested(row: dict, keys: tuple[str, ...]) -> float | None:
+def nested(row: dict, keys: tuple[str, ...]) -> float | None:
+    """row[key][key]…; None where that is not there."""
     for key in keys:
         row = row.get(key) if isinstance(row, dict) else None
     return row
@@ -93,6 +94,11 @@ def base() -> dict:
     return found
 
 
+def start_of(warmup: int) -> str:
+    """The name in base.json of the model that a row collected before these were named started from."""
+    return f"warm-{warmup}" if warmup else "test"
+
+
 def cells(group: str) -> dict[str, CellResult]:
     """Cells of a tier (`tier1`) or of the pretrained model (`real_cpu`) by name, seeds in order; none before they ran.
 
@@ -102,7 +108,7 @@ def cells(group: str) -> dict[str, CellResult]:
     is_real = isinstance(found, dict)
     by_name: dict[str, CellResult] = {}
     for row in sorted(found["rows"] if is_real else found, key=lambda row: row["seed"]):
-        start = found["base"] if is_real else base()[f"warm-{row['warmup']}" if row["warmup"] else "test"]
+        start = found["base"] if is_real else base()[row.get("start") or start_of(row["warmup"])]
         if row["test"]["ids"] != start["ids"]:
             raise ValueError(f"{row['name']}, seed {row['seed']}: tested on other problems than the base")
         name = row["name"].removeprefix(f"{group}.")

@@ -6,7 +6,6 @@ Each cell is a `fastrl train` and a `fastrl eval` in processes of their own, one
 """
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -17,13 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-from cells import FOLLOW_SAMPLES, HERE, NUM_FOLLOWED, NUM_TEST, ROOT, Cell, cells_of, sweeps_needed, train_config
-from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, chosen_lr, warm_model
+from cells import (
+    FOLLOW_SAMPLES,
+    HERE,
+    NUM_FOLLOWED,
+    NUM_TEST,
+    ROOT,
+    STARTS,
+    Cell,
+    cells_of,
+    sweeps_needed,
+    train_config,
+)
+from folders import BASE, BASE_FOLLOWED, STUDY, CellFolder, chosen_lr, initial_model, warm_model
 from results import read
 
 from fastrl.config.files import to_toml
 from fastrl.process.interrupts import Interrupts
-from fastrl.tasks import load_task
 
 BASE_SAMPLES = 256
 
@@ -70,11 +79,19 @@ class Processes:
 
 
 def evaluate(
-    processes: Processes, model: Path, output: Path, log: Path, *, num_samples: int, seed: int, split: str = "test"
+    processes: Processes,
+    model: Path,
+    output: Path,
+    log: Path,
+    *,
+    num_samples: int,
+    seed: int,
+    split: str = "test",
+    task: str = "countdown",
 ) -> None:
-    """The test problems, or those followed along the way, by the true verifier."""
+    """The test problems, or those followed along the way."""
     arguments = ["eval", str(ROOT / "configs" / "countdown.toml"), "--model.path", str(model), "--output", str(output)]
-    arguments += ["--task.num-test", str(NUM_TEST), "--task.num-validation", str(NUM_FOLLOWED)]
+    arguments += ["--task.name", task, "--task.num-test", str(NUM_TEST), "--task.num-validation", str(NUM_FOLLOWED)]
     arguments += ["--task.num-workers", "1", "--evaluation.split", split]
     arguments += ["--evaluation.seed", str(seed), "--evaluation.num-samples", str(num_samples)]
     processes.fastrl(arguments, log)
@@ -98,34 +115,15 @@ def run_cell(processes: Processes, cell: Cell) -> None:
     if not folder.is_trained:
         folder.path.mkdir(parents=True, exist_ok=True)
         lr = chosen_lr(cell.selection) if cell.selection else None
-        config = train_config(foreign(cell), folder.run, lr=lr, model=warm_model(cell.warmup))
+        config = train_config(cell, folder.run, lr=lr, model=initial_model(cell))
         (folder.path / "train.toml").write_text(to_toml(config))
         resume = ["--resume"] if (folder.run / "config.toml").exists() else []
         processes.fastrl(["train", str(folder.path / "train.toml"), *resume], log)
     if not folder.is_finished:
         seed = 1000 + cell.seed
-        evaluate(processes, folder.checkpoint, folder.test, log, num_samples=cell.test_samples, seed=seed)
+        numbers = {"num_samples": cell.test_samples, "seed": seed}
+        evaluate(processes, folder.checkpoint, folder.test, log, task=cell.task, **numbers)
     print(f"{cell.id}: {(time.perf_counter() - start) / 60:.1f} min", flush=True)
-
-
-def foreign(cell: Cell) -> Cell:
-    """A cell with a foreign reward trains on the same problems, written to a file that such a task can read."""
-    if not cell.rewards:
-        return cell
-    path = STUDY / "train-problems.jsonl"
-    settings = {"task.name": f"rewards:{cell.rewards}", "task.train": str(path), "task.num_train": 0}
-    return Cell(**vars(cell) | {"settings": cell.settings | settings})
-
-
-def write_training_problems() -> None:
-    """The training problems of configs/countdown.toml as JSON lines, for the controls."""
-    path = STUDY / "train-problems.jsonl"
-    if path.exists():
-        return
-    task = load_task(train_config(cells_of(1)[0], STUDY).task, splits=("train",))
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(json.dumps({"prompt": p.prompt} | p.row) + "\n" for p in task.train))
-    draft.replace(path)
 
 
 def prepare_warm(processes: Processes, steps: int) -> None:
@@ -138,8 +136,18 @@ def prepare_warm(processes: Processes, steps: int) -> None:
         evaluate(processes, model, tested, log, num_samples=BASE_SAMPLES, seed=1000)
 
 
+def prepare_task(processes: Processes, cell: Cell) -> None:
+    """For a task of its own: an initial model that can write what it asks for, and the evaluation of that."""
+    model, log = initial_model(cell), STUDY / f"{cell.start}.txt"
+    if cell.task in STARTS and not (model / "warmup.toml").exists():
+        arguments = ["warmup", str(ROOT / "configs" / f"{STARTS[cell.task]}-warmup.toml"), "--output", str(model)]
+        processes.fastrl([*arguments, "--model.path", str(warm_model(0))], log)
+    if not (tested := STUDY / f"{cell.start}-base" / "test.json").exists():
+        evaluate(processes, model, tested, log, num_samples=cell.test_samples, seed=1000, task=cell.task)
+
+
 def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
-    """What several cells share: the base's evaluation, weaker initial models, the controls' data."""
+    """What several cells share: the base's evaluation, weaker initial models, those of tasks."""
     has_base = read("base") is not None
     if not BASE.exists() and not has_base:
         evaluate(processes, warm_model(0), BASE, BASE.with_name("log.txt"), num_samples=BASE_SAMPLES, seed=1000)
@@ -150,8 +158,8 @@ def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
         )
     with ThreadPoolExecutor(num_workers) as pool:
         list(pool.map(lambda steps: prepare_warm(processes, steps), sorted({c.warmup for c in cells if c.warmup})))
-    if any(c.rewards for c in cells):
-        write_training_problems()
+        own = {c.start: c for c in cells if c.task != "countdown"}
+        list(pool.map(lambda cell: prepare_task(processes, cell), own.values()))
 
 
 def unfinished(cells: list[Cell]) -> list[Cell]:

@@ -59,7 +59,12 @@ class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
-    """countdown | math | reasoning-gym:<dataset> | module:function (your own reward)."""
+    """countdown | countdown-values | countdown-abstain | countdown-confidence | math | reasoning-gym:<dataset> |
+    module:function (your own reward)."""
+    reward: str = "verifier"
+    """What training makes of the verifier's scores: verifier (nothing) | binary (±1) | ternary (+1 right, 0 abstained,
+    −1 wrong) | confidence (RLCR) | majority (TTRL) | coin[:p] | inverted | format | majority-wrong. Evaluations and the
+    ledger always take the verifier's."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: PathText = ""
@@ -70,6 +75,8 @@ class TaskConfig(WithPaths):
     """The same for the numbers that are reported; empty: the generator's own split, or none."""
     template: str = "auto"
     """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
+    instruction: str = ""
+    """What a template appends to the question; empty: the task's own. none and simple append nothing."""
     max_prompt_tokens: Natural = 0
     """Problems with longer prompts are dropped, and counted; 0: one that does not fit is an error that names it."""
     num_train: Natural = 0

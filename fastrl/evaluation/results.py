@@ -37,8 +37,15 @@ def metric_value(evaluation: dict, name: str) -> float:
     return evaluation[key][k]["mean"] if k else evaluation[key]
 
 
+def named_measures(evaluation: dict) -> dict[str, float]:
+    """What the task measures and how its stated confidence is calibrated, by name; what is not there is left out."""
+    found = {f"calibration/{name}": value for name, value in (evaluation.get("calibration") or {}).items()}
+    return evaluation.get("measures", {}) | {name: value for name, value in found.items() if value is not None}
+
+
 def evaluation_metrics(evaluation: dict) -> dict[str, float]:
     """The evaluation's headline numbers under the names of the metrics log."""
     curves = {f"eval/pass_at_{k}": v["mean"] for k, v in evaluation["pass_at_k"].items()}
     scalars = ("mean_length", "mean_token_entropy", "distinct_answers", "truncated_share")
-    return curves | {f"eval/{name}": evaluation[name] for name in scalars}
+    named = {f"eval/{name}": value for name, value in named_measures(evaluation).items()}
+    return curves | {f"eval/{name}": evaluation[name] for name in scalars} | named

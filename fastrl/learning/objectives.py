@@ -4,6 +4,7 @@
     nsr           A =  0 correct, −1 wrong                        arXiv:2506.01347 eq. 3
     w-reinforce   A = +λ correct, −1 wrong                        arXiv:2506.01347 eq. 9
     reinforce     A = +1 correct, −1 wrong
+    negative-reward  A = min(r, 0): NSR of a signed reward
     rloo          A = r − mean of the group's other rewards       Ahmadian et al. 2024, arXiv:2402.14740
     grpo          A = (r − mean) / (std + 1e-6), unbiased std     Shao et al. 2024, arXiv:2402.03300
     dr-grpo       A = r − mean                                    Liu et al. 2025, arXiv:2503.20783
@@ -90,6 +91,16 @@ class Reinforce:
 
     def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
         return _signed(rewards_PG, is_correct_PG, 1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class NegativeReward:
+    """min(r, 0): NSR of a signed reward, which leaves what is worth 0 alone (task.reward = ternary: abstentions)."""
+
+    compares_group: ClassVar[bool] = False
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return np.minimum(np.nan_to_num(rewards_PG, nan=0.0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "nsr": Nsr,
     "w-reinforce": WReinforce,
     "reinforce": Reinforce,
+    "negative-reward": NegativeReward,
     "rloo": Rloo,
     "grpo": Grpo,
     "dr-grpo": DrGrpo,
@@ -190,3 +202,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pmpo": Pmpo,
     "none": NoObjective,
 }
+SIGN_OBJECTIVES = ("psr", "nsr", "w-reinforce", "reinforce")  # ask of a reward whether it is correct, and no more

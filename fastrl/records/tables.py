@@ -40,6 +40,11 @@ def difference_table(pairs: dict[str, tuple[dict, dict]]) -> str:
     return _markdown(rows) + "\n`*` the 95 % interval, paired over problems, excludes 0.\n"
 
 
+def measure_table(measures: dict[str, float]) -> str:
+    """Named numbers as they are, a row; empty for none."""
+    return _markdown([list(measures), [f"{value:.3f}" for value in measures.values()]]) if measures else ""
+
+
 def _mean(evaluation: dict, k: int) -> str:
     interval = evaluation["pass_at_k"].get(str(k))
     if interval is None:

@@ -15,6 +15,7 @@ from fastrl.records.metrics import check_sinks
 from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
 from fastrl.tasks import Problem, Task, load_task
+from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.verify import check_reward
 
 
@@ -54,7 +55,7 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
     task = load_task(config.task)
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
-    check_reward(task, config.task)
+    check_reward(trained_by(task, config.task.reward), config.task)
     base = Pretrained(config.model)
     tokenizer = base.tokenizer
     base.check_weight_files()

@@ -9,10 +9,16 @@ import torch
 
 from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.evaluator import Evaluator
-from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value, save_evaluation
+from fastrl.evaluation.results import (
+    evaluation_metrics,
+    load_evaluation,
+    metric_value,
+    named_measures,
+    save_evaluation,
+)
 from fastrl.kernels import choose
 from fastrl.learning.importance import choose_importance
-from fastrl.learning.objectives import OBJECTIVES
+from fastrl.learning.objectives import SIGN_OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
 from fastrl.policy.optimizer.bytes import training_bytes
@@ -30,7 +36,7 @@ from fastrl.records.metrics import MetricsLog
 from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import open_progress
 from fastrl.records.rollout_files import RolloutFiles
-from fastrl.records.tables import pass_table
+from fastrl.records.tables import measure_table, pass_table
 from fastrl.rollouts import Rollouts
 from fastrl.run.divergence import DivergedError, Divergence
 from fastrl.run.preflight import Preflight, check_everything
@@ -40,6 +46,7 @@ from fastrl.sampling.choose import build_sampler, ignored_settings
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import SamplerParts
 from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
 from fastrl.update import Updater, token_loss
@@ -106,7 +113,7 @@ class Run:
         self.sampler.publish(self.completed_step)
         self.rollouts = RolloutFiles(self.folder.path / "rollouts", config.run.rollouts_mib, say)
         self.log = self.stack.enter_context(self._open_log(resume)) if self.ranks.is_main else None
-        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.arena)
+        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.evaluator.arena)
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
 
     def _open_log(self, resume: bool) -> MetricsLog:
@@ -150,15 +157,24 @@ class Run:
             reference=reference_policy(config, self.base, self.policy, say) if loss.kl_coef else None,
             sampler_shares_weights=self.sampler.shares_weights,
         )
-        verifier = self.stack.enter_context(make_pool(self.task.reward, config.task))
+        task = trained_by(self.task, config.task.reward)
+        verifier = self.stack.enter_context(make_pool(task.reward, config.task))
         correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
         models = second_policies(config, self.others, self.policy, say)
-        self.arena = Arena(self.task, self.tokenizer, self.sampler, verifier, self.policy, correctness, models)
+        self.arena = Arena(task, self.tokenizer, self.sampler, verifier, self.policy, correctness, models)
         stream = PromptStream(self.task.train, config.run.seed, self.position)
         probe = LogprobProbe(self.policy.dtype, probe)
         context = min(self.base.limits.values(), default=None)
         self.trainer = Trainer(config, self.arena, stream, self.updater, probe, max_sequence_tokens=context)
-        self.evaluator = Evaluator(self.arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
+        budget, max_new_tokens = config.batch.micro_batch_tokens, config.sampler.max_new_tokens
+        self.evaluator = Evaluator(self._judging_arena(), budget, max_new_tokens)
+
+    def _judging_arena(self) -> Arena:
+        """For evaluations and the ledger: the arena with the verifier, whatever reward trains."""
+        if self.arena.task is self.task:
+            return self.arena
+        verifier = self.stack.enter_context(make_pool(self.task.reward, self.config.task))
+        return dataclasses.replace(self.arena, task=self.task, verifier=verifier)
 
     def __enter__(self) -> "Run":
         return self
@@ -284,8 +300,9 @@ class Run:
     def _announce(self, rollouts: Rollouts) -> None:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
         algorithm = self.config.algorithm
-        fractional = next((r for r in rollouts.rewards_R.tolist() if r not in (0.0, 1.0) and not math.isnan(r)), None)
-        if self.has_announced or fractional is None or OBJECTIVES[algorithm.objective].compares_group:
+        rewards = rollouts.rewards_R.tolist()
+        fractional = next((r for r in rewards if r not in (-1.0, 0.0, 1.0) and not math.isnan(r)), None)
+        if self.has_announced or fractional is None or algorithm.objective not in SIGN_OBJECTIVES:
             return
         self.has_announced = True
         self.progress.message(
@@ -300,7 +317,7 @@ class Run:
         evaluation |= {"step": self.completed_step, "split": split}
         if self.ranks.is_main:
             save_evaluation(evaluation, self.folder.evaluations / f"{name}.json")
-        self.progress.message(pass_table({name: evaluation}))
+        self.progress.message(pass_table({name: evaluation}) + measure_table(named_measures(evaluation)))
         return evaluation
 
     def _save_checkpoint(self) -> None:

@@ -1,12 +1,15 @@
 """Tasks: where prompts and rewards come from.
 
     countdown                 arithmetic puzzles, generated or from JSON lines
+    countdown-values          the same; samples vote on values
+    countdown-abstain         the same, some without a solution, which a completion may say
+    countdown-confidence      the same, with a stated confidence
     math                      JSON lines or a Hugging Face dataset with `problem` and `answer`
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     <module>:<function>       your own reward over JSON lines
 
 A task of its own is one file here and one line in `choose.TASKS`. Rewards run in the worker processes of `verifier/`.
-The answers that `math` compares are read by `math_answers/`.
+The answers that `math` compares are read by `math_answers/`. `reward_rules` makes other rewards of a task's verdicts.
 
 Nothing in this package imports torch or transformers: verifier workers import it and must stay light.
 """

@@ -5,13 +5,16 @@ never in the trainer process.
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
+
+from .confidence import stated_confidence
 
 Prompt = str | list[dict[str, str]]  # a question, or the messages of a chat: {"role": …, "content": …}
 
@@ -41,6 +44,23 @@ class GroupReward(Protocol):
     """
 
     def __call__(self, prompt: Prompt, completions: list[str], **row) -> Sequence[float | Score]: ...
+
+
+def judges_groups(reward: Callable) -> bool:
+    """Whether the reward's second parameter is `completions`. TypeError if another parameter has that name."""
+    try:
+        signature = inspect.signature(reward)
+    except ValueError:  # a function written in C does not tell
+        return False
+    names = list(signature.parameters)
+    if "completions" not in names:
+        return False
+    if names[1:2] != ["completions"] or "completion" in names:
+        raise TypeError(
+            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
+            f"all completions of a prompt at once; found {signature}"
+        )
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,8 @@ def with_different_ids(problems: Sequence[Problem]) -> list[Problem]:
 Solutions = Callable[[dict], list[str]]
 # (random source, number of samples) -> that many (prompt, completion) pairs, each completion correct.
 Demonstrations = Callable[[Random, int], list[tuple[str, str]]]
+# reason -> its share of the judged completions, together 1; what a task makes of them, by name.
+Measures = Callable[[Mapping[str, float]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,8 @@ class TaskKind:
     packages: the distributions whose versions the reward depends on; a resumed run compares them.
     generate: (config, split) -> problems, where no data is given.
     demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
+    measures: what else than correctness the reasons of a batch or an evaluation say; None: nothing.
+    read_confidence: completion -> the probability of being right that it states, None if it states none.
     """
 
     reward: Reward | GroupReward
@@ -104,6 +128,8 @@ class TaskKind:
     generate: Callable[..., Sequence[Problem]] | None = None
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
+    measures: Measures | None = None
+    read_confidence: Callable[[str], float | None] = stated_confidence
 
 
 @dataclass(frozen=True)
@@ -119,3 +145,12 @@ class Task:
     instruction: str = ""
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
+    measures: Measures | None = None
+    read_confidence: Callable[[str], float | None] = stated_confidence
+
+    def measured(self, reasons: Sequence[str]) -> dict[str, float]:
+        """The task's measures of judged completions; none where it has none, or nothing was judged."""
+        if self.measures is None or not len(reasons):
+            return {}
+        counts = Counter(reasons)
+        return self.measures({reason: count / len(reasons) for reason, count in counts.items()})

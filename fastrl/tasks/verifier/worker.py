@@ -6,7 +6,6 @@ each call as soon as it is done, so that the pool knows which call a worker is a
 """
 
 import contextlib
-import inspect
 import os
 import pickle
 import signal
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from ..problem import Prompt
+from ..problem import Prompt, judges_groups
 from .verdict import Verdict, describe, fault, group_verdicts_of, verdict_of
 
 RECURSION_LIMIT = 2000
@@ -61,8 +60,8 @@ def work(channel: Connection) -> None:
     try:
         orders: Orders = pickle.loads(channel.recv_bytes())
         _limit(orders.memory_mb)
-        judge, judges_groups = _load(orders)
-        channel.send(Message(pid, judges_groups))
+        judge, is_grouped = _load(orders)
+        channel.send(Message(pid, is_grouped))
         limit_bytes = 0.0
         while True:
             for call in pickle.loads(channel.recv_bytes()):
@@ -88,33 +87,16 @@ def _load(orders: Orders) -> tuple[Judge, bool]:
         prepare = getattr(reward, "prepare", None)
         if prepare is not None:
             prepare()
-        judges_groups = _judges_groups(reward)
+        is_grouped = judges_groups(reward)
     except BaseException as error:  # a user's module may raise anything while it is imported
         broken = fault(f"the reward cannot be loaded: {describe(error)} (with task.memory_mb = {orders.memory_mb})")
         return lambda call: [broken] * len(call.completions), False
-    return _judge_of(reward, judges_groups), judges_groups
+    return _judge_of(reward, is_grouped), is_grouped
 
 
-def _judges_groups(reward: Callable) -> bool:
-    """Whether the reward's second parameter is `completions`. TypeError if another parameter has that name."""
-    try:
-        signature = inspect.signature(reward)
-    except ValueError:  # a function written in C does not tell
-        return False
-    names = list(signature.parameters)
-    if "completions" not in names:
-        return False
-    if names[1:2] != ["completions"] or "completion" in names:
-        raise TypeError(
-            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
-            f"all completions of a prompt at once; found {signature}"
-        )
-    return True
-
-
-def _judge_of(reward: Callable, judges_groups: bool) -> Judge:
+def _judge_of(reward: Callable, is_grouped: bool) -> Judge:
     def verdicts_of(call: Call) -> list[Verdict]:
-        if judges_groups:
+        if is_grouped:
             return group_verdicts_of(reward(call.prompt, list(call.completions), **call.row), call.completions)
         (completion,) = call.completions
         return [verdict_of(reward(call.prompt, completion, **call.row), completion)]
