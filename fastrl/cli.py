@@ -1,4 +1,4 @@
-"""The command line: `fastrl train | warmup | eval | compare | verify | plan | settings | doctor`.
+"""The command line: `fastrl train | warmup | eval | compare | ledger | verify | plan | settings | doctor`.
 
 Heavy imports happen in the commands.
 """
@@ -60,6 +60,14 @@ class CompareCommand(WithPaths):
     """Run folders or evaluation files over the same problems; differences are to the first."""
     output: Path = Path("comparison")
     """PATH.png and PATH.html are written."""
+
+
+@dataclass(frozen=True)
+class LedgerCommand(WithPaths):
+    """Where a run moved probability, by kind of completion and by rank of the token: fastrl ledger RUN"""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run with ledger.every above 0."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,13 @@ def _compare(arguments: list[str]) -> None:
     print(compare(list(command.runs), command.output))
 
 
+def _ledger(arguments: list[str]) -> None:
+    command = tyro.cli(LedgerCommand, args=arguments, prog="fastrl ledger")
+    from fastrl.ledger.tables import ledger_text
+
+    print(ledger_text(command.run), end="")
+
+
 def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
     from fastrl.plan.plan import make_plan, plan_text
@@ -218,6 +233,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "warmup": _warmup,
     "eval": _eval,
     "compare": _compare,
+    "ledger": _ledger,
     "verify": _verify,
     "plan": _plan,
     "settings": _settings,

@@ -13,6 +13,7 @@ import torch
 from rollout_cases import credited, rows_of
 from safetensors.torch import load_file
 
+from fastrl.cli import main
 from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
@@ -370,3 +371,23 @@ def test_resume_reads_the_probe_set_and_continues_the_file(countdown_folder, tmp
     (tmp_path / "run" / "ledger" / "probe_set.json").unlink()
     with pytest.raises(ValueError, match="a ledger is begun before the first update, not at step 4"):
         train(config, resume=True)
+
+
+def test_the_tables_of_a_ledger_weigh_every_token_once(tmp_path, capsys):
+    """3 tokens of rank 1 lost 0.2; in a second step 1 lost 0.4, beside 4 of rank 3 to 10: 0.25 a token, half of all."""
+    row = {"from": 1, "to": 1, "num": 3, "share": 1.0, "p": 0.6, "lost": 0.2, "mode_change": -0.2}
+    row |= {"entropy_change": 0.1}
+    rare = row | {"from": 3, "to": 10, "num": 4, "share": 0.8, "p": 0.1, "lost": 0.07, "mode_change": 0.11}
+    updates = [{"negative": {"by_rank": rows}} for rows in ([row], [row | {"num": 1, "share": 0.2, "lost": 0.4}, rare])]
+    tokens = {"negative": {"by_rank": [row]}, "positive": {"by_rank": []}}
+    moved = {"left_penalised": 0.25, "to_correct": 0.25, "to_other_wrong": 0.0, "to_rest": 0.0}
+    lines = [{"step": step, "update": update} for step, update in enumerate([{}, *updates])]
+    rest = {"tokens": tokens, "moved": moved, "prompts": {"correct": [0.1, 0.2]}}
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(line | rest) + "\n" for line in lines))
+    assert main(["ledger", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "2 other prompts" in text and "2 steps" in text and "+0.2500" in text
+    mean = [line.split("|")[1:-1] for line in text[text.index("2 steps") :].splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in mean[2]] == ["1", "4", "50 %", "0.600", "+0.2500", "+0.1250", "-0.2000", "+0.1000"]
+    assert [cell.strip() for cell in mean[3]][:6] == ["3–10", "4", "50 %", "0.100", "+0.0700", "+0.0350"]
+    assert main(["ledger", str(tmp_path / "none")]) == 2 and "ledger.every" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3)
+TIERS = (0, 1, 2, 3, 6)
 NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
@@ -36,6 +36,7 @@ OBJECTIVES = {
     "rloo": {"algorithm.objective": "rloo"},
 }
 LEDGER = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
+RANKS = {"ledger.every": 3, "ledger.num_samples": 64, "ledger.num_positions": 512}  # a step's own tokens, 20 times
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
 
 
@@ -151,11 +152,19 @@ def tier3() -> Iterator[Cell]:
         yield Cell(f"tier3.one-problem.{name}", 1, OBJECTIVES[name] | {"task.num_train": 1}, sweep_of(name))
 
 
+def tier6() -> Iterator[Cell]:
+    """By rank: what a step does to the tokens that it penalises or reinforces, from the demo's base and a weak one."""
+    for seed, name, warmup in product((1, 2), ("nsr", "psr"), (0, 200)):
+        cell_name = f"tier6.{f'base{warmup}.' if warmup else ''}{name}"
+        settings = OBJECTIVES[name] | RANKS
+        yield Cell(cell_name, seed, settings, sweep_of(name), num_steps=60, test_samples=64, warmup=warmup)
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3}[tier]())
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 6: tier6}[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:
