@@ -1,7 +1,7 @@
 """What the study runs: cells, each one training run with its own seed and settings, by tier.
 
 Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and data
-are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 4 is not a setting: one rule chooses
+are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 6 is not a setting: one rule chooses
 it for every family of objectives (`selection`), on other draws of problems and with a seed of its own.
 """
 
@@ -18,7 +18,7 @@ from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3, 4, 5)
+TIERS = tuple(range(7))
 NUM_STEPS, LONG_STEPS = 150, 405  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
@@ -45,6 +45,7 @@ REWARDED = {  # tier 5: by the part of its cells' names
     "spurious": {},
 }
 STARTS = {"countdown-abstain": "truthrl", "countdown-confidence": "rlcr"}  # whose warm start, configs/NAME-warmup.toml
+RANKS = {"ledger.every": 3, "ledger.num_samples": 64, "ledger.num_positions": 512}  # a step's own tokens, 20 times
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
 
 
@@ -202,11 +203,19 @@ def tier5() -> Iterator[Cell]:
         yield Cell(f"tier5.{name}", seed, common | settings, sweep, test_samples=64, is_followed=False, warmup=warmup)
 
 
+def tier6() -> Iterator[Cell]:
+    """By rank: what a step does to the tokens that it penalises or reinforces, from the demo's base and a weak one."""
+    for seed, name, warmup in product((1, 2), ("nsr", "psr"), (0, 200)):
+        cell_name = f"tier6.{f'base{warmup}.' if warmup else ''}{name}"
+        settings = OBJECTIVES[name] | RANKS
+        yield Cell(cell_name, seed, settings, sweep_of(name), num_steps=60, test_samples=64, warmup=warmup)
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 4: tier4, 5: tier5}[tier]())
+    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 4: tier4, 5: tier5, 6: tier6}[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:

@@ -17,6 +17,8 @@ from figures import draw_bases, draw_curves, draw_overview, draw_paths
 from measures import against_base, between, entropy, pass_at
 from results import CellResult
 
+from fastrl.ledger.tables import SIGNS, mean_ranks, rank_cells, rank_header
+
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
 LEDGER = {
@@ -202,6 +204,17 @@ def _measured(tests: list[dict], columns: dict[str, tuple[str, ...]]) -> list[st
     return shown
 
 
+def rank_table() -> str:
+    """Tier 6: what one step did to its own tokens, by sign and rank; each token of all steps and seeds counts once."""
+    rows = [["cell", "tokens", *rank_header()]]
+    for name, cell in results.cells("tier6").items():
+        lines = [line["update"] for row in cell.rows for line in row["ledger"]]
+        for sign, word in SIGNS.items():
+            steps = [update[sign]["by_rank"] for update in lines if "by_rank" in update.get(sign, {})]
+            rows += [[name, word, *rank_cells(row)] for row in mean_ranks(steps)]
+    return table(rows) if len(rows) > 1 else "not run"
+
+
 def sweep_table() -> str:
     """pass@1 by learning rate: what the rule chose from."""
     rows = results.read("sweeps")
@@ -221,6 +234,7 @@ def sections() -> dict[str, str]:
         "tier1": curve_table(1),
         "equal": equal_table(),
         "ledger": ledger_table(),
+        "ranks": rank_table(),
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
         "tier3": curve_table(3),

@@ -167,6 +167,22 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class BeliefConfig:
+    """Whether claims follow belief (the Bullshit Index): belief is read from the logits behind a probe."""
+
+    probe: str = ""
+    """Text that asks, such as "{problem}\\n{completion}\\nIs this right?": {problem} and {completion} are filled in, no
+    template is put around it. Empty: nothing is measured."""
+    yes: str = " yes"
+    """What follows the probe if the model believes: belief is P(yes) / (P(yes) + P(no))."""
+    no: str = " no"
+    """What follows it otherwise."""
+    claim: str = "answer"
+    """What counts as a claim: answer (the verifier reads an answer), confidence (at least ½ is stated; samples that
+    state none are left out) or a regular expression between slashes that the completion must match somewhere."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation inside a run and by `fastrl eval`: its own sampling settings."""
 
@@ -190,6 +206,7 @@ class EvaluationConfig:
     """Longest completion; 0: the training sampler's limit."""
     seed: Seed = 1234
     """Seed of its completions: every evaluation of a run draws with it."""
+    belief: BeliefConfig = field(default_factory=BeliefConfig)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
 from fastrl.evaluation.evaluator import Evaluator
-from fastrl.evaluation.results import curve_as_json, load_evaluation, named_measures, save_evaluation
+from fastrl.evaluation.results import belief_text, curve_as_json, load_evaluation, named_measures, save_evaluation
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
@@ -86,5 +86,7 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     print(measure_table(named_measures(evaluation)), end="")
     if base:
         print(difference_table({f"{output.stem} − base": (evaluation, base)}))
+    if "belief" in evaluation:
+        print(belief_text(evaluation["belief"]))
     print(f"evaluation: {output}")
     return evaluation

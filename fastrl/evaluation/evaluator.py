@@ -2,7 +2,7 @@
 
 The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same,
 "mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration", "measures",
-"problems": [{"id", "num_correct", "num_samples"}, …], …}.
+"belief", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 
 from fastrl import statistics
 from fastrl.config.schema import EvaluationConfig
+from fastrl.evaluation.belief import check_probe, measure_belief
 from fastrl.evaluation.calibration import calibration
 from fastrl.evaluation.results import curve_as_json
 from fastrl.policy.scoring import score
@@ -24,7 +25,7 @@ from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, Task
 
-NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
+NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample, of belief, too: means over tokens, not counts that need them all
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,16 @@ class Evaluator:
             name = self.arena.task.name
             raise ValueError(f"task '{name}' has no problems in split '{config.split}': nothing to evaluate")
         start = time.perf_counter()
+        if config.belief.probe:
+            check_probe(self.arena, problems, config.belief, config.max_new_tokens or self.max_new_tokens)
         outcomes = self._outcomes(problems, config)
         result = self._summary(problems, outcomes, config)
         confidences = [None if np.isnan(c) else c for c in outcomes.confidences_R.tolist()]
         result["calibration"] = calibration(confidences, self._is_correct_R(outcomes).tolist())
         is_judged_R = ~np.isnan(outcomes.rewards_R)
         result["measures"] = self.arena.task.measured(outcomes.reasons_R[is_judged_R].tolist())
+        if config.belief.probe:
+            result["belief"] = measure_belief(self.arena, problems, outcomes.scored, config.belief)
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> Outcomes:

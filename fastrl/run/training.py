@@ -241,6 +241,8 @@ class Run:
     def _step(self, step: int) -> None:
         batch = self.trainer.collect(step)
         self._choose_importance()
+        if self.ledger:
+            self.ledger.before_update(step, batch.scored)
         with self.interrupts.deferred():
             self.is_moving = True
             self.optimizer.start_step(step)
