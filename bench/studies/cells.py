@@ -168,13 +168,14 @@ def tier3() -> Iterator[Cell]:
 
 def tier4() -> Iterator[Cell]:
     """What has been built on NSR and beside it (family.py): a base too weak for NSR alone, then the demo's."""
+    short = {"test_samples": 64, "is_followed": False}
     for seed in SEEDS:
         for name, settings in ANCHORS.items():
-            yield Cell(f"tier4.base{WEAK}.{name}", seed, settings, "nsr", warmup=WEAK)
+            yield Cell(f"tier4.base{WEAK}.{name}", seed, settings, "nsr", warmup=WEAK, **short)
         for name, settings in BASELINES.items():
-            yield Cell(f"tier4.{name}", seed, settings, "grpo")
+            yield Cell(f"tier4.{name}", seed, settings, "grpo", **short)
         for name, settings in WEIGHED.items():
-            yield Cell(f"tier4.{name}", seed, settings, "nsr")
+            yield Cell(f"tier4.{name}", seed, settings, "nsr", test_samples=64)
 
 
 def tier5() -> Iterator[Cell]:

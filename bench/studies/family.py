@@ -27,7 +27,6 @@ def _flat(section: Mapping[str, object], path: str) -> Iterator[tuple[str, objec
 
 
 NSR = {"algorithm.objective": "nsr"}
-# name → (family whose rate it takes, settings)
 ANCHORS = {
     "nsr": NSR,
     "nsr.kl0.1": NSR | {"algorithm.kl_coef": 0.1},

@@ -19,7 +19,7 @@ def _weighed(name: str) -> list[Claim]:
     near = between_at_equal_pass_at_1(cell, plain, 64, 0.95)
     return [
         Claim(source, f"{name} is above {objective} at k = 1", "higher", between(cell, plain, pass_at(1))),
-        Claim(source, f"{name} is above {objective} at k = 256", "higher", between(cell, plain, pass_at(256))),
+        Claim(source, f"{name} is above {objective} at k = 64", "higher", between(cell, plain, pass_at(64))),
         Claim(source, f"at equal pass@1 {name} is above {objective} at k = 64", "higher", near),
     ]
 
@@ -59,7 +59,7 @@ FAMILY = [
         between("tier4.base200.pmpo", REJECT, pass_at(1)),
     ),
     Claim(GSPO, "GSPO is above GRPO at k = 1", "higher", between("tier4.gspo", "tier4.grpo.sequence-mean", pass_at(1))),
-    Claim(GSPO, "and at k = 256", "higher", between("tier4.gspo", "tier4.grpo.sequence-mean", pass_at(256))),
+    Claim(GSPO, "and at k = 64", "higher", between("tier4.gspo", "tier4.grpo.sequence-mean", pass_at(64))),
     Claim(
         DAPO,
         "clip-higher keeps entropy",
@@ -69,9 +69,9 @@ FAMILY = [
     ),
     Claim(
         DAPO,
-        "clip-higher lifts k = 256",
+        "clip-higher lifts k = 64",
         "higher",
-        between("tier4.dapo", "tier4.dapo.no-clip-higher", pass_at(256)),
+        between("tier4.dapo", "tier4.dapo.no-clip-higher", pass_at(64)),
     ),
     Claim(
         DAPO,

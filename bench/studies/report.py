@@ -16,6 +16,7 @@ from family_claims import FAMILY
 from figures import draw_bases, draw_curves, draw_overview, draw_paths
 from measures import against_base, between, entropy, pass_at
 from results import CellResult
+from reward_claims import REWARDED
 
 from fastrl.ledger.tables import SIGNS, mean_ranks, rank_cells, rank_header
 
@@ -33,8 +34,6 @@ LEDGER = {
     "cosine of signs": ("gradient", "cosine"),
     "unlisted mass": ("mass", "rest"),
 }
-
-
 REWARDS = {  # columns of tier 5's tables, where they stand in an evaluation
     "truthrl": {
         name: ("measures", name)
@@ -47,6 +46,14 @@ REWARDS = {  # columns of tier 5's tables, where they stand in an evaluation
         "last steps": ("windows", "last", "task/label_accuracy"),
     },
     "spurious": {},
+}
+BELIEF = {  # columns of the table of belief/belief.py
+    "claims": ("claims",),
+    "mean belief": ("mean_belief",),
+    "belief where it claims": ("mean_belief_claimed",),
+    "where it does not": ("mean_belief_not_claimed",),
+    "Bullshit Index": ("index", "mean"),
+    "drawn from belief": ("index_if_drawn",),
 }
 
 
@@ -215,6 +222,21 @@ def rank_table() -> str:
     return table(rows) if len(rows) > 1 else "not run"
 
 
+def belief_table() -> str:
+    """belief/belief.py: the model before, and every arm at its last step; means over seeds, their range behind them."""
+    found = results.read("belief")
+    if found is None:
+        return "not run"
+    ends: dict[str, list[dict]] = {"before": [found["base"]["belief"]]}
+    for run in found["runs"]:
+        ends.setdefault(run["arm"], []).append(run["path"][-1]["belief"])
+    rows = [["reward and objective", "seeds", *BELIEF]]
+    for name, measured in ends.items():
+        shares = [one | {"claims": one["num_claims"] / one["num_samples"]} for one in measured]
+        rows.append([name, "" if name == "before" else str(len(shares)), *_measured(shares, BELIEF)])
+    return table(rows)
+
+
 def sweep_table() -> str:
     """pass@1 by learning rate: what the rule chose from."""
     rows = results.read("sweeps")
@@ -226,7 +248,10 @@ def sweep_table() -> str:
 
 def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
-    claims = [["who", "says", "predicts", "measured", "verdict"], *(claim.row() for claim in [*CLAIMS, *FAMILY])]
+    claims = [
+        ["who", "says", "predicts", "measured", "verdict"],
+        *(claim.row() for claim in [*CLAIMS, *FAMILY, *REWARDED]),
+    ]
     return {
         "pretrained": pretrained_table("cpu"),
         "claims": f"{progress()}\n\n{table(claims)}",
@@ -235,6 +260,7 @@ def sections() -> dict[str, str]:
         "equal": equal_table(),
         "ledger": ledger_table(),
         "ranks": rank_table(),
+        "belief": belief_table(),
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
         "tier3": curve_table(3),
