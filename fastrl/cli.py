@@ -1,9 +1,10 @@
-"""The command line: `fastrl train | warmup | eval | compare | verify | plan | settings | doctor`.
+"""The command line: `fastrl train | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor`.
 
 Heavy imports happen in the commands.
 """
 
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -63,6 +64,14 @@ class CompareCommand(WithPaths):
 
 
 @dataclass(frozen=True)
+class LedgerCommand(WithPaths):
+    """Where a run moved probability, by kind of completion and by rank of the token: fastrl ledger RUN"""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run with ledger.every above 0."""
+
+
+@dataclass(frozen=True)
 class PlanCommand:
     """Predict a run's memory and a step's seconds: fastrl plan CONFIG.toml [--section.key value …]; loads no weights"""
 
@@ -99,6 +108,28 @@ class VerifyCommand(WithPaths):
     """Correct means reward ≥ this."""
     truncated: Literal["wrong", "judged"] = "wrong"
     """Rows whose `finish_reason` is `length` are wrong, or judged like any other."""
+
+
+@dataclass(frozen=True)
+class AuditCommand(WithPaths):
+    """What does a reward move with that must not matter? fastrl audit RUN, or --task NAME with a file of completions"""
+
+    input: tyro.conf.Positional[Path]
+    """A run folder, or JSON lines with `completion` and what the task needs, as for `fastrl verify`."""
+    task: str = ""
+    """The reward that is audited: countdown | math | reasoning-gym:<dataset> | module:function; empty: the run's."""
+    reference: str = ""
+    """Task whose reward says what is correct; empty: the audited reward itself, which cannot show that it is wrong."""
+    output: Path | None = None
+    """Where the report goes as JSON."""
+    num_problems: int = 200
+    """Problems whose completions are judged, a fixed random sample; 0: all."""
+    correct_threshold: float = 1.0
+    """Correct means reward ≥ this."""
+    timeout_s: float = TaskConfig.timeout_s
+    """Seconds a verifier may spend on one completion."""
+    num_workers: int = TaskConfig.num_workers
+    """Verifier processes."""
 
 
 def _parse(command: type, config_class: type, arguments: list[str], name: str) -> Any:
@@ -165,6 +196,13 @@ def _compare(arguments: list[str]) -> None:
     print(compare(list(command.runs), command.output))
 
 
+def _ledger(arguments: list[str]) -> None:
+    command = tyro.cli(LedgerCommand, args=arguments, prog="fastrl ledger")
+    from fastrl.ledger.tables import ledger_text
+
+    print(ledger_text(command.run), end="")
+
+
 def _plan(arguments: list[str]) -> None:
     command = _parse(PlanCommand, TrainConfig, arguments, "plan")
     from fastrl.plan.expected import expected_text
@@ -199,6 +237,22 @@ def _verify(arguments: list[str]) -> None:
         print(f"{key}: {value}")
 
 
+def _audit(arguments: list[str]) -> None:
+    command = tyro.cli(AuditCommand, args=arguments, prog="fastrl audit")
+    from fastrl.audit.audit import audit
+    from fastrl.audit.completions import completions_of, sampled
+    from fastrl.audit.tables import report_text
+    from fastrl.records.durable import write_file
+
+    task = TaskConfig(name=command.task, timeout_s=command.timeout_s, num_workers=command.num_workers)
+    task, completions = completions_of(command.input, task)
+    completions = sampled(completions, command.num_problems)
+    report = audit(task, completions, command.correct_threshold, command.reference)
+    if command.output:
+        write_file(command.output, json.dumps(report, indent=1))
+    print(report_text(report), end="")
+
+
 def _settings(arguments: list[str]) -> None:
     _take_none("settings", arguments)
     print(reference(), end="")
@@ -221,7 +275,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "warmup": _warmup,
     "eval": _eval,
     "compare": _compare,
+    "ledger": _ledger,
     "verify": _verify,
+    "audit": _audit,
     "plan": _plan,
     "settings": _settings,
     "doctor": _doctor,

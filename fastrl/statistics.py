@@ -95,6 +95,25 @@ def bootstrap(values, *, num_resamples: int = 10_000, seed: int = 0, level: floa
     return intervals if values.ndim > 1 else intervals[0]
 
 
+def bootstrap_of(
+    values_PK, statistic: Callable[[np.ndarray], np.ndarray], *, num_resamples: int = 10_000, level: float = 0.95
+) -> Interval:
+    """A function of K means over problems (a ratio, a correlation) with its percentile-bootstrap interval.
+
+    statistic maps (R, K) means to (R,) values; resamples in which it is NaN are left out. Raises ValueError for no
+    problems, and where it is NaN for the problems themselves.
+    """
+    values_PK = np.asarray(values_PK, dtype=np.float64)
+    if not values_PK.size:
+        raise ValueError("cannot bootstrap over 0 problems")
+    value = float(statistic(values_PK.mean(axis=0, keepdims=True))[0])
+    if not np.isfinite(value):
+        raise ValueError("cannot bootstrap a statistic that is undefined for the problems themselves")
+    found_R = statistic(_resampled_means(values_PK, num_resamples, np.random.default_rng(0)))
+    low, high = np.nanquantile(found_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
 def _resampled_means(values_PK: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
     num_problems = len(values_PK)
     block = max(1, RESAMPLE_BLOCK // num_problems)

@@ -9,9 +9,11 @@ import numpy as np
 from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
 from fastrl.learners.protocol import Learner
+from fastrl.learning.factors import FACTORS
 from fastrl.learning.objectives import OBJECTIVES, has_contrast
 from fastrl.learning.refiners import REFINERS
 from fastrl.learning.signals import SIGNALS, objective_credits
+from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.process.stopwatch import Stopwatch
@@ -55,6 +57,7 @@ class StepTools:
     token_budget: int
     max_sequence_tokens: int | None
     seed: int
+    step: int
     max_drawn_tokens: int = 1 << 30
     batch_size: int = 512
 
@@ -70,9 +73,14 @@ class StepTools:
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
     ) -> np.ndarray:
         policy = self.arena.policy if model == "policy" else self.arena.models[model]
-        rollouts = rollouts if prompts is None else rollouts.behind(prompts)
+        return self._scored(policy, rollouts if prompts is None else rollouts.behind(prompts))[0]
+
+    def entropies(self, rollouts: Rollouts) -> np.ndarray:
+        return self._scored(self.arena.policy, rollouts)[1]
+
+    def _scored(self, policy: Policy, rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
         longest = int((rollouts.prompt_lengths_R + rollouts.completion_lengths_R).max(initial=0))
-        return score(policy, rollouts, max(self.token_budget, longest))[0]
+        return score(policy, rollouts, max(self.token_budget, longest))
 
     def draw(
         self, problems: Sequence[Problem], num_samples: int, *, prompts: Sequence[Sequence[int]] | None = None
@@ -138,6 +146,7 @@ class Trainer:
         self.learners = learners or {}
         plain = {n: chosen(config.algorithm, SIGNALS, n) for n in config.algorithm.signals if n not in self.learners}
         self.signals = [(plain | self.learners)[name] for name in config.algorithm.signals]
+        self.factors = [chosen(config.algorithm, FACTORS, name) for name in config.algorithm.factors]
         self.refiner = chosen(config.algorithm, REFINERS, config.algorithm.refiner)
         self.max_sequence_tokens, self.max_drawn_tokens = max_sequence_tokens, max_drawn_tokens
         self.watch = Stopwatch(arena.policy.device)
@@ -173,9 +182,14 @@ class Trainer:
         with self.watch("publish"):
             num_bytes = self.arena.sampler.publish(batch.step)
         metrics = rollout_metrics(batch.rollouts, batch.scored, self.arena.correctness) | {"publish/bytes": num_bytes}
-        metrics |= batch.metrics
+        metrics |= batch.metrics | self._measures(batch.rollouts)
         metrics["throughput/tokens_per_s"] = batch.rollouts.num_tokens / sum(self.watch.times.values())
         return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.watch.times.items()}
+
+    def _measures(self, rollouts: Rollouts) -> dict[str, float]:
+        """What the task makes of the reasons of all rollouts that have a verdict."""
+        reasons = rollouts.reasons_R[~np.isnan(rollouts.rewards_R)].tolist()
+        return {f"task/{name}": value for name, value in self.arena.task.measured(reasons).items()}
 
     def draw(self, step: int) -> tuple[list[Problem], Rollouts]:
         """One batch of groups; with dynamic sampling, groups of equal rewards are replaced for a number of rounds."""
@@ -216,16 +230,22 @@ class Trainer:
             self.config.batch.micro_batch_tokens,
             self.max_sequence_tokens,
             seed_of(self.config.run.seed, step, use),
+            step,
             self.max_drawn_tokens,
             self.config.sampler.batch_size,
         )
 
     def credited(self, step: int, problems: Sequence[Problem], rollouts: Rollouts) -> Rollouts:
-        """With the credit of each token: the objective's and every signal's; tokens that the loss may not use get 0."""
+        """With the credit of each token: the objective's and every signal's, times every factor.
+
+        Tokens that the loss may not use get 0.
+        """
         tools = self.tools(step, "signals")
         credits_N = objective_credits(self.objective, rollouts, tools.is_correct(rollouts))
         for signal in self.signals:
             credits_N = credits_N + signal(rollouts, problems, tools)
+        for factor in self.factors:
+            credits_N = credits_N * factor(replace(rollouts, credits_N=credits_N), tools)
         return replace(rollouts, credits_N=np.where(rollouts.loss_mask_N, credits_N, 0.0).astype(np.float32))
 
     def scored(self, step: int, rollouts: Rollouts) -> Rollouts:

@@ -2,7 +2,7 @@
 
 π_old is the policy before the first update of the batch. The first mini-batch needs no old log-probs (ρ ≡ 1). Later
 ones take the sampler's, or those of a pass without gradient before the first update. Importance weights are explained
-in `learning.importance`.
+in `learning.importance`, weights that come from whole sequences in `learning.sequence_surrogates`.
 """
 
 import math
@@ -16,6 +16,7 @@ from fastrl.config.schema import TrainConfig
 from fastrl.kernels import SURROGATES, TokenLoss
 from fastrl.learning.importance import ImportanceMode, importance_weights
 from fastrl.learning.reductions import REDUCTIONS, UpdateShape
+from fastrl.learning.sequence_surrogates import SEQUENCE_SURROGATES
 from fastrl.policy.lora import adapters_off
 from fastrl.policy.micro_batch import computed_tokens, num_inputs_R
 from fastrl.policy.model import Policy
@@ -31,7 +32,7 @@ from fastrl.rollouts import FILLER, Rollouts
 
 def token_loss(config: AlgorithmConfig) -> TokenLoss:
     """The token-level loss that the config names."""
-    surrogate = chosen(config, SURROGATES, config.surrogate)
+    surrogate = chosen(config, SURROGATES, config.kernel_surrogate)
     return TokenLoss(surrogate, kl_coef=config.kl_coef, entropy_coef=config.entropy_coef)
 
 
@@ -50,6 +51,7 @@ class Updater:
         self.policy, self.optimizer, self.reference = policy, optimizer, reference
         self.importance_mode: ImportanceMode = "off"
         self.algorithm = config.algorithm
+        self.is_of_sequences = config.algorithm.surrogate in SEQUENCE_SURROGATES
         self.token_budget = config.batch.micro_batch_tokens
         self.max_new_tokens = config.sampler.max_new_tokens
         batch_size = config.batch.prompts_per_step * config.batch.rollouts_per_prompt
@@ -61,6 +63,8 @@ class Updater:
         """Every update of one batch of rollouts with credits, in the order of their prompts."""
         totals, mine = Counter[str](), Totals(self.policy.device)
         for mini_batch in self._prepared(self._cut(batch)):
+            if self.is_of_sequences and mini_batch.old_logprobs_N is not None:
+                mini_batch = self._sequence_weighed(mini_batch, totals)
             totals.update(self._update(mini_batch, mine))
         sums = dict(zip(SUMS + COUNTS, self.policy.ranks.sum(mine.read()).tolist(), strict=True))
         totals.update({name: int(value) if name in COUNTS else value for name, value in sums.items()})
@@ -122,6 +126,20 @@ class Updater:
         weights_N = importance_weights(mini_batch, logprobs_N, self.importance_mode, self.algorithm.importance.cap)
         given_N = mini_batch.importance_weights_N
         return replace(mini_batch, importance_weights_N=weights_N if given_N is None else weights_N * given_N)
+
+    def _sequence_weighed(self, mini_batch: Rollouts, totals: Counter[str]) -> Rollouts:
+        """With the sequence surrogate's factors, from one pass of the policy as it is now.
+
+        Tokens that it clips have no gradient left that the loss could count: `totals` counts them here.
+        """
+        (logprobs_N,) = self._scores(self.policy, [mini_batch])
+        surrogate = chosen(self.algorithm, SEQUENCE_SURROGATES, self.algorithm.surrogate)
+        factors_N = surrogate(mini_batch, logprobs_N)
+        for name, sign in (("positive", 1), ("negative", -1)):
+            num_clipped = int(((factors_N == 0) & (sign * mini_batch.credits_N > 0)).sum())
+            totals.update({f"clipped_{name}": num_clipped, f"tokens_{name}": num_clipped})
+        weights_N = mini_batch.importance_weights_N
+        return replace(mini_batch, importance_weights_N=factors_N if weights_N is None else factors_N * weights_N)
 
     def _token_weights(self, mini_batch: Rollouts, micro_batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(B,) weights of each rollout's tokens: in the terms that act on all that are computed, in the policy term."""

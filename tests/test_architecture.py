@@ -26,7 +26,7 @@ LAYERS = [
     {"prompts"},
     {"sampling", "records"},
     {"sample_and_judge", "learners"},
-    {"update", "evaluation", "warmup", "doctor", "plan", "ledger"},
+    {"update", "evaluation", "warmup", "doctor", "plan", "ledger", "audit"},
     {"trainer"},
     {"run"},
     {"cli"},

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from fastrl.evaluation.calibration import auroc, brier, calibration, expected_calibration_error, stated_confidence
+from fastrl.evaluation.calibration import auroc, brier, calibration, expected_calibration_error
+from fastrl.tasks.confidence import stated_confidence
 
 CONFIDENCE = [0.9, 0.8, 0.8, 0.3, 0.1]
 CORRECT = [True, True, False, True, False]

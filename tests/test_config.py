@@ -32,7 +32,10 @@ def checked(data: dict) -> TrainConfig:
         ({"optimizer": {"learning_rat": 1e-3}}, "unknown key 'optimizer.learning_rat'"),
         ({"optimizer": {"lrr": 1e-3}}, "did you mean 'lr'"),
         ({"algorithm": {"objective": "nrs"}}, "algorithm.objective = 'nrs' is unknown, did you mean 'nsr'"),
-        ({"algorithm": {"surrogate": 3}}, "algorithm.surrogate = 3 is unknown; known: reinforce, ppo_clip, cispo"),
+        (
+            {"algorithm": {"surrogate": 3}},
+            "algorithm.surrogate = 3 is unknown; known: reinforce, ppo_clip, cispo, gspo",
+        ),
         ({"algorithm": {"reduction": "token-mean"}}, "reduction = 'token-mean' is unknown, did you mean 'token-mean-"),
         ({"algorithm": {"signals": ["distilation"]}}, "'distilation' is unknown, did you mean 'distillation'"),
         ({"algorithm": {"ppo_clip": {"lo": 0.1}}}, "unknown key 'algorithm.ppo_clip.lo', did you mean 'low'"),

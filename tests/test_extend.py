@@ -25,7 +25,10 @@ RUNS = {
     "fresh-baseline": {"algorithm.objective": "psr", "algorithm.signals": "fresh-baseline"},
     "running-baseline": {"algorithm.objective": "none", "algorithm.signals": "running-baseline"},
     "second-chance": {"algorithm.objective": "dr-grpo", "algorithm.refiner": "second-chance"},
+    "first-tokens": {"algorithm.factors": "first-tokens", "algorithm.first-tokens.count": "2"},
+    "off-policy-mask": {"algorithm.surrogate": "off-policy-mask", "algorithm.off-policy-mask.delta": "0.0"},
     "novelty": {"algorithm.objective": "rloo", "task.name": "novelty:reward", "task.train": "rows.jsonl"},
+    "shared": {"algorithm.objective": "rloo", "task.reward": "shared"},
     "sorting": {"task.name": "sorting"},
     "second-try": {
         "algorithm.objective": "rloo",
@@ -153,6 +156,18 @@ def test_a_refiner_replaces_the_first_of_groups_that_are_all_wrong(folder):
     changed = [row["group"] for row, refined in pairs if row["completion"] != refined["completion"]]
     assert hard and sorted(changed) == sorted(hard)
     assert metrics(folder, "second-chance")[0]["refine/second_chances"] == len(hard)
+
+
+def test_a_factor_weighs_the_credit_that_is_there(folder):
+    rows = [row for row in rollouts(folder, "first-tokens") if row["reward"] < 1]
+    assert rows and all(row["credits"] == [-1, -1, *[0] * (len(row["credits"]) - 2)] for row in rows)
+
+
+def test_a_sequence_surrogate_weighs_credit_by_what_the_policy_has_become(folder):
+    """Two updates; in the second, wrong completions that are less likely than before are masked, right ones never."""
+    rows = metrics(folder, "off-policy-mask")
+    assert all(row["update/num_updates"] == 2 and row["clip/positive"] == 0 for row in rows)
+    assert max(row["clip/negative"] for row in rows) > 0
 
 
 def test_a_reward_judges_a_whole_group(folder):

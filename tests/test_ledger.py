@@ -13,6 +13,7 @@ import torch
 from rollout_cases import credited, rows_of
 from safetensors.torch import load_file
 
+from fastrl.cli import main
 from fastrl.config.schema import (
     AlgorithmConfig,
     BatchConfig,
@@ -30,7 +31,8 @@ from fastrl.ledger import accounts, movement
 from fastrl.ledger import ledger as ledger_module
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet
-from fastrl.ledger.updates import update_changes
+from fastrl.ledger.ranks import by_rank, rank_statistics
+from fastrl.ledger.updates import tokens_before, update_changes
 from fastrl.policy.distributions import token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
@@ -209,6 +211,39 @@ def test_movement_by_hand():
     assert (gainers[0]["rank_base"], gainers[0]["rank"]) == (2, 1) and len(gainers) == 2
 
 
+def softmax_step(probs: list[float], token: int) -> torch.Tensor:
+    """(1,V) log-probs after one ascent step of size 1 on A·log p of the token, A = −1, by autograd."""
+    logits = torch.tensor([probs], dtype=torch.float64).log().requires_grad_()
+    (-torch.log_softmax(logits, -1)[0, token]).backward()
+    return torch.log_softmax(logits.detach() + logits.grad, -1)
+
+
+def test_the_rank_of_what_is_penalised_decides_who_gains():
+    """By hand from z ← z − (e_y − p): the weights before normalisation are .6·e^.6, .3·e^.3, .1·e^−.9 and so on."""
+    probs = [0.6, 0.3, 0.1]
+    base = torch.tensor([probs] * 3, dtype=torch.float64).log()
+    now = torch.cat([softmax_step(probs, token) for token in range(3)])
+    torch.testing.assert_close(now[2].exp(), torch.tensor([0.710, 0.263, 0.026]).double(), atol=5e-4, rtol=0)
+    torch.testing.assert_close(now[0].exp(), torch.tensor([0.438, 0.441, 0.120]).double(), atol=5e-4, rtol=0)
+    found = {k: v.tolist() for k, v in rank_statistics(base, now, torch.tensor([0, 1, 2])).items()}
+    assert found["rank"] == [1, 2, 3]
+    assert found["lost"] == pytest.approx([0.1617, 0.1899, 0.0736], abs=1e-4)
+    assert found["mode_change"] == pytest.approx([-0.1617, 0.2082, 0.1104], abs=1e-4)
+    assert found["entropy_change"] == pytest.approx([0.0795, -0.2782, -0.2077], abs=1e-4)
+
+
+def test_classes_of_rank_share_out_every_position_and_what_it_lost():
+    rank = torch.tensor([1, 1, 2, 3, 10, 11, 500])
+    lost = torch.tensor([0.4, 0.2, 0.1, 0.03, 0.01, 0.002, 0.0])
+    rows = by_rank([{"rank": rank[:2], "lost": lost[:2]}, {"rank": rank[2:], "lost": lost[2:]}])
+    assert [(row["from"], row["to"], row["num"]) for row in rows] == [(1, 1, 2), (2, 2, 1), (3, 10, 2), (11, None, 2)]
+    assert [row["lost"] for row in rows] == pytest.approx([0.3, 0.1, 0.02, 0.001])
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert sum(row["share"] * row["lost"] for row in rows) == pytest.approx(lost.mean().item())
+    assert by_rank([]) == []
+    assert by_rank([{"rank": rank[2:3], "lost": lost[2:3]}])[0]["to"] == 2  # classes without a position are left out
+
+
 def test_gradient_statistics_are_the_gradient_of_log_p_and_of_p():
     logits = torch.tensor([[1.0, -0.5, 2.0, 0.3]], requires_grad=True)
     y = torch.tensor([2])
@@ -255,8 +290,9 @@ def test_an_update_lowers_what_it_penalises_and_moves_the_rest(policy, everythin
     columns = {"policy_logprobs_N": score(policy, rollouts, 512)[0], "credits_N": rollouts.by_token(np.array(credits))}
     rollouts = replace(rollouts, **columns)
     config = config_of(objective="reinforce")
+    kept = tokens_before(policy, rollouts, 3, 0, 512)
     Updater(policy, MasterOptimizer(policy, config.optimizer, 1), config).run(rollouts)
-    found = update_changes(policy, rollouts, 512)
+    found = update_changes(policy, rollouts, kept, 512)
     after = [brute_force(policy, r.prompt_ids, r.completion_ids) for r in rows]
     for name, sign in (("positive", 0.5), ("negative", -1.0), ("zero", 0.0)):
         mine = [i for i, credit in enumerate(credits) if credit == sign]
@@ -264,6 +300,18 @@ def test_an_update_lowers_what_it_penalises_and_moves_the_rest(policy, everythin
         assert found[name]["completion_change"] == pytest.approx(
             np.mean([after[i] - before[i] for i in mine]), abs=1e-4
         )
+    assert set(kept) == {"positive", "negative"}
+    for name, sign in (("positive", 0.5), ("negative", -1.0)):  # what they lost, from log-probs made token by token
+        positions, base_nV = kept[name]
+        assert all(credits[i] == sign for i, _ in positions) and 0 < len(positions) <= 3
+        by_hand = []
+        for (i, t), row_V in zip(positions, base_nV, strict=True):
+            token, context = rows[i].completion_ids[t], rows[i].completion_ids[:t]
+            now = brute_force(policy, [*rows[i].prompt_ids, *context], [token])
+            by_hand.append(row_V[token].exp().item() - math.exp(now))
+        ranked = found[name]["by_rank"]
+        assert sum(r["share"] * r["lost"] for r in ranked) == pytest.approx(np.mean(by_hand), abs=1e-5)
+        assert sum(r["num"] for r in ranked) == len(positions)
     assert found["negative"]["completion_change"] < 0 < found["positive"]["completion_change"]
     assert found["zero"]["completion_change"] != 0
 
@@ -297,6 +345,8 @@ def test_a_run_keeps_a_ledger_and_is_not_moved_by_it(countdown_folder, tmp_path)
         assert len(row["tokens"]["negative"]["largest"]) == 8
         signs = {name: part["num"] for name, part in row["update"].items()}
         assert sum(signs.values()) == (5 if row["step"] else 0) and "positive" not in signs
+        ranked = [row["tokens"]["negative"], *([row["update"]["negative"]] if row["step"] else [])]
+        assert all(sum(r["num"] for r in part["by_rank"]) == 10 for part in ranked)
     assert rows[0]["moved"]["left_penalised"] == 0 != rows[2]["moved"]["left_penalised"]
     train(run_config(tmp_path / "without", countdown_folder, ledger=LedgerConfig()))
     assert not (tmp_path / "without" / "ledger.jsonl").exists()
@@ -320,3 +370,23 @@ def test_resume_reads_the_probe_set_and_continues_the_file(countdown_folder, tmp
     (tmp_path / "run" / "ledger" / "probe_set.json").unlink()
     with pytest.raises(ValueError, match="a ledger is begun before the first update, not at step 4"):
         train(config, resume=True)
+
+
+def test_the_tables_of_a_ledger_weigh_every_token_once(tmp_path, capsys):
+    """3 tokens of rank 1 lost 0.2; in a second step 1 lost 0.4, beside 4 of rank 3 to 10: 0.25 a token, half of all."""
+    row = {"from": 1, "to": 1, "num": 3, "share": 1.0, "p": 0.6, "lost": 0.2, "mode_change": -0.2}
+    row |= {"entropy_change": 0.1}
+    rare = row | {"from": 3, "to": 10, "num": 4, "share": 0.8, "p": 0.1, "lost": 0.07, "mode_change": 0.11}
+    updates = [{"negative": {"by_rank": rows}} for rows in ([row], [row | {"num": 1, "share": 0.2, "lost": 0.4}, rare])]
+    tokens = {"negative": {"by_rank": [row]}, "positive": {"by_rank": []}}
+    moved = {"left_penalised": 0.25, "to_correct": 0.25, "to_other_wrong": 0.0, "to_rest": 0.0}
+    lines = [{"step": step, "update": update} for step, update in enumerate([{}, *updates])]
+    rest = {"tokens": tokens, "moved": moved, "prompts": {"correct": [0.1, 0.2]}}
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(line | rest) + "\n" for line in lines))
+    assert main(["ledger", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "2 other prompts" in text and "2 steps" in text and "+0.2500" in text
+    mean = [line.split("|")[1:-1] for line in text[text.index("2 steps") :].splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in mean[2]] == ["1", "4", "50 %", "0.600", "+0.2500", "+0.1250", "-0.2000", "+0.1000"]
+    assert [cell.strip() for cell in mean[3]][:6] == ["3–10", "4", "50 %", "0.100", "+0.0700", "+0.0350"]
+    assert main(["ledger", str(tmp_path / "none")]) == 2 and "ledger.every" in capsys.readouterr().err

@@ -56,6 +56,24 @@ def test_dr_grpo_only_centres():
     assert row == pytest.approx([1, -1, 0])
 
 
+def test_asymre_lowers_the_baseline_and_so_reinforces_equal_groups():
+    # mean 1/4, baseline 1/4 − 0.1 = 0.15; a group without contrast is worth −δ, all wrong or all right
+    rows = advantages("asymre", [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    assert rows == [pytest.approx([0.85, -0.15, -0.15, -0.15]), [0.1] * 4, [0.1] * 4]
+    assert advantages("asymre", [[1, 0], [0, 0]], delta=0.25) == [[0.25, -0.75], [-0.25, -0.25]]
+    assert advantages("asymre", [[0.1 + 0.2, 0.3]], delta=-0.1) == [[0.1, 0.1]]  # rounding is no contrast
+    assert advantages("asymre", [[1, NAN], [NAN, NAN]]) == [[0.1, 0], [0, 0]]
+    assert advantages("asymre", [[1, 0, 0]], delta=0.0) == advantages("dr-grpo", [[1, 0, 0]])
+
+
+def test_pmpo_means_over_right_and_over_wrong_ones_apart():
+    # 8 rollouts, 2 right, 6 wrong: +0.25·8/2 = 1 and −0.75·8/6 = −1
+    assert advantages("pmpo", [[1, 0, 0, 0], [1, 0, 0, 0]], alpha=0.25) == [[1, -1, -1, -1]] * 2
+    assert advantages("pmpo", [[1, 0], [0, 0]], alpha=0.0) == [[0, pytest.approx(-4 / 3)], [pytest.approx(-4 / 3)] * 2]
+    assert advantages("pmpo", [[0, 0], [0, NAN]], alpha=0.5) == [[-0.5, -0.5], [-0.5, 0]]  # nothing is right
+    assert advantages("pmpo", [[1, 1]], alpha=0.5) == [[0.5, 0.5]]
+
+
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_missing_reward_gets_no_advantage_and_enters_no_baseline(name):
     with_hole = advantages(name, [[1, NAN, 0, 0]])[0]

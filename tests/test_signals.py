@@ -46,7 +46,7 @@ def tools(countdown_folder, model):
     tokenizer = Pretrained(ModelConfig(path=str(countdown_folder))).tokenizer
     task, models = load_task(TaskConfig(name="countdown"), splits=()), {"teacher": Policy(teacher)}
     arena = Arena(task, tokenizer, None, None, Policy(model), Correctness(), models)
-    return StepTools(arena, SamplingSettings(2, 16), 512, None, 0)
+    return StepTools(arena, SamplingSettings(2, 16), 512, None, 0, 1)
 
 
 def logprobs(model, prompt: list[int], completion: list[int]) -> list[float]:

@@ -10,6 +10,7 @@ from fastrl import statistics
 from fastrl.statistics import (
     Interval,
     bootstrap,
+    bootstrap_of,
     distinct_answers,
     ks_up_to,
     maj_at_k,
@@ -73,6 +74,19 @@ def test_bootstrap_of_two_problems():
     assert bootstrap([0.0, 1.0]) == Interval(0.5, 0.0, 1.0)
     assert bootstrap([0.0, 1.0], level=0.4) == Interval(0.5, 0.5, 0.5)
     assert bootstrap([0.0, 1.0], level=0.6) == Interval(0.5, 0.0, 1.0)
+
+
+def test_bootstrap_of_a_ratio_of_means():
+    """Two problems with (1, 2) and (3, 2): 4/4 together; a resample holds one twice, or both: ½, 1 or 3/2."""
+    found = bootstrap_of([[1.0, 2.0], [3.0, 2.0]], lambda means: means[:, 0] / means[:, 1])
+    assert found == Interval(1.0, 0.5, 1.5)
+    with np.errstate(invalid="ignore"):  # a resample of the second problem alone is 0/0, and left out
+        found = bootstrap_of([[1.0, 2.0], [0.0, 0.0]], lambda means: means[:, 0] / means[:, 1])
+    assert found == Interval(0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="undefined for the problems themselves"):
+        bootstrap_of([[1.0]], lambda means: means[:, 0] * np.nan)
+    with pytest.raises(ValueError, match="over 0 problems"):
+        bootstrap_of(np.zeros((0, 2)), lambda means: means[:, 0])
 
 
 def test_bootstrap_width_is_that_of_the_normal_approximation():

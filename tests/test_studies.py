@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import report
 import results
-import rewards
 import run
 from folders import CellFolder
 
@@ -30,8 +29,8 @@ def test_every_cell_is_a_valid_run_with_a_folder_of_its_own(tmp_path):
         assert config.run.num_steps % cells.FOLLOW_EVERY == 0
         assert config.optimizer.lr == cell.settings.get("optimizer.lr", 1e-5)
     counts = [len(cells.cells_of(tier)) for tier in cells.TIERS]
-    assert counts == [12, 27, 36, 28, 8, 20]
-    with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3, 8, 9"):
+    assert counts == [12, 27, 36, 28, 36, 30, 8, 8, 20]
+    with pytest.raises(ValueError, match="tier 7: known tiers are 0, 1, 2, 3, 4, 5, 6, 8, 9"):
         cells.cells_of(7)
 
 
@@ -45,16 +44,9 @@ def test_added_seeds_are_the_same_cells():
 
 def test_selection_has_a_seed_and_a_draw_of_problems_of_its_own():
     selection = cells.train_config(cells.cells_of(0)[0], cells.ROOT)
-    study = [cells.train_config(c, cells.ROOT, lr=1e-5) for tier in (1, 2, 3, 8) for c in cells.cells_of(tier)]
+    study = [cells.train_config(c, cells.ROOT, lr=1e-5) for tier in cells.TIERS[1:] for c in cells.cells_of(tier)]
     assert selection.run.seed not in {c.run.seed for c in study}
     assert selection.task.seed not in {c.task.seed for c in study}
-
-
-def test_control_rewards():
-    row = {"numbers": [1, 2, 3, 4], "target": 10}
-    assert rewards.inverted("", "1+2+3+4", **row) == 0.0 and rewards.inverted("", "1+2+3", **row) == 1.0
-    draws = [rewards.coin("", "1+2+3+4", **row) for _ in range(2000)]
-    assert set(draws) == {0.0, 1.0} and abs(np.mean(draws) - rewards.COIN) < 0.05
 
 
 def test_bands_of_one_seed_are_the_bootstrap_over_problems():
@@ -205,6 +197,31 @@ def test_tier_9_is_compared_with_the_model_that_reads_critiques(collected):
     assert report.refine_table().splitlines()[2].startswith("| critique-rules | 0.25 → 0.25 | 0.25 → 0.75 |")
     equal = report.equal_table(9, "nsr").splitlines()
     assert equal[0].startswith("| objective − NSR, pass@64 |") and equal[2].startswith("| critique-rules | +0.0 [")
+
+
+def test_the_measures_of_tier_7_stand_beside_those_of_the_model_before_training(collected):
+    """Two seeds of one cell: the mean and the range; 120 problems with 16 of 64 right are 25 %."""
+    evaluation = results.base()["test"] | {"num_samples": 64, "num_correct": [16] * 120}
+    truth = dict.fromkeys(("hallucination", "accuracy", "abstained_solvable", "abstained_unsolvable"), 0.125)
+    results.base()["test.countdown-abstain"] = evaluation | {"measures": truth | {"truthfulness": -0.5}}
+    rows = [
+        {
+            "name": "tier5.truthrl.ternary",
+            "seed": seed,
+            "warmup": 0,
+            "start": "test.countdown-abstain",
+            "windows": {},
+            "test": evaluation | {"measures": truth | {"truthfulness": value}},
+        }
+        for seed, value in ((1, 0.25), (2, 0.5))
+    ]
+    (collected / "tier5.json").write_text(json.dumps(rows))
+    before, cell = report.rewards_table("truthrl").splitlines()[2:]
+    assert (
+        before.startswith("| before: test.countdown-abstain |  | 25.0 [25.0, 25.0] |") and "| -50.0 | 12.5 |" in before
+    )
+    assert cell.startswith("| ternary | 2 | 25.0") and "| 37.5 (25.0 to 50.0) | 12.5 (12.5 to 12.5) |" in cell
+    assert report.rewards_table("ttrl") == "not run"
 
 
 def test_runs_on_other_problems_are_refused(collected):

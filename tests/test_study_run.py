@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 
@@ -103,3 +104,16 @@ def test_weaker_initial_models_are_made_and_tested(study):
     run.run_all(run.Processes(), weaker[:1], 1)
     assert folders.CellFolder(weaker[0]).is_finished
     assert {"warm-2", "warm-3"} <= collect.base_rows().keys()
+
+
+def test_a_task_of_its_own_starts_from_a_model_that_can_write_it(study):
+    """The warm start is there already, so that it is not made again; what it scores before training is."""
+    shutil.copytree(folders.warm_model(0), study / "start-truthrl")
+    (study / "start-truthrl" / "warmup.toml").touch()
+    cell = short("tier5.truthrl.ternary")
+    run.prepare(run.Processes(), [cell], 1)
+    run.run_all(run.Processes(), [cell], 1)
+    test = collect.evaluation_row(folders.CellFolder(cell).test)
+    start = collect.base_rows()[cell.start]
+    assert test["ids"] == start["ids"] and start["measures"]["abstained"] == 0  # a model that never saw one
+    assert not list((folders.CellFolder(cell).run / "eval").glob("*.json"))  # not followed

@@ -18,6 +18,7 @@ from fastrl.config.schema import AlgorithmConfig, BatchConfig, ModelConfig, Opti
 from fastrl.learners.critic import CriticLearner
 from fastrl.learners.protocol import LearnerParts
 from fastrl.learning.gae import Gae
+from fastrl.learning.sequence_surrogates import Gspo
 from fastrl.policy.loading import load_for_training, load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
@@ -41,6 +42,7 @@ SCENARIOS: dict[str, tuple[AlgorithmConfig, dict[int, float], ModelConfig]] = {
     "uneven": (DEFAULT, SIGNS, ModelConfig()),
     "small": (DEFAULT, SIGNS, ModelConfig()),  # micro-batches: several for each of four ranks
     "four-updates": (replace(DEFAULT, updates_per_batch=4, old_logprobs="recompute"), SIGNS, ModelConfig()),
+    "gspo": (replace(DEFAULT, surrogate="gspo", gspo=Gspo(0.01, 0.01), updates_per_batch=4), SIGNS, ModelConfig()),
     "one-kept": (DEFAULT, SPARSE, ModelConfig()),
     "none-kept": (DEFAULT, {}, ModelConfig()),
     "penalties": (replace(DEFAULT, kl_coef=0.1, entropy_coef=0.01, updates_per_batch=2), SIGNS, ModelConfig()),

@@ -1,7 +1,7 @@
 """What the study runs: cells, each one training run with its own seed and settings, by tier.
 
 Every cell starts from configs/countdown.toml, so the model, the batch (64 prompts x 8 rollouts), the budget and data
-are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 3 is not a setting: one rule chooses
+are the demo's. A cell names only what it changes. The learning rate of tiers 1 to 6 is not a setting: one rule chooses
 it for every family of objectives (`selection`), on other draws of problems and with a seed of its own.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from family import ANCHORS, BASELINES, SEEDS, WEAK, WEIGHED
 from told import CRITIQUE, DIRECTION, TOLD
 
 from fastrl.config.files import load_config
@@ -18,7 +19,6 @@ from fastrl.config.settings import with_settings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = (0, 1, 2, 3, 8, 9)
 NUM_STEPS, LONG_STEPS, TOLD_STEPS = 150, 405, 60  # multiples of FOLLOW_EVERY
 NUM_TEST, NUM_FOLLOWED = 300, 100  # test problems; validation problems evaluated along the way
 FOLLOW_EVERY, FOLLOW_SAMPLES = 15, 64
@@ -44,7 +44,18 @@ PPO = {  # the [algorithm] of configs/ppo-countdown.toml
     "algorithm.gae.critic_lr": 3e-4,
 }
 LEDGER = {"ledger.every": FOLLOW_EVERY, "ledger.num_samples": 256, "ledger.gradients": True}
-STARTS = {"countdown-told": "critique"}  # whose warm start, configs/NAME-warmup.toml, a task's cells begin from
+REWARDED = {  # tier 5: by the part of its cells' names
+    "truthrl": {"task.name": "countdown-abstain"},
+    "rlcr": {"task.name": "countdown-confidence", "algorithm.correct_threshold": 0.01},
+    "ttrl": {"task.name": "countdown-values", "batch.prompts_per_step": 16, "batch.rollouts_per_prompt": 32},
+    "spurious": {},
+}
+STARTS = {  # whose warm start, configs/NAME-warmup.toml, a task's cells begin from
+    "countdown-abstain": "truthrl",
+    "countdown-confidence": "rlcr",
+    "countdown-told": "critique",
+}
+RANKS = {"ledger.every": 3, "ledger.num_samples": 64, "ledger.num_positions": 512}  # a step's own tokens, 20 times
 REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "constant"}
 
 
@@ -52,8 +63,8 @@ REDUCTIONS = {"kept": "token-mean-kept", "all": "token-mean-all", "sum": "consta
 class Cell:
     """One training run. `selection` names the sweep that chose its learning rate; empty: the settings hold it.
 
-    `rewards` is a function of rewards.py that replaces the verifier in training (never in evaluation). `warmup` is the
-    number of supervised steps of the initial model, 0 for the demo's own (1600).
+    `warmup` is the number of supervised steps of the initial model, 0 for the demo's own (1600). A cell that is not
+    followed is evaluated at its end alone.
     """
 
     name: str
@@ -62,7 +73,7 @@ class Cell:
     selection: str = ""
     num_steps: int = NUM_STEPS
     test_samples: int = 256
-    rewards: str = ""
+    is_followed: bool = True
     warmup: int = 0
 
     @property
@@ -78,11 +89,6 @@ class Cell:
         """The initial model's evaluation on the test problems, by its name in results/base.json."""
         task = f".{self.task}" if self.task != "countdown" else ""
         return (f"warm-{self.warmup}" if self.warmup else "test") + task
-
-    @property
-    def is_followed(self) -> bool:
-        """Evaluated along the way: not with a foreign reward, which the run's own evaluation would use as well."""
-        return not self.rewards
 
 
 def train_config(cell: Cell, folder: Path, *, lr: float | None = None, model: Path | None = None) -> TrainConfig:
@@ -165,9 +171,55 @@ def tier3() -> Iterator[Cell]:
     for name, lr in (("psr", 1.5e-5), ("nsr", 1.5e-5), ("w-reinforce-0.1", 1.5e-5), ("grpo", 3e-5)):
         yield Cell(f"tier3.lr{lr:g}.{name}", 1, OBJECTIVES[name] | {"optimizer.lr": lr})
     for name in ("psr", "nsr"):
-        yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="coin")
-        yield Cell(f"tier3.inverted.{name}", 1, OBJECTIVES[name], sweep_of(name), rewards="inverted")
+        yield Cell(f"tier3.random.{name}", 1, OBJECTIVES[name] | {"task.reward": "coin:0.25"}, sweep_of(name))
+        yield Cell(f"tier3.inverted.{name}", 1, OBJECTIVES[name] | {"task.reward": "inverted"}, sweep_of(name))
         yield Cell(f"tier3.one-problem.{name}", 1, OBJECTIVES[name] | {"task.num_train": 1}, sweep_of(name))
+
+
+def tier4() -> Iterator[Cell]:
+    """What has been built on NSR and beside it (family.py): a base too weak for NSR alone, then the demo's."""
+    short = {"test_samples": 64, "is_followed": False}
+    for seed in SEEDS:
+        for name, settings in ANCHORS.items():
+            yield Cell(f"tier4.base{WEAK}.{name}", seed, settings, "nsr", warmup=WEAK, **short)
+        for name, settings in BASELINES.items():
+            yield Cell(f"tier4.{name}", seed, settings, "grpo", **short)
+        for name, settings in WEIGHED.items():
+            yield Cell(f"tier4.{name}", seed, settings, "nsr", test_samples=64)
+
+
+def tier5() -> Iterator[Cell]:
+    """Rewards that know more than right and wrong, or less: abstention, confidence, votes, nothing at all."""
+    grpo, ternary = OBJECTIVES["grpo"], {"task.reward": "ternary"}
+    arms = {
+        "truthrl.binary": (grpo | {"task.reward": "binary"}, "grpo"),
+        "truthrl.ternary": (grpo | ternary, "grpo"),
+        "truthrl.nsr": (OBJECTIVES["nsr"], "nsr"),
+        "truthrl.nsr-ternary": ({"algorithm.objective": "negative-reward"} | ternary, "nsr"),
+        "rlcr.verifier": (OBJECTIVES["dr-grpo"], "grpo"),
+        "rlcr.confidence": (OBJECTIVES["dr-grpo"] | {"task.reward": "confidence"}, "grpo"),
+        "ttrl.verifier": (grpo, "grpo"),
+        "ttrl.majority": (grpo | {"task.reward": "majority"}, "grpo"),
+        "ttrl.base200.verifier": (grpo, "grpo"),
+        "ttrl.base200.majority": (grpo | {"task.reward": "majority"}, "grpo"),
+        "spurious.one-problem": (grpo | {"task.num_train": 1}, "grpo"),
+        "spurious.coin": (grpo | {"task.reward": "coin"}, "grpo"),
+        "spurious.coin-free": (grpo | NO_CLIP | {"task.reward": "coin"}, "grpo"),
+        "spurious.format": (grpo | {"task.reward": "format"}, "grpo"),
+        "spurious.majority-wrong": (grpo | {"task.reward": "majority-wrong"}, "grpo"),
+    }
+    for seed, (name, (settings, sweep)) in product((1, 2), arms.items()):
+        common = REWARDED[name.partition(".")[0]]
+        warmup = 200 if ".base200." in name else 0
+        yield Cell(f"tier5.{name}", seed, common | settings, sweep, test_samples=64, is_followed=False, warmup=warmup)
+
+
+def tier6() -> Iterator[Cell]:
+    """By rank: what a step does to the tokens that it penalises or reinforces, from the demo's base and a weak one."""
+    for seed, name, warmup in product((1, 2), ("nsr", "psr"), (0, 200)):
+        cell_name = f"tier6.{f'base{warmup}.' if warmup else ''}{name}"
+        settings = OBJECTIVES[name] | RANKS
+        yield Cell(cell_name, seed, settings, sweep_of(name), num_steps=60, test_samples=64, warmup=warmup)
 
 
 def tier8() -> Iterator[Cell]:
@@ -183,11 +235,15 @@ def tier9() -> Iterator[Cell]:
         yield Cell(f"tier9.{name}", seed, TOLD | settings, num_steps=TOLD_STEPS, test_samples=64)
 
 
+CELLS = {0: tier0, 1: tier1, 2: tier2, 3: tier3, 4: tier4, 5: tier5, 6: tier6, 8: tier8, 9: tier9}
+TIERS = tuple(CELLS)
+
+
 def cells_of(tier: int) -> list[Cell]:
     """The cells of a tier; ValueError for a tier that there is none of."""
     if tier not in TIERS:
         raise ValueError(f"tier {tier}: known tiers are {', '.join(map(str, TIERS))}")
-    return list({0: tier0, 1: tier1, 2: tier2, 3: tier3, 8: tier8, 9: tier9}[tier]())
+    return list(CELLS[tier]())
 
 
 def sweeps_needed(cells: list[Cell]) -> list[Cell]:

@@ -10,6 +10,7 @@ from results import RESULTS, read
 
 from fastrl.config.files import load_config
 from fastrl.config.schema import TrainConfig
+from fastrl.evaluation.results import named_measures
 from fastrl.records.jsonl import as_json, read_jsonl
 
 SCALARS = ("mean_token_entropy", "distinct_correct_answers", "mean_length", "truncated_share")
@@ -17,12 +18,16 @@ METRICS = ("clip/positive", "clip/negative", "update/num_updates", "update/kept_
 METRICS += ("critic/explained_variance", "critic/mean_value", "critic/mean_return")
 METRICS += ("refine/own_correct_share", "refine/wrong_corrected_share", "refine/correct_kept_share")
 METRICS += ("refine/all_wrong_groups", "refine/rescued_share", "refine/logprob")
+METRICS += ("reward/mean", "task/label_accuracy", "task/accuracy", "task/truthfulness")
 
 
 def evaluation_row(path: Path) -> dict:
     """Counts by problem in the order of the file, and the scalars."""
     evaluation = json.loads(path.read_text())
     row = {"num_samples": evaluation["num_samples"], "num_correct": [p["num_correct"] for p in evaluation["problems"]]}
+    if known := named_measures(evaluation):
+        row["measures"] = known
+    row["maj_at_k"] = {k: value["mean"] for k, value in evaluation["maj_at_k"].items()}
     return row | {"ids": [p["id"] for p in evaluation["problems"]]} | {name: evaluation[name] for name in SCALARS}
 
 

@@ -13,9 +13,13 @@ from bands import band, difference_at_equal_pass_at_1, verdict
 from cells import TIERS, cells_of
 from claims import CLAIMS, points, with_band
 from critic_claims import CRITIC_CLAIMS
+from family_claims import FAMILY
 from figures import draw_bases, draw_curves, draw_overview, draw_paths
 from measures import against_base, between, entropy, pass_at
 from results import CellResult
+from reward_claims import REWARDED
+
+from fastrl.ledger.tables import SIGNS, mean_ranks, rank_cells, rank_header
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -37,6 +41,27 @@ REFINED = {
     "wrong ones corrected": "wrong_corrected_share",
     "correct ones kept": "correct_kept_share",
     "log-prob of a token behind its own prompt": "logprob",
+}
+REWARDS = {  # columns of tier 5's tables, where they stand in an evaluation
+    "truthrl": {
+        name: ("measures", name)
+        for name in ("truthfulness", "hallucination", "accuracy", "abstained_solvable", "abstained_unsolvable")
+    },
+    "rlcr": {name: ("measures", f"calibration/{name}") for name in ("ece", "brier", "auroc", "mean_confidence")},
+    "ttrl": {
+        "maj@64": ("maj_at_k", "64"),
+        "label right, first steps": ("windows", "first", "task/label_accuracy"),
+        "last steps": ("windows", "last", "task/label_accuracy"),
+    },
+    "spurious": {},
+}
+BELIEF = {  # columns of the table of belief/belief.py
+    "claims": ("claims",),
+    "mean belief": ("mean_belief",),
+    "belief where it claims": ("mean_belief_claimed",),
+    "where it does not": ("mean_belief_not_claimed",),
+    "Bullshit Index": ("index", "mean"),
+    "drawn from belief": ("index_if_drawn",),
 }
 
 
@@ -121,7 +146,7 @@ def _ks(found: dict[str, CellResult]) -> list[int]:
     return [k for k in KS if k <= max(c.num_samples for c in found.values())]
 
 
-def _evaluated(tests: list[dict], ks: list[int], distinct: str) -> list[str]:
+def _evaluated(tests: list[dict], ks: list[int], distinct: str = "distinct_correct_answers") -> list[str]:
     """pass@k with bands, entropy and the number of distinct answers, of evaluations that differ in their seed alone."""
     counts_SP, num_samples = np.array([t["num_correct"] for t in tests]), tests[0]["num_samples"]
     bands = [percent(band(counts_SP, num_samples, k)) if k <= num_samples else "–" for k in ks]
@@ -176,6 +201,62 @@ def refine_table() -> str:
     return table(rows)
 
 
+def rewards_table(part: str) -> str:
+    """A part of tier 5: the model before training, and every cell; means over seeds, their range behind them."""
+    found = _named(results.cells("tier5"), part)
+    if not found:
+        return "not run"
+    ks, columns = _ks(found), REWARDS[part]
+    rows = [["cell", "seeds", *(f"@{k}" for k in ks), *columns]]
+    starts = {cell.rows[0]["start"]: cell.start for cell in found.values()}
+    rows += [
+        [f"before: {name}", "", *_evaluated([e], ks)[: len(ks)], *_measured([e], columns)] for name, e in starts.items()
+    ]
+    for name, cell in found.items():
+        tests = [row["test"] | {"windows": row["windows"]} for row in cell.rows]
+        rows.append([name, str(len(tests)), *_evaluated(tests, ks)[: len(ks)], *_measured(tests, columns)])
+    return table(rows)
+
+
+def _measured(tests: list[dict], columns: dict[str, tuple[str, ...]]) -> list[str]:
+    """Nested numbers of evaluations that differ in their seed alone, in percent points; – where one lacks it."""
+    shown = []
+    for keys in columns.values():
+        values = [results.nested(test, keys) for test in tests]
+        if None in values:
+            shown.append("–")
+            continue
+        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
+        shown.append(f"{100 * np.mean(values):.1f}{spread}")
+    return shown
+
+
+def rank_table() -> str:
+    """Tier 6: what one step did to its own tokens, by sign and rank; each token of all steps and seeds counts once."""
+    rows = [["cell", "tokens", *rank_header()]]
+    for name, cell in results.cells("tier6").items():
+        lines = [line["update"] for row in cell.rows for line in row["ledger"]]
+        for sign, word in SIGNS.items():
+            steps = [update[sign]["by_rank"] for update in lines if "by_rank" in update.get(sign, {})]
+            rows += [[name, word, *rank_cells(row)] for row in mean_ranks(steps)]
+    return table(rows) if len(rows) > 1 else "not run"
+
+
+def belief_table() -> str:
+    """belief/belief.py: the model before, and every arm at its last step; means over seeds, their range behind them."""
+    found = results.read("belief")
+    if found is None:
+        return "not run"
+    ends: dict[str, list[dict]] = {"before": [found["base"]["belief"]]}
+    for run in found["runs"]:
+        ends.setdefault(run["arm"], []).append(run["path"][-1]["belief"])
+    rows = [["reward and objective", "seeds", *BELIEF]]
+    for name, measured in ends.items():
+        shares = [one | {"claims": one["num_claims"] / one["num_samples"]} for one in measured]
+        rows.append([name, "" if name == "before" else str(len(shares)), *_measured(shares, BELIEF)])
+    return table(rows)
+
+
 def sweep_table() -> str:
     """pass@1 by learning rate: what the rule chose from."""
     rows = results.read("sweeps")
@@ -187,7 +268,10 @@ def sweep_table() -> str:
 
 def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
-    claims = [["who", "says", "predicts", "measured", "verdict"], *(claim.row() for claim in [*CLAIMS, *CRITIC_CLAIMS])]
+    claims = [
+        ["who", "says", "predicts", "measured", "verdict"],
+        *(claim.row() for claim in [*CLAIMS, *FAMILY, *REWARDED, *CRITIC_CLAIMS]),
+    ]
     return {
         "pretrained": pretrained_table("cpu"),
         "claims": f"{progress()}\n\n{table(claims)}",
@@ -195,9 +279,13 @@ def sections() -> dict[str, str]:
         "tier1": curve_table(1),
         "equal": equal_table(1, "psr"),
         "ledger": ledger_table("tier1", "tier3"),
+        "ranks": rank_table(),
+        "belief": belief_table(),
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
         "tier3": curve_table(3),
+        "tier4": curve_table(4),
+        **{f"tier5 {part}": rewards_table(part) for part in REWARDS},
         "tier8": curve_table(8),
         "tier9": curve_table(9),
         "tier9 second tries": refine_table(),

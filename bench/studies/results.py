@@ -60,11 +60,11 @@ class CellResult:
 
     def mean(self, *keys: str) -> float:
         """Mean over seeds of a nested number."""
-        return float(np.mean([_nested(row, keys) for row in self.rows]))
+        return float(np.mean([nested(row, keys) for row in self.rows]))
 
     def last_ledger(self, *keys: str) -> float | None:
         """Mean over seeds of a nested number of the last ledger line; None where there is none."""
-        values = [_nested(row["ledger"][-1], keys) for row in self.rows if row["ledger"]]
+        values = [nested(row["ledger"][-1], keys) for row in self.rows if row["ledger"]]
         values = [v for v in values if v is not None]
         return float(np.mean(values)) if values else None
 
@@ -77,7 +77,8 @@ def of_common_seeds(cells: Sequence[CellResult]) -> list[CellResult]:
     return [replace(c, rows=[row for row in c.rows if row["seed"] in common]) for c in cells]
 
 
-def _nested(row: dict, keys: tuple[str, ...]) -> float | None:
+def nested(row: dict, keys: tuple[str, ...]) -> float | None:
+    """row[key][key]…; None where that is not there."""
     for key in keys:
         row = row.get(key) if isinstance(row, dict) else None
     return row

@@ -6,7 +6,6 @@ Each cell is a `fastrl train` and a `fastrl eval` in processes of their own, one
 """
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -34,7 +33,6 @@ from results import read
 
 from fastrl.config.files import to_toml
 from fastrl.process.interrupts import Interrupts
-from fastrl.tasks import load_task
 
 BASE_SAMPLES = 256
 
@@ -91,7 +89,7 @@ def evaluate(
     split: str = "test",
     task: str = "countdown",
 ) -> None:
-    """The test problems, or those followed along the way, by the true verifier."""
+    """The test problems, or those followed along the way."""
     arguments = ["eval", str(ROOT / "configs" / "countdown.toml"), "--model.path", str(model), "--output", str(output)]
     arguments += ["--task.name", task, "--task.num-test", str(NUM_TEST), "--task.num-validation", str(NUM_FOLLOWED)]
     arguments += ["--task.num-workers", "1", "--evaluation.split", split]
@@ -117,7 +115,7 @@ def run_cell(processes: Processes, cell: Cell) -> None:
     if not folder.is_trained:
         folder.path.mkdir(parents=True, exist_ok=True)
         lr = chosen_lr(cell.selection) if cell.selection else None
-        config = train_config(foreign(cell), folder.run, lr=lr, model=initial_model(cell))
+        config = train_config(cell, folder.run, lr=lr, model=initial_model(cell))
         (folder.path / "train.toml").write_text(to_toml(config))
         resume = ["--resume"] if (folder.run / "config.toml").exists() else []
         processes.fastrl(["train", str(folder.path / "train.toml"), *resume], log)
@@ -126,26 +124,6 @@ def run_cell(processes: Processes, cell: Cell) -> None:
         numbers = {"num_samples": cell.test_samples, "seed": seed}
         evaluate(processes, folder.checkpoint, folder.test, log, task=cell.task, **numbers)
     print(f"{cell.id}: {(time.perf_counter() - start) / 60:.1f} min", flush=True)
-
-
-def foreign(cell: Cell) -> Cell:
-    """A cell with a foreign reward trains on the same problems, written to a file that such a task can read."""
-    if not cell.rewards:
-        return cell
-    path = STUDY / "train-problems.jsonl"
-    settings = {"task.name": f"rewards:{cell.rewards}", "task.train": str(path), "task.num_train": 0}
-    return Cell(**vars(cell) | {"settings": cell.settings | settings})
-
-
-def write_training_problems() -> None:
-    """The training problems of configs/countdown.toml as JSON lines, for the controls."""
-    path = STUDY / "train-problems.jsonl"
-    if path.exists():
-        return
-    task = load_task(train_config(cells_of(1)[0], STUDY).task, splits=("train",))
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(json.dumps({"prompt": p.prompt} | p.row) + "\n" for p in task.train))
-    draft.replace(path)
 
 
 def prepare_warm(processes: Processes, steps: int) -> None:
@@ -171,7 +149,7 @@ def prepare_task(processes: Processes, cell: Cell) -> None:
 
 
 def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
-    """What several cells share: the base's evaluation, weaker initial models, those of tasks, the controls' data."""
+    """What several cells share: the base's evaluation, weaker initial models, those of tasks."""
     has_base = read("base") is not None
     if not BASE.exists() and not has_base:
         evaluate(processes, warm_model(0), BASE, BASE.with_name("log.txt"), num_samples=BASE_SAMPLES, seed=1000)
@@ -184,8 +162,6 @@ def prepare(processes: Processes, cells: list[Cell], num_workers: int) -> None:
         list(pool.map(lambda steps: prepare_warm(processes, steps), sorted({c.warmup for c in cells if c.warmup})))
         own = {c.start: c for c in cells if c.task != "countdown"}
         list(pool.map(lambda cell: prepare_task(processes, cell), own.values()))
-    if any(c.rewards for c in cells):
-        write_training_problems()
 
 
 def unfinished(cells: list[Cell]) -> list[Cell]:

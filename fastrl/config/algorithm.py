@@ -8,10 +8,12 @@ from annotated_types import Gt
 
 from fastrl.config.annotations import Count, Natural, NonNegative, OneOf, Threshold
 from fastrl.kernels import SURROGATES
+from fastrl.learning.factors import FACTORS
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.learning.overlong import Overlong
 from fastrl.learning.reductions import REDUCTIONS
 from fastrl.learning.refiners import REFINERS
+from fastrl.learning.sequence_surrogates import SEQUENCE_SURROGATES
 from fastrl.learning.signals import SIGNALS
 
 Registered = TypeVar("Registered")
@@ -46,11 +48,12 @@ def make_sections(*registries: Mapping[str, type]) -> type:
     return make_dataclass("Sections", sections, frozen=True)
 
 
+ALL_SURROGATES = SURROGATES | SEQUENCE_SURROGATES
 OWN = {"importance": ImportanceConfig, "overlong": Overlong}
 
 
 @dataclass(frozen=True)
-class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, REFINERS, OWN)):
+class AlgorithmConfig(make_sections(OBJECTIVES, ALL_SURROGATES, SIGNALS, REFINERS, FACTORS, OWN)):
     """Three free choices: where credit comes from (objective and signals), the loss of a token, the tokens' weights."""
 
     preset: Literal["none", "paper-code"] = "none"
@@ -59,7 +62,8 @@ class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, REFINERS, O
     objective: Annotated[str, OneOf(OBJECTIVES, "How rewards become signed advantages.")] = "nsr"
     signals: Annotated[tuple[str, ...], OneOf(SIGNALS, "What adds credit to the objective's, token by token.")] = ()
     refiner: Annotated[str, OneOf(REFINERS, "What becomes of judged rollouts before they get credit.")] = "none"
-    surrogate: Annotated[str, OneOf(SURROGATES, "How the loss of a token depends on its log-prob.")] = "ppo_clip"
+    factors: Annotated[tuple[str, ...], OneOf(FACTORS, "What multiplies all this credit, one after the other.")] = ()
+    surrogate: Annotated[str, OneOf(ALL_SURROGATES, "How the loss of a token depends on its log-prob.")] = "ppo_clip"
     reduction: Annotated[str, OneOf(REDUCTIONS, "Which weight a token's loss has in its update.")] = "token-mean-kept"
     correct_threshold: Threshold = 1.0
     """Sign objectives (psr, nsr, w-reinforce, reinforce): correct means reward ≥ this."""
@@ -72,7 +76,8 @@ class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, REFINERS, O
     """π_old of mini-batches after the first: the sampler's log-probs, or a pass without gradient before any update.
     auto: the sampler's where it shares the trainer's weights, else recompute."""
     kl_coef: NonNegative = 0.0
-    """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held."""
+    """Weight of the k3 KL penalty to the initial policy; 0: no reference model is held. On tokens that the policy drew
+    k3 has the value of KL(policy ‖ initial) and the gradient of KL(initial ‖ policy)."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
     truncated: Literal["wrong", "mask", "judged"] = "wrong"
@@ -80,6 +85,11 @@ class AlgorithmConfig(make_sections(OBJECTIVES, SURROGATES, SIGNALS, REFINERS, O
     judged: like any other. Evaluations of the run count them in the same way (mask: as judged)."""
     dynamic_sampling_rounds: Natural = 0
     """Further rounds of prompts drawn to replace groups whose rewards are all equal (DAPO); 0: keep such groups."""
+
+    @property
+    def kernel_surrogate(self) -> str:
+        """What a token pays: the surrogate itself, or reinforce where its weight comes from the whole sequence."""
+        return "reinforce" if self.surrogate in SEQUENCE_SURROGATES else self.surrogate
 
 
 def chosen(algorithm: AlgorithmConfig, registry: Mapping[str, type[Registered]], name: str) -> Registered:

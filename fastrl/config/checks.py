@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+import re
 from operator import attrgetter
 
 from fastrl.config.algorithm import AlgorithmConfig, chosen
 from fastrl.config.annotations import check_ranges, nearest
-from fastrl.config.schema import EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
+from fastrl.config.schema import BeliefConfig, EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import with_settings
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.learning.refiners import REFINERS
@@ -48,6 +49,7 @@ def check_train(config: TrainConfig) -> TrainConfig:
     signal_models(config)
     _check_gradients(config.optimizer)
     _check_best_metric(config.run.best_metric, config.evaluation)
+    _check_belief(config.evaluation.belief)
     return dataclasses.replace(config, algorithm=_apply_preset(algorithm))
 
 
@@ -131,6 +133,24 @@ def _check_best_metric(name: str, evaluation: EvaluationConfig) -> None:
     )
 
 
+def _check_belief(belief: BeliefConfig) -> None:
+    claim, probe = belief.claim, belief.probe
+    is_pattern = len(claim) > 2 and claim[0] == claim[-1] == "/"
+    _require(
+        is_pattern or claim in ("answer", "confidence"),
+        f"evaluation.belief.claim = {claim!r}: expected 'answer', 'confidence' or a regular expression, '/…/'",
+    )
+    try:
+        re.compile(claim[1:-1] if is_pattern else "")
+    except re.error as error:
+        raise ValueError(f"evaluation.belief.claim = {claim!r} is no regular expression: {error}") from None
+    _require(
+        not probe or "{problem}" in probe or "{completion}" in probe,
+        f"evaluation.belief.probe = {probe!r} holds neither {{problem}} nor {{completion}}: all would believe the same",
+    )
+    _require(belief.yes != belief.no, f"evaluation.belief: yes and no are both {belief.yes!r}; belief needs two words")
+
+
 def best_metric_names(num_samples: int) -> list[str]:
     """What run.best_metric may be: a point of a curve, or a scalar of the evaluation."""
     curves = [f"{curve}/{k}" for curve in ("pass_at_k", "maj_at_k") for k in ks_up_to(num_samples)]
@@ -163,6 +183,7 @@ def _apply_preset(algorithm: AlgorithmConfig) -> AlgorithmConfig:
 def check_eval(config: EvalConfig) -> None:
     """ValueError for an evaluation that cannot run."""
     check_ranges(config)
+    _check_belief(config.evaluation.belief)
     _require(
         config.model.lora_rank == 0,
         f"an evaluation takes adapters from model.path: model.lora_rank must be 0, got {config.model.lora_rank}",

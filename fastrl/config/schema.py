@@ -62,8 +62,13 @@ class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
-    """countdown | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
-    reward) | module:class (your own environment)."""
+    """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told | math |
+    twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own reward) | module:class
+    (your own environment)."""
+    reward: str = "verifier"
+    """What training makes of the verifier's scores: verifier (nothing) | binary (±1) | ternary (+1 right, 0 abstained,
+    −1 wrong) | confidence (RLCR) | majority (TTRL) | coin[:p] | inverted | format | majority-wrong. Evaluations and the
+    ledger always take the verifier's."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: PathText = ""
@@ -75,6 +80,8 @@ class TaskConfig(WithPaths):
     """The same for the numbers that are reported; empty: the generator's own split, or none."""
     template: str = "auto"
     """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
+    instruction: str = ""
+    """What a template appends to the question; empty: the task's own. none and simple append nothing."""
     max_prompt_tokens: Natural = 0
     """Problems with longer prompts are dropped, and counted; 0: one that does not fit is an error that names it."""
     num_train: Natural = 0
@@ -183,6 +190,22 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class BeliefConfig:
+    """Whether claims follow belief (the Bullshit Index): belief is read from the logits behind a probe."""
+
+    probe: str = ""
+    """Text that asks, such as "{problem}\\n{completion}\\nIs this right?": {problem} and {completion} are filled in, no
+    template is put around it. Empty: nothing is measured."""
+    yes: str = " yes"
+    """What follows the probe if the model believes: belief is P(yes) / (P(yes) + P(no))."""
+    no: str = " no"
+    """What follows it otherwise."""
+    claim: str = "answer"
+    """What counts as a claim: answer (the verifier reads an answer), confidence (at least ½ is stated; samples that
+    state none are left out) or a regular expression between slashes that the completion must match somewhere."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation inside a run and by `fastrl eval`: its own sampling settings."""
 
@@ -206,6 +229,7 @@ class EvaluationConfig:
     """Longest completion; 0: the training sampler's limit."""
     seed: Seed = 1234
     """Seed of its completions: every evaluation of a run draws with it."""
+    belief: BeliefConfig = field(default_factory=BeliefConfig)
 
 
 @dataclass(frozen=True)

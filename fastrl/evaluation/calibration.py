@@ -1,4 +1,4 @@
-"""Whether stated confidence is worth anything: reading it from a completion, and comparing it with what was correct.
+"""Whether stated confidence is worth anything: comparing it with what was correct.
 
     Brier = mean (c − y)²                                    Brier 1950; 0 is best, 0.25 is what a constant ½ gets
     ECE   = Σ_bins (n_b / n) · |mean c − mean y|             Naeini et al. 2015; equal-width bins, 0 is best
@@ -7,29 +7,9 @@
 c in [0, 1] is the stated confidence, y is 1 for a correct sample. Shapes: n samples.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
-
-TAIL_CHARS = 2000  # confidence is stated at the end; a completion may be a megabyte
-_STATED = re.compile(
-    r"confidence(?:>|\s{0,3}(?:is|of|=|:)?\s{0,3})\s{0,3}(\d{1,3}(?:\.\d{1,12})?|\.\d{1,12})(\s?%)?(?!\.?\w)",
-    re.IGNORECASE,
-)
-
-
-def stated_confidence(completion: str) -> float | None:
-    """The last `confidence: 0.8`, `confidence is 80%` or `<confidence>0.8</confidence>` of a completion.
-
-    None where nothing is stated, or the last statement is not within [0, 1] (or 0 % to 100 %).
-    """
-    matches = _STATED.findall(completion[-TAIL_CHARS:])
-    if not matches:
-        return None
-    number, percent = matches[-1]
-    value = float(number) / 100 if percent else float(number)
-    return value if value <= 1 else None
 
 
 def brier(confidence_n: Sequence[float], is_correct_n: Sequence[bool]) -> float:
@@ -61,7 +41,7 @@ def auroc(confidence_n: Sequence[float], is_correct_n: Sequence[bool]) -> float 
 
 
 def calibration(stated: Sequence[float | None], is_correct: Sequence[bool]) -> dict[str, float | None] | None:
-    """All measures for samples of any problems. stated: `stated_confidence` of each. None if no sample states any."""
+    """All measures for samples of any problems. stated: of each, or None. None if no sample states any."""
     pairs = [(c, y) for c, y in zip(stated, is_correct, strict=True) if c is not None]
     if not pairs:
         return None

@@ -6,14 +6,14 @@ from pathlib import Path
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
 from fastrl.evaluation.evaluator import Evaluator
-from fastrl.evaluation.results import curve_as_json, load_evaluation, save_evaluation
+from fastrl.evaluation.results import belief_text, curve_as_json, load_evaluation, named_measures, save_evaluation
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import Completions, longest_sequence, without_overlong
 from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
-from fastrl.records.tables import difference_table, pass_table
+from fastrl.records.tables import difference_table, measure_table, pass_table
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.choose import build_sampler
 from fastrl.sampling.protocol import SamplerParts
@@ -83,7 +83,10 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}
     plot_pass_at_k(shown, output.with_suffix(".png"))
     print(pass_table(shown))
+    print(measure_table(named_measures(evaluation)), end="")
     if base:
         print(difference_table({f"{output.stem} − base": (evaluation, base)}))
+    if "belief" in evaluation:
+        print(belief_text(evaluation["belief"]))
     print(f"evaluation: {output}")
     return evaluation

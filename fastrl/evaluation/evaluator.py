@@ -1,8 +1,8 @@
 """Evaluation: n samples per problem, scored; pass@k with intervals over problems, maj@k, diversity, entropy.
 
 The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same,
-"mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration",
-"problems": [{"id", "num_correct", "num_samples"}, …], …}.
+"mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration", "measures",
+"belief", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
 """
 
 import dataclasses
@@ -15,16 +15,17 @@ import numpy as np
 
 from fastrl import statistics
 from fastrl.config.schema import EvaluationConfig
-from fastrl.evaluation.calibration import calibration, stated_confidence
+from fastrl.evaluation.belief import check_probe, measure_belief
+from fastrl.evaluation.calibration import calibration
 from fastrl.evaluation.results import curve_as_json
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.rollouts import Rollouts, decoded, encoded
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
-from fastrl.tasks import Problem
+from fastrl.tasks import Problem, Task
 
-NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample: entropy is a mean over tokens, not a count that needs them all
+NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample, of belief, too: means over tokens, not counts that need them all
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Outcomes:
 
     rewards_R: np.ndarray
     answers_R: np.ndarray
+    reasons_R: np.ndarray
     lengths_R: np.ndarray
     is_truncated_R: np.ndarray
     confidences_R: np.ndarray
@@ -56,10 +58,16 @@ class Evaluator:
             name = self.arena.task.name
             raise ValueError(f"task '{name}' has no problems in split '{config.split}': nothing to evaluate")
         start = time.perf_counter()
+        if config.belief.probe:
+            check_probe(self.arena, problems, config.belief, config.max_new_tokens or self.max_new_tokens)
         outcomes = self._outcomes(problems, config)
         result = self._summary(problems, outcomes, config)
         confidences = [None if np.isnan(c) else c for c in outcomes.confidences_R.tolist()]
         result["calibration"] = calibration(confidences, self._is_correct_R(outcomes).tolist())
+        is_judged_R = ~np.isnan(outcomes.rewards_R)
+        result["measures"] = self.arena.task.measured(outcomes.reasons_R[is_judged_R].tolist())
+        if config.belief.probe:
+            result["belief"] = measure_belief(self.arena, problems, outcomes.scored, config.belief)
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> Outcomes:
@@ -72,7 +80,7 @@ class Evaluator:
         columns, scored = [], []
         for block in self.arena.blocks(problems, self._settings(config), seeds):
             numbers = block.groups_R * n + np.arange(len(block)) % n
-            columns.append(_columns(block) | {"numbers": numbers})
+            columns.append(_columns(block, self.arena.task) | {"numbers": numbers})
             scored.append(replace(block.take(is_scored_R[numbers]), texts_R=None))
         mine = {name: np.concatenate([block[name] for block in columns]) for name in columns[0]}
         everyones = [decoded(arrays) for arrays in ranks.gather_arrays(encoded(mine))]
@@ -129,11 +137,12 @@ class Evaluator:
         return sum(own) / len(own)
 
 
-def _columns(block: Rollouts) -> dict[str, np.ndarray]:
-    confidences = [stated_confidence(text) for text in block.texts_R]
+def _columns(block: Rollouts, task: Task) -> dict[str, np.ndarray]:
+    confidences = [task.read_confidence(text) for text in block.texts_R]
     return {
         "rewards_R": block.rewards_R,
         "answers_R": block.answers_R,
+        "reasons_R": block.reasons_R,
         "lengths_R": block.completion_lengths_R,
         "is_truncated_R": block.is_truncated_R,
         "confidences_R": np.array([np.nan if c is None else c for c in confidences], dtype=np.float64),

@@ -37,8 +37,28 @@ def metric_value(evaluation: dict, name: str) -> float:
     return evaluation[key][k]["mean"] if k else evaluation[key]
 
 
+def named_measures(evaluation: dict) -> dict[str, float]:
+    """What the task measures and how its stated confidence is calibrated, by name; what is not there is left out."""
+    found = {f"calibration/{name}": value for name, value in (evaluation.get("calibration") or {}).items()}
+    return evaluation.get("measures", {}) | {name: value for name, value in found.items() if value is not None}
+
+
 def evaluation_metrics(evaluation: dict) -> dict[str, float]:
     """The evaluation's headline numbers under the names of the metrics log."""
     curves = {f"eval/pass_at_{k}": v["mean"] for k, v in evaluation["pass_at_k"].items()}
     scalars = ("mean_length", "mean_token_entropy", "distinct_answers", "truncated_share")
-    return curves | {f"eval/{name}": evaluation[name] for name in scalars}
+    named = {f"eval/{name}": value for name, value in named_measures(evaluation).items()}
+    belief = evaluation.get("belief") or {}
+    if index := belief.get("index"):
+        curves["eval/bullshit_index"] = index["mean"]
+    return curves | {f"eval/{name}": evaluation[name] for name in scalars} | named
+
+
+def belief_text(belief: dict) -> str:
+    """One line of what `evaluation.belief` found."""
+    said = f"{belief['num_claims']} of {belief['num_samples']} samples claim"
+    if belief["index"] is None:
+        return f"Bullshit Index: undefined, {said}, or all believe the same"
+    index = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**belief["index"])
+    drawn = f"claims drawn from belief would have {belief['index_if_drawn']:.3f}"
+    return f"Bullshit Index: {index}, r = {belief['correlation']:+.3f}; {said}; {drawn}"

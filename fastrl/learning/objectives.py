@@ -4,13 +4,16 @@
     nsr           A =  0 correct, −1 wrong                        arXiv:2506.01347 eq. 3
     w-reinforce   A = +λ correct, −1 wrong                        arXiv:2506.01347 eq. 9
     reinforce     A = +1 correct, −1 wrong
+    negative-reward  A = min(r, 0): NSR of a signed reward
     rloo          A = r − mean of the group's other rewards       Ahmadian et al. 2024, arXiv:2402.14740
     grpo          A = (r − mean) / (std + 1e-6), unbiased std     Shao et al. 2024, arXiv:2402.03300
     dr-grpo       A = r − mean                                    Liu et al. 2025, arXiv:2503.20783
+    asymre        A = r − (mean + δ)                              Arnal et al. 2025, arXiv:2506.20520
+    pmpo          A = +α·n/n₊ correct, −(1−α)·n/n₋ wrong          Abdolmaleki et al. 2024, arXiv:2410.04166v3, eq. 10
 
 Sign objectives look at each rollout alone: an all-wrong group trains under NSR. Group objectives compare the rewards of
 a prompt. Whether these differ at all is decided before any arithmetic (`has_contrast`): equal rewards, whatever the
-number, give advantages of exactly 0.
+number, give advantages of exactly 0; with AsymRE exactly −δ, which reinforces all-wrong groups where δ < 0.
 
 Legend: P prompts, G rollouts of each.
 """
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-6}  # of a group's largest reward: no difference
 
@@ -91,6 +94,16 @@ class Reinforce:
 
 
 @dataclass(frozen=True)
+class NegativeReward:
+    """min(r, 0): NSR of a signed reward, which leaves what is worth 0 alone (task.reward = ternary: abstentions)."""
+
+    compares_group: ClassVar[bool] = False
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return np.minimum(np.nan_to_num(rewards_PG, nan=0.0), 0.0)
+
+
+@dataclass(frozen=True)
 class DrGrpo:
     """r − group mean."""
 
@@ -124,6 +137,35 @@ class Grpo:
         return np.nan_to_num(centred_PG / (std_P1 + 1e-6), nan=0.0)
 
 
+@dataclass(frozen=True)
+class AsymRe:
+    """r − (group mean + δ): a baseline below the mean keeps stale rollouts from collapsing the policy."""
+
+    compares_group: ClassVar[bool] = True
+    delta: Annotated[float, "any number"] = -0.1
+    """δ, added to the baseline, in units of the reward. Below 0: what was right counts for more."""
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(_centred(rewards_PG) - self.delta, nan=0.0)
+
+
+@dataclass(frozen=True)
+class Pmpo:
+    """α times the mean over correct completions, less (1 − α) times the mean over wrong ones. kl_coef is its β."""
+
+    compares_group: ClassVar[bool] = False
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Weight of what was right. Wrong ones alone are bounded where algorithm.kl_coef is above 1 − alpha."""
+
+    def __call__(self, rewards_PG: np.ndarray, is_correct_PG: np.ndarray) -> np.ndarray:
+        """Both means are over the batch: n completions have a verdict, n₊ are correct, n₋ wrong."""
+        num_positive = np.sum(is_correct_PG & ~np.isnan(rewards_PG))
+        num_negative = np.sum(~is_correct_PG & ~np.isnan(rewards_PG))
+        num_present = num_positive + num_negative
+        positive = self.alpha * num_present / max(num_positive, 1)
+        return _signed(rewards_PG, is_correct_PG, positive, -(1 - self.alpha) * num_present / max(num_negative, 1))
+
+
 def _num_present(rewards_PG: np.ndarray) -> np.ndarray:
     """(P,1): rewards of each group that are there."""
     return (~np.isnan(rewards_PG)).sum(axis=1, keepdims=True)
@@ -152,8 +194,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "nsr": Nsr,
     "w-reinforce": WReinforce,
     "reinforce": Reinforce,
+    "negative-reward": NegativeReward,
     "rloo": Rloo,
     "grpo": Grpo,
     "dr-grpo": DrGrpo,
+    "asymre": AsymRe,
+    "pmpo": Pmpo,
     "none": NoObjective,
 }
+SIGN_OBJECTIVES = ("psr", "nsr", "w-reinforce", "reinforce")  # ask of a reward whether it is correct, and no more

@@ -49,6 +49,8 @@ class Tools(Protocol):
     """The longest prompt that may be drawn or written behind."""
     task: Task
     """What the task knows."""
+    step: int
+    """Number of the step that these rollouts are for, from 1."""
 
     def score(
         self, rollouts: Rollouts, *, model: str = "policy", prompts: Sequence[Sequence[int]] | None = None
@@ -57,6 +59,9 @@ class Tools(Protocol):
 
         model: a role of `models()`, or the policy as it is before the update.
         """
+
+    def entropies(self, rollouts: Rollouts) -> np.ndarray:
+        """(N,) float32, nats: of the policy's distribution at each token of the completions, before the update."""
 
     def draw(
         self, problems: Sequence[Problem], num_samples: int, *, prompts: Sequence[Sequence[int]] | None = None

@@ -5,7 +5,9 @@ distributions at the positions that are followed token by token. A resumed run r
 
 A line: `mass` and `base_mass` (means over prompts), `moved`, `prompts` (masses by prompt), `logprob` (changes by kind),
 `tokens` (`positive`: correct completions, `negative`: penalised ones), `gradient` if asked for, `update` (the step's
-own batch by sign; empty for step 0, and for a line that a resumed run writes in place of an interrupted one).
+own batch by sign; empty for step 0, and for a line that a resumed run writes in place of an interrupted one). Both
+split what moved by the rank of the token (`by_rank`, see `ledger.ranks`): `tokens` against the initial policy, on
+prompts that are not trained on; `update` by one step, at the very tokens that it penalised or reinforced.
 """
 
 from pathlib import Path
@@ -20,7 +22,8 @@ from fastrl.config.schema import TrainConfig
 from fastrl.ledger import accounts, movement
 from fastrl.ledger.gradients import sign_gradients
 from fastrl.ledger.probe_set import KINDS, Probe, ProbeSet, build_probe_set, load_probe_set, save_probe_set
-from fastrl.ledger.updates import update_changes
+from fastrl.ledger.ranks import by_rank, kept_distributions, rank_statistics
+from fastrl.ledger.updates import TokensBefore, tokens_before, update_changes
 from fastrl.policy.distributions import Position, token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
@@ -71,18 +74,28 @@ class Ledger:
     ):
         self.config, self.path, self.probe_set, self.base = config.ledger, path, probe_set, base
         self.policy, self.tokenizer = policy, tokenizer
-        self.token_budget = config.batch.micro_batch_tokens
+        self.token_budget, self.seed = config.batch.micro_batch_tokens, config.run.seed
+        self.before: TokensBefore = {}
         rows = read_jsonl(path) if path.stat().st_size else []
         self.last_step = rows[-1]["step"] if rows else -1
+
+    def before_update(self, step: int, scored: Rollouts) -> None:
+        """Keep the distributions at tokens that the update of this step will move, if its line is due."""
+        if self._is_due(step):
+            seed = seed_of(self.seed, "ledger", "update", step)
+            self.before = tokens_before(self.policy, scored, self.config.num_positions, seed, self.token_budget)
+
+    def _is_due(self, step: int) -> bool:
+        return step > self.last_step and step % self.config.every == 0
 
     def line(self, step: int, scored: Rollouts | None = None) -> dict | None:
         """The line of this step for `path`, if one is due and not there yet; step 0 is always due.
 
         scored: the rollouts of the step that were scored before its update, if there was one.
         """
-        if step <= self.last_step or step % self.config.every:
+        if not self._is_due(step):
             return None
-        update = update_changes(self.policy, scored, self.token_budget) if scored else {}
+        update = update_changes(self.policy, scored, self.before, self.token_budget) if scored else {}
         row = self.measure(step) | {"update": update}
         self.last_step = step
         return row
@@ -108,7 +121,7 @@ class Ledger:
     def _tokens(self, sign: str) -> dict:
         """Means over the positions of one sign, gradient magnitudes by confidence, gainers where most was lost."""
         positions = [tuple(p) for p in self.base[f"{sign}.positions"].tolist()]
-        gradients, movements, named = [], [], []
+        gradients, movements, ranks, named = [], [], [], []
         rollouts = self.probe_set.rollouts
         for indices, now_nV in token_distributions(self.policy, rollouts, positions, self.token_budget):
             base_nV = self.base[f"{sign}.distributions"][indices].to(now_nV.device)
@@ -116,6 +129,7 @@ class Ledger:
             targets_n = torch.tensor(targets, device=now_nV.device)
             gradients.append(movement.gradient_statistics(now_nV, targets_n))
             movements.append(movement.movement_statistics(base_nV, now_nV, targets_n))
+            ranks.append(rank_statistics(base_nV, now_nV, targets_n))
             gainers = movement.top_gainers(base_nV, now_nV, targets_n, self.config.top_k)
             losses = movements[-1]["lost"].tolist()
             named += [(loss, positions[i], g) for loss, i, g in zip(losses, indices, gainers, strict=True)]
@@ -125,6 +139,7 @@ class Ledger:
             "movement": movement.means(movements),
             "gradient": movement.means(gradients),
             "by_confidence": movement.by_confidence(gradients),
+            "by_rank": by_rank(ranks),
             "largest": [self._named(*item) for item in named],
         }
 
@@ -149,12 +164,8 @@ def _initial(config: TrainConfig, policy: Policy, probe_set: ProbeSet) -> dict[s
     tensors = {"logprobs": torch.from_numpy(_sequence_logprobs(policy, probe_set, budget))}
     for sign in SIGNS:
         positions = _choose_positions(probe_set, sign, config.ledger.num_positions, config.run.seed)
-        vocab = policy.head().weight.shape[0]
-        distributions_NV = torch.empty(len(positions), vocab)
-        for indices, logprobs_nV in token_distributions(policy, probe_set.rollouts, positions, budget):
-            distributions_NV[indices] = logprobs_nV.cpu()
         tensors[f"{sign}.positions"] = torch.tensor(positions, dtype=torch.int64).view(-1, 2)
-        tensors[f"{sign}.distributions"] = distributions_NV
+        tensors[f"{sign}.distributions"] = kept_distributions(policy, probe_set.rollouts, positions, budget)
     return tensors
 
 

@@ -240,7 +240,7 @@ def _kv_cache_bytes(work: Workload, model: PreTrainedModel, memory: int, kept: i
 
 def paths(work: Workload) -> dict[str, str]:
     """Which device, sampler, attention and kernel will run, and why."""
-    surrogate = work.config.algorithm.surrogate
+    surrogate = work.config.algorithm.kernel_surrogate
     return {
         "device": f"{work.device.type}, weights in {str(work.dtype).removeprefix('torch.')}",
         "sampler": f"{work.sampler} ({work.sampler_reason})",

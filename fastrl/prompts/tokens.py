@@ -20,13 +20,14 @@ def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase)
     if task.template == "chat" or not isinstance(problem.prompt, str):
         ids = _chat_ids(task, problem, tokenizer)
     else:
-        ids = _text_ids(render(task.template, problem.prompt, task.instruction), tokenizer)
+        ids = text_ids(render(task.template, problem.prompt, task.instruction), tokenizer)
     if not ids:
         raise ValueError(f"problem {problem.where or problem.id}: the prompt {problem.prompt!r:.80} has no tokens")
     return ids
 
 
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of a text that is continued: special tokens in front of it, none behind."""
     ids, specials = list(tokenizer(text).input_ids), set(tokenizer.all_special_ids)
     num_added = 0
     while num_added < len(ids) and ids[-1 - num_added] in specials:

@@ -18,7 +18,7 @@ def pass_table(evaluations: dict[str, dict]) -> str:
     ks = sorted({int(k) for evaluation in evaluations.values() for k in evaluation["pass_at_k"]})
     header = ["pass@k, %", *(f"k={k}" for k in ks)]
     rows = [[name, *(_mean(evaluation, k) for k in ks)] for name, evaluation in evaluations.items()]
-    return _markdown([header, *rows])
+    return markdown([header, *rows])
 
 
 def difference_table(pairs: dict[str, tuple[dict, dict]]) -> str:
@@ -37,7 +37,12 @@ def difference_table(pairs: dict[str, tuple[dict, dict]]) -> str:
         rows.append([f"pass@{k}", *(difference_text(curve[k]) if k in curve else "–" for curve in curves)])
     rows.append(["newly solved", *(str(len(solved)) for solved, _ in moved)])
     rows.append(["lost", *(str(len(lost)) for _, lost in moved)])
-    return _markdown(rows) + "\n`*` the 95 % interval, paired over problems, excludes 0.\n"
+    return markdown(rows) + "\n`*` the 95 % interval, paired over problems, excludes 0.\n"
+
+
+def measure_table(measures: dict[str, float]) -> str:
+    """Named numbers as they are, a row; empty for none."""
+    return markdown([list(measures), [f"{value:.3f}" for value in measures.values()]]) if measures else ""
 
 
 def _mean(evaluation: dict, k: int) -> str:
@@ -55,7 +60,7 @@ def difference_text(interval: Interval) -> str:
     return f"{mean} [{low}, {high}] {'*' if interval.excludes_zero else ' '}"
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     """A table. The first row is its header; the first column is aligned left, the others right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -25,6 +25,7 @@ from fastrl.sampling.kv_budget import cache_dtype
 from fastrl.sampling.probe import LogprobProbe
 from fastrl.sampling.protocol import Sampler, SamplerParts
 from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.verify import make_pool
 from fastrl.trainer import Trainer
 from fastrl.update import Updater, token_loss
@@ -53,7 +54,7 @@ def build_parts(ready: Preflight, ranks: Ranks, begin: Beginning, progress: Prog
     config, say = ready.config, progress.message
     loss = token_loss(config.algorithm)
     policy = trained_policy(config, ready.base, begin.checkpoint, loss, ranks, say)
-    surrogate, vocab = config.algorithm.surrogate, policy.head().weight.shape[0]
+    surrogate, vocab = config.algorithm.kernel_surrogate, policy.head().weight.shape[0]
     say(f"loss: {choose('linear_policy_loss', policy.device, policy.dtype, surrogate, vocab)}")
     learners = build_learners(config, ready.base, ranks, say)
     sampler = _build_sampler(ready, policy, learners, ranks, progress)
@@ -68,13 +69,21 @@ def build_parts(ready: Preflight, ranks: Ranks, begin: Beginning, progress: Prog
         reference=reference_policy(config, ready.base, policy, say) if loss.kl_coef else None,
         sampler_shares_weights=sampler.shares_weights,
     )
-    verifier = stack.enter_context(make_pool(ready.task.reward, config.task))
+    task = trained_by(ready.task, config.task.reward)
+    verifier = stack.enter_context(make_pool(task.reward, config.task))
     correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
     models = second_policies(config, ready.others, policy, say)
-    arena = Arena(ready.task, ready.base.tokenizer, sampler, verifier, policy, correctness, models)
-    evaluator = Evaluator(arena, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
+    arena = Arena(task, ready.base.tokenizer, sampler, verifier, policy, correctness, models)
+    judging = arena if task is ready.task else _with_verifier(arena, ready, stack)
+    evaluator = Evaluator(judging, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
     trainer = _build_trainer(ready, begin, arena, updater, learners)
     return Parts(policy, sampler, optimizer, TrainedStates(optimizer, learners), updater, arena, trainer, evaluator)
+
+
+def _with_verifier(arena: Arena, ready: Preflight, stack: ExitStack) -> Arena:
+    """For evaluations and the ledger, whatever reward trains."""
+    verifier = stack.enter_context(make_pool(ready.task.reward, ready.config.task))
+    return replace(arena, task=ready.task, verifier=verifier)
 
 
 def _build_sampler(

@@ -19,6 +19,7 @@ from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.conversations import check_limits
 from fastrl.tasks import Problem, Task, load_task
+from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.verify import check_reward, make_pool
 
 
@@ -60,7 +61,7 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
     task = load_task(config.task)
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
-    is_environment = check_reward(task, config.task)
+    is_environment = check_reward(trained_by(task, config.task.reward), config.task)
     base = Pretrained(config.model)
     tokenizer = base.tokenizer
     if is_environment:
@@ -70,7 +71,7 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
     if config.model.lora_rank:
         check_targets(config.model, base.architecture)
     task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
-    longest = check_prompts(config, task, base) + check_refiner(config, task)
+    longest = check_prompts(config, task, base) + check_refiner(config, trained_by(task, config.task.reward))
     longest = min([longest, *base.limits.values()])
     others = _second_models(config, base)
     inputs = fingerprints(config, task, base, others) if is_main else {}

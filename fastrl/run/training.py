@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from fastrl.config.schema import TrainConfig
-from fastrl.evaluation.results import load_evaluation, metric_value
+from fastrl.evaluation.results import load_evaluation, metric_value, named_measures
 from fastrl.learning.importance import choose_importance
-from fastrl.learning.objectives import OBJECTIVES
+from fastrl.learning.objectives import SIGN_OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
 from fastrl.process.interrupts import Interrupts
@@ -20,7 +20,7 @@ from fastrl.records import checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import open_progress
-from fastrl.records.tables import pass_table
+from fastrl.records.tables import measure_table, pass_table
 from fastrl.rollouts import Rollouts
 from fastrl.run.divergence import DivergedError, Divergence
 from fastrl.run.parts import build_parts
@@ -86,7 +86,7 @@ class Run:
             resume_step = self.completed_step if resume else None
             self.records = Records(self.folder, config, ready.base.tokenizer, say, resume_step=resume_step)
             self.stack.callback(self.records.close)
-        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.parts.arena)
+        self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.parts.evaluator.arena)
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))
 
     def _open_writer(self, *, is_resumed: bool) -> CheckpointWriter:
@@ -166,6 +166,8 @@ class Run:
         trainer = self.parts.trainer
         batch = trainer.collect(step)
         self._choose_importance()
+        if self.ledger:
+            self.ledger.before_update(step, batch.scored)
         with self.interrupts.deferred():
             self.is_moving = True
             self.parts.states.start_step(step)
@@ -222,9 +224,9 @@ class Run:
     def _announce(self, rollouts: Rollouts) -> None:
         """Say once that a sign objective cuts fractional rewards at the threshold."""
         algorithm = self.config.algorithm
-        fractional = next((r for r in rollouts.rewards_R.tolist() if r not in (0.0, 1.0) and not math.isnan(r)), None)
-        is_sign_objective = algorithm.objective != "none" and not OBJECTIVES[algorithm.objective].compares_group
-        if self.has_announced or fractional is None or not is_sign_objective:
+        rewards = rollouts.rewards_R.tolist()
+        fractional = next((r for r in rewards if r not in (-1.0, 0.0, 1.0) and not math.isnan(r)), None)
+        if self.has_announced or fractional is None or algorithm.objective not in SIGN_OBJECTIVES:
             return
         self.has_announced = True
         self.progress.message(
@@ -239,7 +241,7 @@ class Run:
         evaluation |= {"step": self.completed_step, "split": split}
         if self.records:
             self.records.evaluation(evaluation, self.folder.evaluations / f"{name}.json", in_metrics=in_metrics)
-        self.progress.message(pass_table({name: evaluation}))
+        self.progress.message(pass_table({name: evaluation}) + measure_table(named_measures(evaluation)))
         return evaluation
 
     def _save_checkpoint(self) -> None:

@@ -2,6 +2,9 @@
 
     countdown                 arithmetic puzzles, generated or from JSON lines
     countdown-told            the same, with demonstrations of second tries after a critique
+    countdown-values          the same; samples vote on values
+    countdown-abstain         the same, some without a solution, which a completion may say
+    countdown-confidence      the same, with a stated confidence
     math                      JSON lines or a Hugging Face dataset with `problem` and `answer`
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     twenty-questions          an environment: guess a thing by asking about it
@@ -9,7 +12,7 @@
     <module>:<function>       your own reward over JSON lines, or <module>:<class>, your own environment
 
 A task of its own is one file here and one line in `choose.TASKS`. Rewards run in the worker processes of `verifier/`.
-The answers that `math` compares are read by `math_answers/`.
+The answers that `math` compares are read by `math_answers/`. `reward_rules` makes other rewards of a task's verdicts.
 
 Nothing in this package imports torch or transformers: verifier workers import it and must stay light.
 """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .problem import Problem, Task, TaskKind, TurnLimits, content_id, with_different_ids
+from .reward_rules import AS_IT_IS, find_rule
 from .rows import UnusableRow, read_rows
 from .templates import TEMPLATES
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 TASKS = {
     "countdown": "fastrl.tasks.countdown:COUNTDOWN",
     "countdown-told": "fastrl.tasks.countdown_told:COUNTDOWN_TOLD",
+    "countdown-values": "fastrl.tasks.countdown_values:COUNTDOWN_VALUES",
+    "countdown-abstain": "fastrl.tasks.countdown_abstain:COUNTDOWN_ABSTAIN",
+    "countdown-confidence": "fastrl.tasks.countdown_confidence:COUNTDOWN_CONFIDENCE",
     "math": "fastrl.tasks.math:MATH",
     "twenty-questions": "fastrl.tasks.twenty_questions:TWENTY_QUESTIONS",
     "tagged-questions": "fastrl.tasks.tagged_questions:TAGGED_QUESTIONS",
@@ -49,19 +53,24 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
     A split's source is config.train / .validation / .test. With train = "" the task's own generator makes every split
     that has no source; otherwise such a split is empty (generated problems could be among those of the training file).
     config.num_<split> keeps that many problems, 0 all: the first of a file, a seeded sample of what is generated.
+    The reward is the task's verifier, whatever config.reward says (see `reward_rules.trained_by`).
     Raises ValueError or FileNotFoundError with one message: file, line, offending value, what would be right.
     """
     kind = find_kind(config.name, config.reward_folder)
+    if config.reward != AS_IT_IS:
+        find_rule(config.reward)
     problems = {split: _load_split(kind, config, split) if split in splits else [] for split in SPLITS}
     return Task(
         name=config.name,
         reward=kind.reward,
         template=_resolve_template(config, kind),
-        instruction=kind.instruction,
+        instruction=config.instruction or kind.instruction,
         demonstrations=kind.demonstrations if not config.train else None,
         solutions=kind.solutions,
         limits=TurnLimits(config.max_turns, config.max_turn_tokens, config.max_reply_tokens, config.stop or kind.stop),
         critique=kind.critique,
+        measures=kind.measures,
+        read_confidence=kind.read_confidence,
         **problems,
     )
 

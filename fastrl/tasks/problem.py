@@ -13,13 +13,16 @@ again is found out, which is a fault.
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
+
+from .confidence import stated_confidence
 
 Prompt = str | list[dict[str, str]]  # a question, or the messages of a chat: {"role": …, "content": …}
 
@@ -85,6 +88,28 @@ class TurnLimits:
     stop: tuple[str, ...] = ()
 
 
+def is_environment(reward: object) -> bool:
+    """Whether it has the methods of an environment."""
+    return all(callable(getattr(reward, name, None)) for name in ("reset", "step", "score"))
+
+
+def judges_groups(reward: Callable) -> bool:
+    """Whether the reward's second parameter is `completions`. TypeError if another parameter has that name."""
+    try:
+        signature = inspect.signature(reward)
+    except ValueError:  # a function written in C does not tell
+        return False
+    names = list(signature.parameters)
+    if "completions" not in names:
+        return False
+    if names[1:2] != ["completions"] or "completion" in names:
+        raise TypeError(
+            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
+            f"all completions of a prompt at once; found {signature}"
+        )
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One problem. `prompt` is the question before any template; `row` holds the keyword arguments of the reward.
@@ -126,6 +151,8 @@ Demonstrations = Callable[[Random, int], list[tuple[str, str | list[str]]]]
 # (completion, row of a problem) -> what is wrong with it, or that nothing is. It runs in the trainer, on text that a
 # model wrote: it must end soon whatever that is, and run none of it.
 Critique = Callable[[str, dict], str]
+# reason -> its share of the judged completions, together 1; what a task makes of them, by name.
+Measures = Callable[[Mapping[str, float]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,8 @@ class TaskKind:
     demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
     stop: of an environment, what `task.stop = []` means.
     critique: what is wrong with a completion, for second tries; None: there are no rules to say.
+    measures: what else than correctness the reasons of a batch or an evaluation say; None: nothing.
+    read_confidence: completion -> the probability of being right that it states, None if it states none.
     """
 
     reward: Reward | GroupReward | Environment
@@ -154,6 +183,8 @@ class TaskKind:
     solutions: Solutions | None = None
     stop: tuple[str, ...] = ()
     critique: Critique | None = None
+    measures: Measures | None = None
+    read_confidence: Callable[[str], float | None] = stated_confidence
 
 
 @dataclass(frozen=True)
@@ -171,6 +202,8 @@ class Task:
     solutions: Solutions | None = None
     limits: TurnLimits = TurnLimits()
     critique: Critique | None = None
+    measures: Measures | None = None
+    read_confidence: Callable[[str], float | None] = stated_confidence
 
     def answer_of(self, problem: Problem) -> str:
         """What is right: the row's answer, or the shortest solution. ValueError where neither is known."""
@@ -189,3 +222,10 @@ class Task:
         if self.critique is None:
             raise ValueError(f"task {self.name!r} has no rules that say what is wrong with a completion (`critique`)")
         return self.critique(completion, problem.row)
+
+    def measured(self, reasons: Sequence[str]) -> dict[str, float]:
+        """The task's measures of judged completions; none where it has none, or nothing was judged."""
+        if self.measures is None or not len(reasons):
+            return {}
+        counts = Counter(reasons)
+        return self.measures({reason: count / len(reasons) for reason, count in counts.items()})

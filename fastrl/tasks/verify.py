@@ -77,7 +77,7 @@ def verify_file(
         raise FileNotFoundError(f"no such file: {str(input)!r} (looked in {Path.cwd()})")
     kind = find_kind(config.name, config.reward_folder or str(input.parent))
     located = list(read_json_lines(input))
-    items = [_read_item(kind, fields, where) for where, fields in located]
+    items = [read_item(kind, fields, where) for where, fields in located]
     unusable = [item for item in items if isinstance(item, UnusableRow)]
     if not items:
         raise ValueError(f"{input} has no rows; at least one with 'completion' is needed")
@@ -132,7 +132,7 @@ def _first_problem(task: Task) -> Problem | None:
     return next((problems[0] for problems in (task.train, task.validation, task.test) if problems), None)
 
 
-def _read_item(kind: TaskKind, fields: dict, where: str) -> Item | UnusableRow:
+def read_item(kind: TaskKind, fields: dict, where: str) -> Item | UnusableRow:
     """What the pool takes, or why this row can have no verdict (an empty answer, say)."""
     completion = fields.get("completion")
     if not isinstance(completion, str):

@@ -6,7 +6,6 @@ each call as soon as it is done, so that the pool knows which call a worker is a
 """
 
 import contextlib
-import inspect
 import os
 import pickle
 import signal
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
 
-from ..problem import Environment, GroupReward, Prompt, Reward
+from ..problem import Environment, GroupReward, Prompt, Reward, is_environment, judges_groups
 from .replay import replay
 from .verdict import Verdict, describe, fault, group_verdicts_of, verdict_of
 
@@ -103,25 +102,10 @@ def _load(orders: Orders) -> tuple[Judge, Unit]:
 
 
 def _unit(reward: Reward | GroupReward | Environment) -> Unit:
-    """Conversations: it has the methods of an environment. Groups: its second parameter is `completions`.
-
-    TypeError if another parameter has that name.
-    """
-    if all(callable(getattr(_unwrapped(reward), name, None)) for name in ("reset", "step", "score")):
+    """TypeError for a reward whose parameters say two things."""
+    if is_environment(_unwrapped(reward)):
         return "conversation"
-    try:
-        signature = inspect.signature(reward)
-    except ValueError:  # a function written in C does not tell
-        return "completion"
-    names = list(signature.parameters)
-    if "completions" not in names:
-        return "completion"
-    if names[1:2] != ["completions"] or "completion" in names:
-        raise TypeError(
-            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
-            f"all completions of a prompt at once; found {signature}"
-        )
-    return "group"
+    return "group" if judges_groups(reward) else "completion"
 
 
 def _unwrapped(reward: Reward | GroupReward | Environment) -> Reward | GroupReward | Environment:
