@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastrl.config.checks import check_eval
-from fastrl.config.schema import BeliefConfig, EvalConfig, EvaluationConfig, ModelConfig, SamplerConfig, TaskConfig
+from fastrl.config.evaluation import BeliefConfig
+from fastrl.config.schema import EvalConfig, EvaluationConfig, ModelConfig, SamplerConfig, TaskConfig
 from fastrl.evaluation.belief import beliefs, bullshit_index, claims, probe_text
 from fastrl.evaluation.evaluate import evaluate
 from fastrl.evaluation.results import belief_text, evaluation_metrics

@@ -7,7 +7,8 @@ from operator import attrgetter
 
 from fastrl.config.algorithm import AlgorithmConfig, chosen
 from fastrl.config.annotations import check_ranges, nearest
-from fastrl.config.schema import BeliefConfig, EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
+from fastrl.config.evaluation import BeliefConfig
+from fastrl.config.schema import EvalConfig, EvaluationConfig, OptimizerConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import with_settings
 from fastrl.learning.objectives import OBJECTIVES
 from fastrl.learning.refiners import REFINERS

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.config.schema import BeliefConfig
+from fastrl.config.evaluation import BeliefConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.prompts.tokens import completion_texts, text_ids
