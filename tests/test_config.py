@@ -19,6 +19,8 @@ from fastrl.kernels import SURROGATES, PpoClip
 from fastrl.learning.objectives import OBJECTIVES, Grpo, WReinforce
 
 MODEL = {"model": {"path": "some/model"}}
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
 
 def checked(data: dict) -> TrainConfig:
@@ -240,6 +242,21 @@ def test_several_ranks_score_together():
     check_ranks(unscored, 1)
     with pytest.raises(ValueError, match=r"2 ranks: .* run\.scored_rollouts must be at least 1, not 0"):
         check_ranks(unscored, 2)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid_and_starts_from_a_model_that_is_there_or_that_another_one_makes(path):
+    if path.stem.endswith("-warmup"):
+        check_warmup(load_config(WarmupConfig, path))
+        return
+    config = load_config(TrainConfig, path)
+    if not config.model.path:  # given with the command
+        config = with_settings(config, {"model.path": "models/countdown"})
+    check_train(config)
+    made = [load_config(WarmupConfig, other).output for other in CONFIGS if other.stem.endswith("-warmup")]
+    assert config.model.path in made or (ROOT / config.model.path).is_dir()
+    folders = [load_config(TrainConfig, other).run.folder for other in CONFIGS if not other.stem.endswith("-warmup")]
+    assert folders.count(config.run.folder) == 1
 
 
 def test_replacing_a_section_keeps_the_rest():

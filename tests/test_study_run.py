@@ -42,7 +42,8 @@ def study(tmp_path, monkeypatch):
 
 def short(name: str, **changes) -> cells.Cell:
     found = next(c for tier in cells.TIERS for c in cells.cells_of(tier) if c.name == name)
-    return dataclasses.replace(found, num_steps=6, test_samples=8, **changes)
+    settings = found.settings | ({"ledger.every": 3} if "ledger.every" in found.settings else {})
+    return dataclasses.replace(found, num_steps=6, test_samples=8, settings=settings, **changes)
 
 
 def test_a_cell_is_trained_killed_resumed_tested_and_collected(study, monkeypatch):
