@@ -155,7 +155,7 @@ def test_a_signal_that_cannot_work_says_so(signal, said):
 
 
 def test_evaluative_and_directive_credit_add_up(tmp_path):
-    """configs/sdpo.toml for a step: −1 for a wrong rollout, plus what the hint adds to each token, by the base."""
+    """configs/sdpo.toml for a step: −1 for a wrong rollout, plus what the hint adds, by the bare model."""
     settings = {
         "model.path": str(ROOT / "models" / "countdown"),
         "batch.prompts_per_step": 3,

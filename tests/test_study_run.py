@@ -118,3 +118,19 @@ def test_a_task_of_its_own_starts_from_a_model_that_can_write_it(study):
     start = collect.base_rows()[cell.start]
     assert test["ids"] == start["ids"] and start["measures"]["abstained"] == 0  # a model that never saw one
     assert not list((folders.CellFolder(cell).run / "eval").glob("*.json"))  # not followed
+
+
+def test_told_cells_start_from_a_model_that_reads_critiques(study):
+    """The warm start is there already, so that it is not made again; what it scores before training is collected."""
+    shutil.copytree(folders.warm_model(0), study / "start-critique")
+    (study / "start-critique" / "warmup.toml").touch()
+    told = [short("tier9.critique-rules"), short("tier9.nsr-directive")]
+    run.prepare(run.Processes(), told, 1)
+    run.run_all(run.Processes(), told, 1)
+    for cell in told:
+        row = collect.cell_row(cell)
+        assert row["start"] == "test.countdown-told" and row["followed"]["steps"] == [3, 6]
+        assert row["test"]["ids"] == collect.base_rows()["test.countdown-told"]["ids"]
+        assert ("refine/rescued_share" in row["windows"]["last"]) == (cell is told[0])
+        assert bool(row["ledger"]) == (cell is told[1])
+    assert len(collect.base_rows()["followed.countdown-told"]["ids"]) == 4
