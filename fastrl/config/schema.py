@@ -39,8 +39,8 @@ class ModelConfig(WithPaths):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of the weights; auto: bfloat16 on CUDA, float32 on CPU. What the optimizer keeps: optimizer.kind."""
     attention: str = "auto"
-    """Packed attention: flash_attention_3 | flash_attention_2 | varlen (PyTorch's own, CUDA) | sdpa | eager; auto: the
-    first of these that runs here. Any other of transformers' implementations runs padded."""
+    """Packed attention: flash_attention_3 | flash_attention_4 | flash_attention_2 | varlen (PyTorch's own, CUDA) |
+    sdpa | eager; auto: the first of these that runs here. Any other of transformers' implementations runs padded."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block and compute the block again in the backward: less memory, more time."""
     compile: bool | Literal["auto"] = "auto"

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_flash_attn_4_available
 
 from fastrl.policy.attention_segments import Layout
 
 PREFIX = "fastrl_"
-PACKED_PATHS = ("flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager")
-SHORT_NAMES = {"flash_attention_3": "fa3", "flash_attention_2": "fa2"}  # transformers acts on names that hold "flash"
+PACKED_PATHS = ("flash_attention_3", "flash_attention_4", "flash_attention_2", "varlen", "sdpa", "eager")
+# transformers acts on names that hold "flash"
+SHORT_NAMES = {"flash_attention_3": "fa3", "flash_attention_4": "fa4", "flash_attention_2": "fa2"}
+SPAN_NAMES = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 MAX_FLASH_HEAD_DIM = 256
 
@@ -97,6 +100,8 @@ def _obstacle(path: str, device: torch.device, dtype: torch.dtype, config: PreTr
         return f"heads of size {head_dim(config)}, or keys and values of different sizes"
     if path == "flash_attention_3":
         return "" if is_flash_attn_3_available() else "flash-attn 3 is not installed"
+    if path == "flash_attention_4":
+        return "" if is_flash_attn_4_available() else "flash-attn-4 is not installed"
     if path == "flash_attention_2":
         return "" if is_flash_attn_2_available() else "flash-attn is not installed"
     is_old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
@@ -268,28 +273,37 @@ def _spans(layout: Layout) -> tuple[Tensor, Tensor, int, int]:
     return layout.query_starts, layout.key_starts, *layout.longest
 
 
+def _kernel(version: int) -> Callable[..., Any]:
+    """flash-attn's function for packed sequences, by its major version."""
+    if version == 4:
+        from flash_attn.cute import flash_attn_varlen_func
+    elif version == 3:
+        from flash_attn_interface import flash_attn_varlen_func
+    else:
+        from flash_attn import flash_attn_varlen_func
+    return flash_attn_varlen_func
+
+
 def _flash(version: int) -> Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]:
     def attend(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
-        if version == 3:
-            from flash_attn_interface import flash_attn_varlen_func
-        else:
-            from flash_attn import flash_attn_varlen_func
-        output = flash_attn_varlen_func(
+        everywhere = None if version == 4 else -1
+        output = _kernel(version)(
             query,
             *_seen(key, value, pattern.layout),
-            *_spans(pattern.layout),
+            **dict(zip(SPAN_NAMES, _spans(pattern.layout), strict=True)),
             softmax_scale=pattern.scale,
             causal=True,
-            window_size=(-1, -1) if pattern.window is None else (pattern.window - 1, 0),
+            window_size=(everywhere, everywhere) if pattern.window is None else (pattern.window - 1, 0),
             softcap=pattern.softcap or 0.0,
         )
-        return output[0] if isinstance(output, tuple) else output  # flash-attn 3 returns the log-sum-exp too
+        return output[0] if isinstance(output, tuple) else output  # 3 and 4 may return the log-sum-exp too
 
     return attend
 
 
 _FORWARDS = {
     "flash_attention_3": _attention(_flash(3), is_eager=False),
+    "flash_attention_4": _attention(_flash(4), is_eager=False),
     "flash_attention_2": _attention(_flash(2), is_eager=False),
     "varlen": _attention(_varlen, is_eager=False),
     "sdpa": _attention(_sdpa, is_eager=False),
