@@ -37,6 +37,7 @@ from fastrl.plan.footprint import (
 )
 from fastrl.policy.attention import choose_attention, use_packed_attention
 from fastrl.policy.model import Policy
+from fastrl.policy.rms_norm import keep_norm_inputs
 
 SHAPE = {
     "hidden_size": 384,
@@ -206,6 +207,7 @@ def test_mixtures_of_experts_are_counted_as_they_run(dtype):
     """A forward with storage keeps what one without does. Torch has no rule for the shapes of float32 experts."""
     prediction = predicted(MOE, dtype, 64, 32, False)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(MOE), dtype=dtype).eval()
+    keep_norm_inputs(model)
     assert use_packed_attention(model, "sdpa")
     policy = Policy(model)
     with LiveBytes([*model.parameters(), *model.buffers()]) as live:

@@ -203,7 +203,7 @@ def test_the_penalty_is_taken_from_each_token(countdown_folder):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
     arena = Arena(None, None, None, None, Policy(model), Correctness(), {"reference": Policy(reference)})
     row = ROWS[0]
-    credits_N = learner(judged([row], [1.0]), [], StepTools(arena, SamplingSettings(1, 8), 512, None, 0))
+    credits_N = learner(judged([row], [1.0]), [], StepTools(arena, SamplingSettings(1, 8), 512, None, 0, 1))
     with torch.no_grad():
         tables = [m(torch.tensor([row.ids])).logits[0, 2:-1].log_softmax(-1) for m in (model, reference)]
     own, ref = (table.gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0].double() for table in tables)

@@ -81,7 +81,7 @@ def parts(countdown_folder):
 def tools(parts) -> StepTools:
     tokenizer, task, pool, policy = parts
     arena = Arena(task, tokenizer, Scripted(tokenizer, list(AGAIN)), pool, policy, Correctness())
-    return StepTools(arena, SamplingSettings(2, 16), 512, None, 7, max_drawn_tokens=60)
+    return StepTools(arena, SamplingSettings(2, 16), 512, None, 7, 1, max_drawn_tokens=60)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def tools(tmp_path_factory):
     source = Pretrained(ModelConfig(path=str(folder), device="cpu"))
     task = load_task(TaskConfig(name="twenty-questions"), splits=())
     arena = Arena(task, source.tokenizer, None, None, Policy(load_model(source)), Correctness())
-    return StepTools(arena, SamplingSettings(3, 24), 512, None, 0)
+    return StepTools(arena, SamplingSettings(3, 24), 512, None, 0, 1)
 
 
 def conversations(tools, games: list[list[str]], rewards: list[float], worths: list[list[float]] = ()) -> Rollouts:

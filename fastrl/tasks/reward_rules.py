@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from .correctness import Correctness
 from .problem import GroupReward, Measures, Prompt, Reward, Score, Task, is_environment, judges_groups
 from .verifier.verdict import Verdict, group_verdicts_of
 
@@ -43,7 +44,7 @@ class Judged:
 
     @property
     def is_right(self) -> bool:
-        return self.verdict.reward >= 1.0
+        return Correctness().is_correct(self.verdict.reward)
 
     @property
     def has_abstained(self) -> bool:
