@@ -22,6 +22,7 @@ PAIRS = (  # a − b
     ("grpo+belief", "grpo"),
     ("nsr", "base"),
     ("nsr+belief", "nsr"),
+    ("delta-belief", "base"),
     ("delta-belief", "grpo"),
     ("tagged.grpo", "tagged.base"),
     ("rlvmr", "tagged.grpo"),
