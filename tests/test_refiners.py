@@ -266,7 +266,14 @@ def test_tasks_that_cannot_help_are_refused_before_the_model_is_loaded(tmp_path,
         "def all_at_once(prompt, completions, **row):\n    return [0.0] * len(completions)\n"
     )
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "1="}) + "\n")
+    (tmp_path / "own.py").open("a").write(
+        "class Talk:\n"
+        "    def reset(self, prompt, **row): pass\n"
+        "    def step(self, text): return '', True\n"
+        "    def score(self): return 0.0\n"
+    )
     cases = {
+        ("Talk", "verdict"): "judges conversations",
         ("one", "rules"): "no rules",
         ("one", "answer"): "knows no answer",
         ("all_at_once", "verdict"): "whole groups",

@@ -29,6 +29,8 @@ def test_correlations_and_slopes_by_hand():
     first = turns_report.sums(row, 0)
     assert first.tolist() == [[1, 0, 0, 0, 0, 0], [1, 2, 1, 4, 1, 2]]
     assert turns_report.wins([row]).tolist() == [[0.5, 1.0]]
+    row["levels"] = [[0, 0, -2.0, -5.0], [1, 0, -2.0, -4.0], [0, 1, -1.0, -0.5]]
+    assert "| base | -2.50 | +0.50 | – | – | – |" in turns_report.levels({"base": [row]})
 
 
 def test_the_report_pairs_games_and_seeds():

@@ -66,12 +66,12 @@ class TaskConfig(WithPaths):
     """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told | math |
     twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own reward) | module:class
     (your own environment)."""
+    reward_folder: PathText = ""
+    """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     reward: str = "verifier"
     """What training makes of the verifier's scores: verifier (nothing) | binary (±1) | ternary (+1 right, 0 abstained,
     −1 wrong) | confidence (RLCR) | majority (TTRL) | coin[:p] | inverted | format | majority-wrong. Evaluations and the
     ledger always take the verifier's."""
-    reward_folder: PathText = ""
-    """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     train: PathText = ""
     """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown,
     twenty-questions, tagged-questions, reasoning-gym)."""

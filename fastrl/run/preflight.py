@@ -99,10 +99,10 @@ def check_refiner(config: TrainConfig, task: Task) -> int:
         return 0
     refiner.check(task, task.train[0])
     with make_pool(task.reward, config.task) as pool:
-        if pool.judges_groups():
+        if (unit := pool.unit()) != "completion":
             raise ValueError(
-                f"algorithm.refiner = '{config.algorithm.refiner}' judges rollouts one by one; the reward of task "
-                f"'{task.name}' judges whole groups"
+                f"algorithm.refiner = '{config.algorithm.refiner}' judges completions one by one; the reward of task "
+                f"'{task.name}' judges {'whole groups' if unit == 'group' else 'conversations'}"
             )
     return refiner.added_tokens(config.sampler.max_new_tokens)
 

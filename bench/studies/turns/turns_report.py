@@ -22,6 +22,7 @@ PAIRS = (  # a − b
     ("grpo+belief", "grpo"),
     ("nsr", "base"),
     ("nsr+belief", "nsr"),
+    ("delta-belief", "base"),
     ("delta-belief", "grpo"),
     ("tagged.grpo", "tagged.base"),
     ("rlvmr", "tagged.grpo"),
@@ -105,12 +106,23 @@ def differences(cells: dict[str, list[dict]]) -> str:
     return table(lines)
 
 
+def levels(cells: dict[str, list[dict]]) -> str:
+    """Mean log-prob of the thing, the model's less the posterior's, by the number of answers; no bands."""
+    lines = [["nats behind k answers", *map(str, range(5))]]
+    for name, rows in cells.items():
+        found = np.array([level for row in rows for level in row["levels"]])
+        gaps = [found[found[:, 1] == k][:, 3] - found[found[:, 1] == k][:, 2] for k in range(5)]
+        lines.append([name, *(f"{gap.mean():+.2f}" if len(gap) else "–" for gap in gaps)])
+    return table(lines)
+
+
 def main() -> None:
     cells: dict[str, list[dict]] = {}
     for row in json.loads(RESULTS.read_text()):
         cells.setdefault(row["name"], []).append(row)
     print(manners(cells), "\n")
-    print(differences(cells))
+    print(differences(cells), "\n")
+    print(levels(cells))
 
 
 if __name__ == "__main__":
