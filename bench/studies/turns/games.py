@@ -49,7 +49,7 @@ def play(config: TrainConfig, model: Path, seed: int) -> dict:
         arena = Arena(task, source.tokenizer, sampler, pool, policy, Correctness())
         drawn = arena.draw(task.test, settings, [seed_of(seed, i) for i in range(len(task.test))])
         first = drawn.take(np.arange(0, len(drawn), NUM_SAMPLES))
-        tools = StepTools(arena, settings, config.batch.micro_batch_tokens, None, seed)
+        tools = StepTools(arena, settings, config.batch.micro_batch_tokens, None, seed, 1)
         tag = "P" if config.task.name == "tagged-questions" else ""
         beliefs_J = DeltaBelief(elicit=f"{tag}=", truth="{secret}").beliefs(Turns.of(first), task.test, tools)
         histories = _histories(task.test, drawn, arena.turns(drawn))
