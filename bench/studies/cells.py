@@ -219,7 +219,8 @@ def tier6() -> Iterator[Cell]:
     for seed, name, warmup in product((1, 2), ("nsr", "psr"), (0, 200)):
         cell_name = f"tier6.{f'base{warmup}.' if warmup else ''}{name}"
         settings = OBJECTIVES[name] | RANKS
-        yield Cell(cell_name, seed, settings, sweep_of(name), num_steps=60, test_samples=64, warmup=warmup)
+        short = {"num_steps": 60, "test_samples": 16, "is_followed": False}
+        yield Cell(cell_name, seed, settings, sweep_of(name), warmup=warmup, **short)
 
 
 def tier8() -> Iterator[Cell]:

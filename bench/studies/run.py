@@ -127,12 +127,13 @@ def run_cell(processes: Processes, cell: Cell) -> None:
 
 
 def prepare_warm(processes: Processes, steps: int) -> None:
-    """A weaker initial model and its evaluation."""
+    """A weaker initial model and its evaluation, unless that was collected before."""
     model, log = warm_model(steps), STUDY / f"warm-{steps}.txt"
     if not (model / "warmup.toml").exists():
         arguments = ["warmup", str(ROOT / "configs" / "countdown-warmup.toml"), "--output", str(model)]
         processes.fastrl([*arguments, "--data.num-steps", str(steps)], log)
-    if not (tested := STUDY / f"warm-{steps}-base" / "test.json").exists():
+    is_recorded = f"warm-{steps}" in (read("base") or {})
+    if not (tested := STUDY / f"warm-{steps}-base" / "test.json").exists() and not is_recorded:
         evaluate(processes, model, tested, log, num_samples=BASE_SAMPLES, seed=1000)
 
 
