@@ -19,6 +19,7 @@ from results import CellResult
 from reward_claims import REWARDED
 
 from fastrl.ledger.tables import SIGNS, mean_ranks, rank_cells, rank_header
+from fastrl.statistics import bootstrap
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -181,6 +182,24 @@ def ledger_table() -> str:
     return table(rows)
 
 
+def step_table() -> str:
+    """Tier 6: all ranks of a step together, the mean over the measured steps of all seeds with its band over steps."""
+    rows = [["cell", "tokens", "steps", "Δp of the mode, per thousand", "Δentropy, thousandths of a nat"]]
+    for name, cell in results.cells("tier6").items():
+        updates = [line["update"] for row in cell.rows for line in row["ledger"]]
+        for sign, word in SIGNS.items():
+            steps = [update[sign]["by_rank"] for update in updates if "by_rank" in update.get(sign, {})]
+            if len(steps) > 1:
+                changes = [[mean_of(step, key) for step in steps] for key in ("mode_change", "entropy_change")]
+                rows.append([name, word, str(len(steps)), *(with_band(bootstrap(c), scale=1000) for c in changes)])
+    return table(rows) if len(rows) > 1 else "not run"
+
+
+def mean_of(classes: list[dict], key: str) -> float:
+    """Of all tokens of a step, from the means of its classes of rank."""
+    return sum(c["num"] * c[key] for c in classes) / sum(c["num"] for c in classes)
+
+
 def rewards_table(part: str) -> str:
     """A part of tier 5: the model before training, and every cell; means over seeds, their range behind them."""
     found = _named(results.cells("tier5"), part)
@@ -260,6 +279,7 @@ def sections() -> dict[str, str]:
         "equal": equal_table(),
         "ledger": ledger_table(),
         "ranks": rank_table(),
+        "steps": step_table(),
         "belief": belief_table(),
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
