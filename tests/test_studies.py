@@ -224,6 +224,18 @@ def test_the_measures_of_tier_7_stand_beside_those_of_the_model_before_training(
     assert report.rewards_table("ttrl") == "not run"
 
 
+def test_a_step_weighs_the_tokens_of_all_ranks_alike(collected):
+    """Three tokens gain ¼ nat and one loses ¾: nothing; a step of −½ beside it: −¼ in the mean."""
+    first, second = ({"num": 3, "entropy_change": 0.25}, {"num": 1, "entropy_change": -0.75})
+    steps = [[first, second], [{"num": 5, "entropy_change": -0.5}]]
+    row = results.read("tier1")[0] | {"name": "tier6.nsr"}
+    ranked = [[c | {"mode_change": -c["entropy_change"]} for c in step] for step in steps]
+    row["ledger"] = [{"update": {}}, *({"update": {"negative": {"by_rank": step}}} for step in ranked)]
+    (collected / "tier6.json").write_text(json.dumps([row]))
+    (shown,) = report.step_table().splitlines()[2:]
+    assert shown == "| nsr | penalised | 2 | +250.00 [+0.00, +500.00] | −250.00 [−500.00, +0.00] |"
+
+
 def test_runs_on_other_problems_are_refused(collected):
     base = json.loads((collected / "base.json").read_text())
     base["test"]["ids"][0] = "another"

@@ -15,11 +15,11 @@ from claims import CLAIMS, points, with_band
 from critic_claims import CRITIC_CLAIMS
 from family_claims import FAMILY
 from figures import draw_bases, draw_curves, draw_overview, draw_paths
+from md_table import table
 from measures import against_base, between, entropy, pass_at
+from rank_tables import rank_table, step_table
 from results import CellResult
 from reward_claims import REWARDED
-
-from fastrl.ledger.tables import SIGNS, mean_ranks, rank_cells, rank_header
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -63,12 +63,6 @@ BELIEF = {  # columns of the table of belief/belief.py
     "Bullshit Index": ("index", "mean"),
     "drawn from belief": ("index_if_drawn",),
 }
-
-
-def table(rows: list[list[str]]) -> str:
-    """A Markdown table of which the first row is the header."""
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
 def percent(value) -> str:
@@ -231,17 +225,6 @@ def _measured(tests: list[dict], columns: dict[str, tuple[str, ...]]) -> list[st
     return shown
 
 
-def rank_table() -> str:
-    """Tier 6: what one step did to its own tokens, by sign and rank; each token of all steps and seeds counts once."""
-    rows = [["cell", "tokens", *rank_header()]]
-    for name, cell in results.cells("tier6").items():
-        lines = [line["update"] for row in cell.rows for line in row["ledger"]]
-        for sign, word in SIGNS.items():
-            steps = [update[sign]["by_rank"] for update in lines if "by_rank" in update.get(sign, {})]
-            rows += [[name, word, *rank_cells(row)] for row in mean_ranks(steps)]
-    return table(rows) if len(rows) > 1 else "not run"
-
-
 def belief_table() -> str:
     """belief/belief.py: the model before, and every arm at its last step; means over seeds, their range behind them."""
     found = results.read("belief")
@@ -280,6 +263,7 @@ def sections() -> dict[str, str]:
         "equal": equal_table(1, "psr"),
         "ledger": ledger_table("tier1", "tier3"),
         "ranks": rank_table(),
+        "steps": step_table(),
         "belief": belief_table(),
         "tier2 differences": settings_table(),
         "tier2": curve_table(2),
