@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from letter_model import save_letter_model
 
 from fastrl.config.schema import ModelConfig, ScratchConfig, TaskConfig
 from fastrl.learning.importance import importance_weights
@@ -14,7 +15,7 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.policy.scoring import score
-from fastrl.policy.scratch import scratch_model, scratch_tokenizer
+from fastrl.policy.scratch import scratch_tokenizer
 from fastrl.process.stopwatch import Stopwatch
 from fastrl.prompts.turns import TurnTokens
 from fastrl.rollouts import Rollouts
@@ -50,15 +51,7 @@ class Echo:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random model of few characters, so that stops are frequent."""
-    folder = tmp_path_factory.mktemp("letters")
-    config = ScratchConfig(characters=CHARACTERS, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
-    tokenizer = scratch_tokenizer(config)
-    model = scratch_model(config, tokenizer, seed=0)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(5)  # not uniform
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_letter_model(tmp_path_factory.mktemp("letters"), CHARACTERS)
 
 
 @pytest.fixture(scope="module")

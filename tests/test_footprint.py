@@ -299,6 +299,16 @@ def test_what_compiled_blocks_do_not_keep_by_hand(dtype):
     assert bytes_left_out(config, dtype, choose_attention("auto", torch.device("cpu"), dtype, config), recomputed) == 0
 
 
+def test_a_compiler_that_fails_leaves_the_plan_of_plain_blocks(monkeypatch):
+    def broken(*args, **kwargs):
+        raise torch._dynamo.exc.InternalTorchDynamoError("no rule for this block")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **settings: broken)
+    config = Qwen3Config(**SHAPE, vocab_size=500)
+    choice = choose_attention("auto", torch.device("cpu"), torch.float32, config)
+    assert bytes_left_out(config, torch.float32, choice, ModelConfig()) == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @pytest.mark.slow
 def test_prediction_for_compiled_blocks(tmp_path):

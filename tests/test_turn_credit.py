@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from letter_model import save_letter_model
 
-from fastrl.config.schema import ModelConfig, ScratchConfig, TaskConfig
+from fastrl.config.schema import ModelConfig, TaskConfig
 from fastrl.learning.signals import DeltaBelief, Rlvmr
 from fastrl.learning.turn_credit import Turns, compared
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
-from fastrl.policy.scratch import scratch_model, scratch_tokenizer
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
@@ -34,14 +34,7 @@ GAMES = [
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory):
     """Real tools with a random model of the game's characters."""
-    folder = tmp_path_factory.mktemp("letters")
-    config = ScratchConfig(characters=CHARACTERS, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
-    tokenizer = scratch_tokenizer(config)
-    model = scratch_model(config, tokenizer, seed=0)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(5)  # not uniform
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = save_letter_model(tmp_path_factory.mktemp("letters"), CHARACTERS)
     source = Pretrained(ModelConfig(path=str(folder), device="cpu"))
     task = load_task(TaskConfig(name="twenty-questions"), splits=())
     arena = Arena(task, source.tokenizer, None, None, Policy(load_model(source)), Correctness())

@@ -21,7 +21,8 @@ def bytes_left_out(
 ) -> float:
     """Bytes a token that autograd keeps for plain blocks and not for compiled ones.
 
-    0 where blocks are recomputed, which keep neither, and where rows are padded, which is not counted.
+    0 where blocks are recomputed, which keep neither, where rows are padded, which is not counted, and where the
+    compiler fails: a run whose setting is auto goes on with plain blocks and says so.
     """
     if settings.gradient_checkpointing or not attention.is_packed:
         return 0.0
@@ -31,7 +32,10 @@ def bytes_left_out(
     plain = kept_bytes(model)
     for block in blocks_of(model):
         block.forward = torch.compile(block.forward, dynamic=True, backend="aot_eager_decomp_partition")
-    return (plain - kept_bytes(model)) / NUM_TOKENS
+    try:
+        return (plain - kept_bytes(model)) / NUM_TOKENS
+    except RuntimeError:  # what Dynamo raises is made of it; the run meets it too, and says what it was
+        return 0.0
 
 
 def kept_bytes(model: PreTrainedModel) -> int:
