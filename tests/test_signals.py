@@ -44,7 +44,8 @@ def tools(countdown_folder, model):
         for parameter in teacher.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02)
     tokenizer = Pretrained(ModelConfig(path=str(countdown_folder))).tokenizer
-    task, models = load_task(TaskConfig(name="countdown"), splits=()), {"teacher": Policy(teacher)}
+    task = load_task(TaskConfig(name="countdown"), splits=())
+    models = dict.fromkeys(("teacher", "start"), Policy(teacher))
     arena = Arena(task, tokenizer, None, None, Policy(model), Correctness(), models)
     return StepTools(arena, SamplingSettings(2, 16), 512, None, 0, 1)
 
@@ -116,15 +117,19 @@ def sibling_batch(tokenizer) -> Rollouts:
     return judged(rows, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 
 
-def test_self_distillation_scores_behind_a_hint(tools, model):
+@pytest.mark.parametrize("teacher", ["start", "policy"])
+def test_self_distillation_scores_behind_a_hint(tools, model, teacher):
     tokenizer = tools.arena.tokenizer
     batch = sibling_batch(tokenizer)
-    credits_N = SelfDistillation(hint="({solution})=")(batch, PROBLEMS, tools)
+    signal = SelfDistillation(hint="({solution})=", teacher=teacher)
+    assert signal.models() == ({"start": ""} if teacher == "start" else {})
+    credits_N = signal(batch, PROBLEMS, tools)
+    reader = model if teacher == "policy" else tools.arena.models["start"].model
     expected = []
     for row, is_told in zip(rows_of(batch), [True, False, True, False, False, False], strict=True):
         own = logprobs(model, row.prompt_ids, row.completion_ids)
         hinted = tokenizer("1 2 3 4=10:(1+2+3+4)=").input_ids
-        seen = logprobs(model, hinted, row.completion_ids) if is_told else own
+        seen = logprobs(reader, hinted, row.completion_ids) if is_told else own
         expected += [b - a for a, b in zip(own, seen, strict=True)]
     assert credits_N == pytest.approx(expected, abs=1e-5) and np.abs(credits_N).max() > 1e-2
 

@@ -28,9 +28,13 @@ CRITIQUE = {"alone": GROUPED, "redraw": GROUPED | {"algorithm.refiner": "redraw"
 SIBLING = HINT.replace("{completion}", "{solution}").replace("{critique}", RIGHT)
 LEDGER = {"ledger.every": 15, "ledger.num_samples": 64}
 DIRECTED = LEDGER | {"algorithm.signals": ("self-distillation",), "algorithm.self_distillation.hint": SIBLING}
+MOVING = DIRECTED | {"algorithm.self_distillation.teacher": "policy"}
 DIRECTION = {
     "nsr": LEDGER | {"algorithm.objective": "nsr"},
     "directive": DIRECTED | {"algorithm.objective": "none"},
     "nsr-directive": DIRECTED | {"algorithm.objective": "nsr"},
     "nsr-directive-0.1": DIRECTED | {"algorithm.objective": "nsr", "algorithm.self_distillation.weight": 0.1},
+    "moving-directive": MOVING | {"algorithm.objective": "none"},
+    "nsr-moving-directive": MOVING | {"algorithm.objective": "nsr"},
+    "nsr-moving-directive-0.1": MOVING | {"algorithm.objective": "nsr", "algorithm.self_distillation.weight": 0.1},
 }

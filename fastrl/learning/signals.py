@@ -6,8 +6,8 @@ that it may use. It asks for a second model by its role: `models()` says which o
 
     distillation        w·(log π_teacher(y_t|x,y_<t) − log π(y_t|x,y_<t)): the policy gradient of the reverse KL to a
                         teacher model, on the policy's own tokens           Agarwal et al. 2023, arXiv:2306.13649
-    self-distillation   w·(log π(y_t|x,hint,y_<t) − log π(y_t|x,y_<t)): the teacher is the policy itself, with a correct
-                        sibling in its prompt                               SDPO, arXiv:2601.20802, sampled-token form
+    self-distillation   w·(log π₀(y_t|x,hint,y_<t) − log π(y_t|x,y_<t)): the teacher is the policy as it was at the start,
+                        with a correct sibling in its prompt                SDPO, arXiv:2601.20802, sampled-token form
     delta-belief        what a turn of a conversation adds to log π(truth|history), compared with turns of the same
                         number                                              ΔBelief-RL, arXiv:2602.12342
     rlvmr               α·(advantage of the conversation) + (1 − α)·(advantage of the turn among those of its tag)
@@ -18,7 +18,7 @@ that it may use. It asks for a second model by its role: `models()` says which o
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -143,7 +143,10 @@ class Distillation:
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """Self-distillation from a hint: what the policy would think of each token, had it seen a correct sibling."""
+    """Self-distillation from a hint: what the policy would think of each token, had it seen a correct sibling.
+
+    The teacher must not follow the policy at once: pupil and teacher then run away together. SDPO's is a moving average.
+    """
 
     compares_group: ClassVar[bool] = True
     hint: str = "\n\nA correct solution:\n{solution}\n\nNow solve the original problem."
@@ -151,10 +154,13 @@ class SelfDistillation:
     its last </think> on."""
     weight: Annotated[float, Ge(0)] = 1.0
     """Factor of the credit."""
+    teacher: Literal["start", "policy"] = "start"
+    """Who reads the hint: start: the model that the run begins with, a second set of weights. policy: the model of the
+    step, for which the signal collapses in our study."""
 
     def models(self) -> dict[str, str]:
         require_places(self.hint, "algorithm.self_distillation.hint", "solution")
-        return {}
+        return {"start": ""} if self.teacher == "start" else {}
 
     def __call__(self, batch: Rollouts, problems: Sequence[Problem], tools: Tools) -> np.ndarray:
         """Rollouts without a correct sibling get 0, as do those whose hint is longer than the model's context."""
@@ -167,7 +173,8 @@ class SelfDistillation:
         prompts = _fitting(prompts, batch.completion_lengths_R, tools.max_sequence_tokens, what)
         credits_N, told = np.zeros(batch.num_tokens), batch.take(list(prompts))
         if prompts:
-            gained_N = tools.score(told, prompts=list(prompts.values())) - tools.score(told)
+            hinted_N = tools.score(told, model=self.teacher, prompts=list(prompts.values()))
+            gained_N = hinted_N - tools.score(told)
             credits_N[np.isin(batch.rollout_N, list(prompts))] = self.weight * gained_N
         return credits_N
 
