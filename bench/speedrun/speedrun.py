@@ -8,7 +8,7 @@
     bench/speedrun/run --page                OUT/speedrun.md anew
 
 Nothing is started that the minutes left will not see the end of. Each row is a process of its own, the kernels' one
-together. Results are appended to OUT/speedrun.jsonl, OUT/speedrun.md is the page made of them.
+together. Results are appended to OUT/speedrun.jsonl, OUT/speedrun.md and .png are made of them.
 """
 
 import argparse
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from figure import draw
 from origin import measured_commit, origin
 from page import markdown, read
 from rows import BY_NAME, NUM_CALLS, ROWS, Row
@@ -122,7 +123,9 @@ def main() -> None:
 
 
 def write_page(file: Path) -> None:
-    file.with_suffix(".md").write_text(markdown(read(file)))
+    lines = read(file)
+    file.with_suffix(".md").write_text(markdown(lines))
+    draw(lines, file.with_suffix(".png"))
 
 
 if __name__ == "__main__":
