@@ -63,9 +63,9 @@ class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
-    """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told | math |
-    twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own reward) | module:class
-    (your own environment)."""
+    """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told |
+    countdown-words | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
+    reward) | module:class (your own environment)."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     reward: str = "verifier"
