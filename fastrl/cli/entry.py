@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 
+from fastrl.cli.init import init_command
 from fastrl.cli.judging import audit_command, verify_command
 from fastrl.cli.measuring import compare_command, eval_command, ledger_command
 from fastrl.cli.planning import doctor_command, plan_command, settings_command
@@ -17,6 +18,7 @@ from fastrl.sampling.protocol import SamplerError
 from fastrl.tasks.verifier.pool import VerifierError
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "init": init_command,
     "train": train_command,
     "warmup": warmup_command,
     "eval": eval_command,
