@@ -205,7 +205,8 @@ class RunConfig(WithPaths):
     keep_last: Count = 2
     """Checkpoints kept besides the best."""
     best_metric: str = "pass_at_k/1"
-    """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better)."""
+    """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better); mean_reward where
+    rewards are not 0 or 1."""
     scored_rollouts: Natural = 64
     """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
     rollouts_mib: Natural = 4096
