@@ -1,8 +1,9 @@
 """Evaluation: n samples per problem, scored; pass@k with intervals over problems, maj@k, diversity, entropy.
 
-The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same, "task",
-"reward", "mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration", "measures",
-"belief", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
+The JSON it writes: {"task", "num_problems", "num_samples", "reward": {"mean", "low", "high", "is_graded"}, "pass_at_k":
+{"1": {"mean", "low", "high"}, …}, "maj_at_k": same, "mean_length", "mean_token_entropy", "distinct_answers",
+"majority_share", "pass_slope", "calibration", "measures", "belief", "problems": [{"id", "num_correct", "num_samples"},
+…], …}.
 """
 
 import dataclasses
