@@ -78,7 +78,7 @@ def summarise(demo: Demo, folder: Path, wall_time_s: float) -> str:
     caption = (
         f"Countdown; {demo.num_problems} held-out problems x {demo.num_samples} samples, seed {demo.seed}, "
         f"{demo.num_steps} steps of PSR and of NSR from the same 0.86 M-parameter model. "
-        f"Bands: 95 % bootstrap over problems. {wall_time_s / 60:.1f} minutes in all on {os.cpu_count()} CPU cores."
+        f"{wall_time_s / 60:.1f} minutes in all on {os.cpu_count()} CPU cores."
     )
     plot_pass_at_k(evaluations, folder / "pass_at_k.png", title="Positive or negative reinforcement?", caption=caption)
     pairs = {

@@ -132,6 +132,16 @@ def _curve(ks: list[int], values_at: Callable[[int], np.ndarray]) -> dict[int, I
     return dict(zip(ks, bootstrap(np.stack([values_at(k) for k in ks], axis=1)), strict=True))
 
 
+def mean_reward(rewards_PG: np.ndarray) -> Interval | None:
+    """The mean over problems of their samples' mean reward; completions without a verdict (NaN) are left out.
+
+    None where there is no verdict at all.
+    """
+    num_judged_P = (~np.isnan(rewards_PG)).sum(axis=1)
+    sums_P = np.nansum(rewards_PG, axis=1)
+    return bootstrap((sums_P / np.maximum(num_judged_P, 1))[num_judged_P > 0]) if num_judged_P.any() else None
+
+
 def pass_curve(num_correct_P, num_samples) -> dict[int, Interval]:
     """pass@k with 95 % intervals for k = 1, 2, 4, ... and the smallest num_samples. Arguments as in `pass_at_k`."""
     ks = ks_up_to(int(np.min(num_samples)))

@@ -1,5 +1,6 @@
 """The command line besides training: scoring files, warm starts, help, prompts in a chat template."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastrl.cli import main
+from fastrl.cli.entry import COMMANDS
+from fastrl.cli.first_help import FIRST
 from fastrl.config.schema import TaskConfig
+from fastrl.config.settings import settings_of
 from fastrl.prompts.tokens import prompt_ids
 from fastrl.tasks import load_task
 
@@ -76,17 +80,44 @@ def test_warmup_from_a_file(tmp_path, countdown_folder, capsys):
     assert "rows.jsonl:1: needs 'prompt' and 'completion'" in capsys.readouterr().err
 
 
-def test_usage(capsys):
-    assert main([]) == 2 and main(["--help"]) == 0 and main(["trian"]) == 2
-    assert (
-        "train | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor"
-        in capsys.readouterr().out
-    )
-    with pytest.raises(SystemExit) as stop:
+def test_fastrl_alone_says_what_each_command_does(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  train     Train a model on a task's rewards.\n" in shown
+    assert all(f"\n  {name} " in shown and inspect.getdoc(run) for name, run in COMMANDS.items())
+    assert main(["trian"]) == 2 and "there is no command 'trian', did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_help(name, capsys):
+    for flag in ("--help", "-h"):
+        with pytest.raises(SystemExit) as stop:
+            main([name, flag])
+        assert stop.value.code == 0 and f"usage: fastrl {name}" in capsys.readouterr().out
+
+
+def test_help_of_train_begins_with_what_people_change(capsys):
+    with pytest.raises(SystemExit):
         main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 110  # one screen
+    for flag in ("--algorithm.objective nsr ", "--optimizer.lr 1e-06 ", "--task.timeout-s 5 ", "--run.num-steps 100 "):
+        assert f"\n  {flag}" in shown
+    assert "`+12 −8 0:12`" in shown and "fastrl settings" in shown
+
+
+def test_help_all_of_train_has_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help-all"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert stop.value.code == 0 and "--algorithm.objective" in shown and "--algorithm.ppo-clip.low" in shown
     assert "w-reinforce: REINFORCE with a weight on its positive half." in shown
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_first_help_names_settings_that_exist(name):
+    config_class, settings, _ = FIRST[name]
+    assert settings.keys() <= {setting for setting, *_ in settings_of(config_class())}
 
 
 def test_old_flags_are_all_named_with_what_they_are_called_now(capsys):
@@ -117,7 +148,9 @@ def test_a_flag_that_its_section_refuses_ends_with_what_would_be_right(capsys):
 
 def test_settings_prints_the_reference(capsys):
     assert main(["settings"]) == 0 and "### `[algorithm.ppo_clip]`" in capsys.readouterr().out
-    assert main(["settings", "x"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["settings", "x"])
+    assert stop.value.code == 2
 
 
 def test_chat_prompts_go_through_the_models_own_template(countdown_folder, tmp_path):

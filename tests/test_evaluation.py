@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastrl.cli import main
-from fastrl.evaluation.results import load_evaluation
+from fastrl.evaluation.results import evaluation_metrics, load_evaluation, metric_value
+from fastrl.statistics import mean_reward
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def test_eval_command_writes_json_plot_and_table(warm_folder, tmp_path, capsys):
     against = again["against_base"]
     assert against["newly_solved"] == against["lost"] == [] and against["pass_at_k"]["8"]["mean"] == 0
     output = capsys.readouterr().out
-    assert "pass@k" in output and "solved" in output
+    assert "pass@k" in output and "solved" in output and "reward:" not in output
+    assert first["reward"]["mean"] == first["pass_at_k"]["1"]["mean"] and not first["reward"]["is_graded"]
 
 
 def test_an_evaluation_samples_as_it_is_told(warm_folder, tmp_path):
@@ -49,6 +52,34 @@ def test_an_evaluation_samples_as_it_is_told(warm_folder, tmp_path):
     assert greedy["distinct_answers"] == 1.0 == greedy["majority_share"] and greedy["pass_slope"]["mean"] == 0
     short = run_eval(warm_folder, tmp_path / "short.json", "--evaluation.max-new-tokens", "3")
     assert short["mean_length"] <= 3 and short["truncated_share"] > 0
+
+
+GRADED = """
+def reward(prompt, completion, answer):
+    return completion.count(answer) / 16 + 0.25
+"""
+
+
+def test_graded_rewards_have_a_mean_and_a_band(warm_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "graded.py").write_text(GRADED)
+    rows = [json.dumps({"prompt": f"3 5 7 {n}=24:", "answer": str(n)}) for n in range(1, 7)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    task = ["--task.name", "graded:reward", "--task.test", "rows.jsonl", "--truncated", "judged"]
+    found = run_eval(warm_folder, tmp_path / "graded.json", *task)
+    reward = found["reward"]
+    assert found["task"] == "graded:reward" and found["pass_at_k"]["8"]["mean"] == 0 and reward["is_graded"]
+    assert 0.25 < reward["low"] < reward["mean"] < reward["high"] < 1
+    band = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**reward)
+    assert f"reward: {band} (mean over problems, 95 % band)" in capsys.readouterr().out
+    assert metric_value(found, "mean_reward") == evaluation_metrics(found)["eval/mean_reward"] == reward["mean"]
+
+
+def test_the_mean_reward_by_hand():
+    rewards_PG = np.array([[0.0, 1.0], [0.5, np.nan], [np.nan, np.nan]])
+    interval = mean_reward(rewards_PG)
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)  # two problems of ½, one without a verdict
+    assert mean_reward(rewards_PG[2:]) is None
 
 
 def test_files_that_are_no_evaluations_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import struct
 import subprocess
 import sys
 
@@ -127,8 +128,30 @@ def test_wandb_offline_continues_one_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     log_and_resume(tmp_path / "run", "wandb", monkeypatch, WANDB_MODE="offline", WANDB_SILENT="true")
     run_id = (tmp_path / "run" / "run_id").read_text()
-    files = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")]
-    assert files == [f"run-{run_id}.wandb"] * 2
+    files = sorted(
+        (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime
+    )
+    assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
+    rows = [row for path in files for row in wandb_history(path)]
+    assert [(row["_step"], row["reward/mean"]) for row in rows] == [(1, 0.5), (2, 0.75)]
+
+
+def wandb_history(path) -> list[dict]:
+    """The rows that wandb would upload from one of its files, which is a LevelDB log: behind 7 bytes, records of a
+    checksum (4 bytes), a length (2), a kind (1: whole) and a protobuf message; blocks end at 32 KiB, beyond ours."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, rows = path.read_bytes(), 7, []
+    assert len(data) < 1 << 15
+    while position < len(data):
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        assert kind == 1
+        record = Record.FromString(data[position + 7 : position + 7 + length])
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+        position += 7 + length
+    return rows
 
 
 def test_trackio_continues_one_run(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from fastrl.records.plot import _spread, _ticks, pass_at_k_figure, plot_pass_at_k
+from fastrl.records.plot import _spread, pass_at_k_figure, plot_pass_at_k, title_of
+from fastrl.records.plot_style import k_ticks
 from fastrl.records.tables import difference_table, pass_table
 
 
@@ -63,6 +64,61 @@ def test_texts_neither_overlap_nor_leave_the_figure():
     assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
 
 
+def crowded() -> dict[str, dict]:
+    """Three evaluations of four problems whose bands overlap: 1, 2, 2 or 3 of 4 samples are correct."""
+    counts = {"first": (1, 1, 1, 1), "second": (2, 2, 2, 2), "third": (1, 2, 2, 3)}
+    found = {n: evaluation(0.4 + i / 100, 0.6, 0.8, num_correct=c) for i, (n, c) in enumerate(counts.items())}
+    for one in found.values():
+        one["problems"] = [problem | {"num_samples": 4} for problem in one["problems"]]
+    return found
+
+
+def test_three_overlapping_bands_give_way_to_paired_differences():
+    figure = pass_at_k_figure(crowded(), caption="A caption.")
+    axes, below = figure.axes
+    assert not axes.collections and len(axes.lines) == 3
+    assert [text.get_text() for text in figure.texts][1].startswith("A caption. Below: differences to first, paired")
+    zero, second, third = below.lines
+    assert list(zero.get_ydata()) == [0, 0]
+    assert list(second.get_ydata()) == pytest.approx([25, 100 / 3, 0])  # ½ − ¼, ⅚ − ½, 1 − 1
+    assert third.get_ydata()[0] == pytest.approx(25)  # mean of ¼, ½, ½, ¾
+    intervals = below.collections[0].get_segments()  # the same difference for every problem: no width
+    assert tuple(intervals[0][:, 1]) == pytest.approx((25, 25))
+    places = [line.get_xdata()[0] for line in (second, third)]
+    assert (
+        places[0] < 1 < places[1]
+        and third.get_xdata()[-1] < below.get_xlim()[1]
+        and below.get_xlim() == axes.get_xlim()
+    )
+    assert [tick.get_text() for tick in below.get_xticklabels()] == ["1", "2", "4"]
+
+
+def test_two_bands_or_other_problems_are_drawn_as_they_are():
+    two = dict(list(crowded().items())[:2])
+    assert len(pass_at_k_figure(two).axes) == 1 and len(pass_at_k_figure(two).axes[0].collections) == 2
+    others = crowded()
+    others["third"]["problems"][0]["id"] = "another"
+    figure = pass_at_k_figure(others)
+    assert len(figure.axes) == 1 and len(figure.axes[0].collections) == 3
+    assert figure.texts[1].get_text().endswith("Not of the same problems: no paired differences.")
+
+
+def test_equal_curves_are_both_seen():
+    same = {"a": evaluation(0.5, 0.6), "b": evaluation(0.5, 0.6)}
+    first, second = pass_at_k_figure(same).axes[0].lines
+    assert first.get_linewidth() > second.get_linewidth() and first.get_markersize() > second.get_markersize()
+    assert first.get_linestyle() == "-" != second.get_linestyle()
+
+
+def test_the_title_names_task_size_and_model_where_they_are_one():
+    facts = {"task": "math", "split": "test", "num_problems": 300, "model": "Qwen/Qwen3-0.6B"}
+    one = evaluation(0.1, 0.2) | facts
+    assert title_of({"a": one}) == "math test · 300 problems × 2 samples · Qwen/Qwen3-0.6B"
+    assert title_of({"a": one, "b": one | {"model": "other"}}) == "math test · 300 problems × 2 samples"
+    assert title_of({"a": evaluation(0.1)}) == ""
+    assert pass_at_k_figure({"a": one}).texts[0].get_text().startswith("math test")
+
+
 def test_spread_moves_heights_as_little_as_possible():
     assert _spread([10, 50, 90], 5, 100) == [10, 50, 90]
     assert _spread([50, 50], 4, 100) == [48, 52]
@@ -71,8 +127,8 @@ def test_spread_moves_heights_as_little_as_possible():
 
 
 def test_ticks_leave_out_a_last_k_too_close_to_a_power():
-    assert _ticks([1, 2, 4, 8, 12]) == [1, 2, 4, 8, 12]
-    assert _ticks([1, 2, 4, 8, 10]) == [1, 2, 4, 8]
+    assert k_ticks([1, 2, 4, 8, 12]) == [1, 2, 4, 8, 12]
+    assert k_ticks([1, 2, 4, 8, 10]) == [1, 2, 4, 8]
 
 
 def test_files_are_what_they_say_and_reproducible(tmp_path):

@@ -155,7 +155,7 @@ def _check_belief(belief: BeliefConfig) -> None:
 def best_metric_names(num_samples: int) -> list[str]:
     """What run.best_metric may be: a point of a curve, or a scalar of the evaluation."""
     curves = [f"{curve}/{k}" for curve in ("pass_at_k", "maj_at_k") for k in ks_up_to(num_samples)]
-    return [*curves, "mean_token_entropy", "distinct_answers", "distinct_correct_answers"]
+    return [*curves, "mean_reward", "mean_token_entropy", "distinct_answers", "distinct_correct_answers"]
 
 
 PAPER_CODE = {

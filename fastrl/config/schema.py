@@ -63,9 +63,9 @@ class TaskConfig(WithPaths):
     """Where prompts and rewards come from."""
 
     name: str = "countdown"
-    """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told | math |
-    twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own reward) | module:class
-    (your own environment)."""
+    """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told |
+    countdown-words | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
+    reward) | module:class (your own environment)."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     reward: str = "verifier"
@@ -205,7 +205,8 @@ class RunConfig(WithPaths):
     keep_last: Count = 2
     """Checkpoints kept besides the best."""
     best_metric: str = "pass_at_k/1"
-    """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better)."""
+    """Metric of the validation evaluation by which `checkpoints/best` is chosen (higher is better); mean_reward where
+    rewards are not 0 or 1."""
     scored_rollouts: Natural = 64
     """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
     rollouts_mib: Natural = 4096

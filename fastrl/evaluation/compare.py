@@ -92,7 +92,7 @@ def compare(runs: list[Path], output: Path) -> str:
     names = names_of(runs)
     evaluations = {n: load_evaluation(find_evaluation(p)) for n, p in zip(names, runs, strict=True)}
     found = differences(evaluations)
-    plot_pass_at_k(evaluations, figure, title="pass@k", caption="Bands: 95 % bootstrap over problems.")
+    plot_pass_at_k(evaluations, figure)
     page.write_text(page_of(evaluations, found, figure.read_bytes()), encoding="utf-8")
     pairs = {f"{d.name} − {names[0]}": (evaluations[d.name], evaluations[names[0]]) for d in found}
     return f"{pass_table(evaluations)}\n{difference_table(pairs)}\nfigure: {figure}\npage: {page}"

@@ -6,7 +6,14 @@ from pathlib import Path
 from fastrl.config.checks import check_eval
 from fastrl.config.schema import EvalConfig
 from fastrl.evaluation.evaluator import Evaluator
-from fastrl.evaluation.results import belief_text, curve_as_json, load_evaluation, named_measures, save_evaluation
+from fastrl.evaluation.results import (
+    belief_text,
+    curve_as_json,
+    load_evaluation,
+    named_measures,
+    reward_text,
+    save_evaluation,
+)
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
@@ -83,7 +90,7 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     shown = {"base": base, output.stem: evaluation} if base else {output.stem: evaluation}
     plot_pass_at_k(shown, output.with_suffix(".png"))
     print(pass_table(shown))
-    print(measure_table(named_measures(evaluation)), end="")
+    print(reward_text(evaluation) + measure_table(named_measures(evaluation)), end="")
     if base:
         print(difference_table({f"{output.stem} − base": (evaluation, base)}))
     if "belief" in evaluation:

@@ -1,8 +1,9 @@
 """Evaluation: n samples per problem, scored; pass@k with intervals over problems, maj@k, diversity, entropy.
 
-The JSON it writes: {"num_problems", "num_samples", "pass_at_k": {"1": {"mean", "low", "high"}, …}, "maj_at_k": same,
-"mean_length", "mean_token_entropy", "distinct_answers", "majority_share", "pass_slope", "calibration", "measures",
-"belief", "problems": [{"id", "num_correct", "num_samples"}, …], …}.
+The JSON it writes: {"task", "num_problems", "num_samples", "reward": {"mean", "low", "high", "is_graded"}, "pass_at_k":
+{"1": {"mean", "low", "high"}, …}, "maj_at_k": same, "mean_length", "mean_token_entropy", "distinct_answers",
+"majority_share", "pass_slope", "calibration", "measures", "belief", "problems": [{"id", "num_correct", "num_samples"},
+…], …}.
 """
 
 import dataclasses
@@ -109,8 +110,10 @@ class Evaluator:
         distinct_correct = statistics.distinct_answers(np.where(is_correct_PG, answers_PG, None).tolist())
         distinct = statistics.distinct_answers(answers)
         return {
+            "task": self.arena.task.name,
             "num_problems": len(problems),
             "num_samples": n,
+            "reward": _reward(outcomes.rewards_R.reshape(-1, n)),
             "pass_at_k": curve_as_json(statistics.pass_curve(num_correct, n)),
             "maj_at_k": curve_as_json(statistics.maj_curve(answers, is_correct)),
             "mean_length": float(outcomes.lengths_R.mean()),
@@ -135,6 +138,15 @@ class Evaluator:
         _, entropy_N = score(self.arena.policy, sample, max(self.token_budget, longest))
         own = sample.own(entropy_N).tolist()
         return sum(own) / len(own)
+
+
+def _reward(rewards_PG: np.ndarray) -> dict | None:
+    """The mean reward with its band; is_graded: whether some reward is neither 0 nor 1, so that pass@k says less."""
+    interval = statistics.mean_reward(rewards_PG)
+    if interval is None:
+        return None
+    is_graded = not np.isin(rewards_PG[~np.isnan(rewards_PG)], (0, 1)).all()
+    return dataclasses.asdict(interval) | {"is_graded": bool(is_graded)}
 
 
 def _columns(block: Rollouts, task: Task) -> dict[str, np.ndarray]:

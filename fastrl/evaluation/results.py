@@ -33,6 +33,8 @@ def curve_as_json(curve: dict[int, Interval]) -> dict[str, dict[str, float]]:
 
 def metric_value(evaluation: dict, name: str) -> float:
     """The value of one of `best_metric_names` in an evaluation."""
+    if name == "mean_reward":
+        return evaluation["reward"]["mean"] if evaluation["reward"] else float("-inf")
     key, _, k = name.partition("/")
     return evaluation[key][k]["mean"] if k else evaluation[key]
 
@@ -51,7 +53,19 @@ def evaluation_metrics(evaluation: dict) -> dict[str, float]:
     belief = evaluation.get("belief") or {}
     if index := belief.get("index"):
         curves["eval/bullshit_index"] = index["mean"]
+    if reward := evaluation.get("reward"):
+        curves["eval/mean_reward"] = reward["mean"]
     return curves | {f"eval/{name}": evaluation[name] for name in scalars} | named
+
+
+def reward_text(evaluation: dict) -> str:
+    """One line on rewards that are not all 0 or 1, since pass@k only asks whether they reach the threshold."""
+    reward = evaluation.get("reward")
+    if not reward or not reward["is_graded"]:
+        return ""
+    band = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**reward)
+    threshold = evaluation["correctness"]["threshold"]
+    return f"reward: {band} (mean over problems, 95 % band); correct, for pass@k, means reward ≥ {threshold:g}\n"
 
 
 def belief_text(belief: dict) -> str:

@@ -1,23 +1,35 @@
 """The pass@k figure: one line with its 95 % band per evaluation, k on a logarithmic axis.
 
-Drawn through matplotlib's object API, so that no global state, window or display is touched. The colours are Okabe and
-Ito's (2008), which colour-blind readers tell apart; the markers differ too, for print.
+Where three or more bands lie over one another nobody can read them. There the lines are drawn without bands, and below
+them the differences to the first evaluation, paired by problem, with an interval at each k.
+
+Drawn through matplotlib's object API, so that no global state, window or display is touched.
 """
 
-import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-INK, MUTED, GRID = "#1f2328", "#57606a", "#e4e7eb"
-BASE_COLOR = "#6e7781"
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = "osD^vPX"
-WIDTH_IN, AXES_HEIGHT_IN, DPI = 8.0, 4.1, 200
+from fastrl.records.plot_style import FIRST_K_AT, INK, MUTED, colors_of, curve_style, style_frame, style_k_axis
+from fastrl.statistics import Interval, paired_pass_difference
+
+WIDTH_IN, AXES_HEIGHT_IN, DIFFERENCES_IN, DPI = 8.0, 4.1, 2.6, 200
 LEFT_IN, TITLE_IN, X_AXIS_IN, CAPTION_LINE_IN, LABEL_CHAR_IN = 0.78, 0.62, 0.72, 0.185, 0.105
-CAPTION_CHARS, NAME_CHARS = 114, 24
-FIRST_K_AT = 0.095  # of the axes' width; the first values are written to its left
+CAPTION_CHARS, NAME_CHARS, TITLE_CHARS = 114, 24, 60
+MOST_BANDS = 2  # over one another
+DODGE = 0.035  # of the axes' width between the intervals of two curves at one k
 SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """pass@k in percent with its 95 % band, at each k."""
+
+    ks: list[int]
+    means: list[float]
+    lows: list[float]
+    highs: list[float]
 
 
 def plot_pass_at_k(
@@ -42,28 +54,99 @@ def plot_pass_at_k(
 
 def pass_at_k_figure(evaluations: dict[str, dict], title: str = "", caption: str = ""):
     """The figure of `plot_pass_at_k` as a `matplotlib.figure.Figure` that no window shows."""
-    curves = {name: _curve(evaluation) for name, evaluation in evaluations.items()}
-    last_k = max(ks[-1] for ks, *_ in curves.values())
-    labels = [_end_label(name, ks[-1], means[-1], last_k) for name, (ks, means, *_) in curves.items()]
-    figure, axes = _empty_figure(title, caption, right_in=0.15 + LABEL_CHAR_IN * max(map(len, labels)))
-    colors = _colors(list(curves))
-    for i, (ks, means, lows, highs) in enumerate(curves.values()):
-        axes.fill_between(ks, lows, highs, color=colors[i], alpha=0.14, linewidth=0)
-        if len(ks) == 1:  # a band has no width there
-            axes.vlines(ks, lows, highs, color=colors[i], alpha=0.4, linewidth=6)
-        axes.plot(ks, means, color=colors[i], marker=MARKERS[i % len(MARKERS)], markersize=5.5, linewidth=2.2)
-    _style_axes(axes, sorted({k for ks, *_ in curves.values() for k in ks}))
-    _write_beside(axes, 1.012, [means[-1] for _, means, *_ in curves.values()], labels, colors, "left", size=11)
+    curves = {name: _curve(evaluation["pass_at_k"]) for name, evaluation in evaluations.items()}
+    names = list(curves)
+    is_crowded = _most_bands(list(curves.values())) > MOST_BANDS
+    found = _differences(evaluations) if is_crowded else {}
+    caption = f"{caption} {_explained(names[0], is_crowded, bool(found))}".strip()
+    last_k = max(curve.ks[-1] for curve in curves.values())
+    labels = [_end_label(name, curve.ks[-1], curve.means[-1], last_k) for name, curve in curves.items()]
+    right_in = 0.15 + LABEL_CHAR_IN * max(map(len, labels))
+    title = title or title_of(evaluations)
+    figure, axes, axes_below = _empty_figure(title, caption, right_in, has_differences=bool(found))
+    colors = colors_of(names)
+    for i, curve in enumerate(curves.values()):
+        if not found:
+            _draw_band(axes, curve, colors[i])
+        axes.plot(curve.ks, curve.means, color=colors[i], **curve_style(i, len(curves)))
+    _style_axes(axes, sorted({k for curve in curves.values() for k in curve.ks}))
+    _write_beside(axes, 1.012, [curve.means[-1] for curve in curves.values()], labels, colors, "left", size=11)
     if last_k > 1:
-        firsts = [means[0] for _, means, *_ in curves.values()]
+        firsts = [curve.means[0] for curve in curves.values()]
         _write_beside(axes, FIRST_K_AT - 0.015, firsts, [f"{first:.1f}" for first in firsts], colors, "right", size=9.5)
+    if found:
+        _draw_differences(axes_below, found, dict(zip(names, colors, strict=True)))
+        axes.set_xlim(axes_below.get_xlim())
     return figure
 
 
-def _curve(evaluation: dict) -> tuple[list[int], list[float], list[float], list[float]]:
-    ks = sorted(int(k) for k in evaluation["pass_at_k"])
-    intervals = [evaluation["pass_at_k"][str(k)] for k in ks]
-    return ks, *([100 * interval[end] for interval in intervals] for end in ("mean", "low", "high"))
+def _explained(first: str, is_crowded: bool, has_differences: bool) -> str:
+    """What the caption says of bands and differences."""
+    if has_differences:
+        return f"Below: differences to {first}, paired by problem, 95 % bootstrap intervals."
+    others = " Not of the same problems: no paired differences." if is_crowded else ""
+    return f"Bands: 95 % bootstrap over problems.{others}"
+
+
+def title_of(evaluations: dict[str, dict]) -> str:
+    """Task, split, size and model, as far as the evaluations name them and agree: `math test · 300 × 16 · a model`."""
+
+    def shared(name: str) -> str:
+        values = {str(evaluation.get(name) or "") for evaluation in evaluations.values()}
+        return values.pop() if len(values) == 1 else ""
+
+    sizes = [shared("num_problems"), shared("num_samples")]
+    size = f"{sizes[0]} problems × {sizes[1]} samples" if all(sizes) else ""
+    model = shared("model")[-NAME_CHARS:]
+    parts = (f"{shared('task')} {shared('split')}".strip(), size, model)
+    return textwrap.shorten(" · ".join(filter(None, parts)), TITLE_CHARS, placeholder=" …")
+
+
+def _curve(intervals: dict[str, dict]) -> Curve:
+    ks = sorted(map(int, intervals))
+    return Curve(ks, *([100 * intervals[str(k)][end] for k in ks] for end in ("mean", "low", "high")))
+
+
+def _most_bands(curves: list[Curve]) -> int:
+    """How many bands lie over one point, at the worst k."""
+    ends_at_k = [
+        [(curve.lows[i], curve.highs[i]) for curve in curves for i, own in enumerate(curve.ks) if own == k]
+        for k in {k for curve in curves for k in curve.ks}
+    ]
+    return max(sum(low <= start <= high for low, high in ends) for ends in ends_at_k for start, _ in ends)
+
+
+def _differences(evaluations: dict[str, dict]) -> dict[str, dict[int, Interval]]:
+    """Every other evaluation minus the first; none where they are not of the same problems."""
+    (_, base), *others = evaluations.items()
+    try:
+        return {name: paired_pass_difference(evaluation, base) for name, evaluation in others}
+    except (ValueError, KeyError):  # other problems, or none are listed
+        return {}
+
+
+def _draw_band(axes, curve: Curve, color: str) -> None:
+    axes.fill_between(curve.ks, curve.lows, curve.highs, color=color, alpha=0.14, linewidth=0)
+    if len(curve.ks) == 1:  # a band has no width there
+        axes.vlines(curve.ks, curve.lows, curve.highs, color=color, alpha=0.4, linewidth=6)
+
+
+def _draw_differences(axes, found: dict[str, dict[int, Interval]], colors: dict[str, str]) -> None:
+    """An interval for each evaluation at each k, side by side."""
+    ks = sorted({k for difference in found.values() for k in difference})
+    style_frame(axes)
+    style_k_axis(axes, ks)
+    low, high = axes.get_xlim()
+    step = (high / low) ** min(DODGE, 0.5 / len(ks) / len(found))
+    axes.set_xlim(low, high * step ** (len(found) / 2))
+    axes.axhline(0, color=MUTED, linewidth=1)
+    for i, (name, difference) in enumerate(found.items()):
+        style = curve_style(i + 1, len(colors)) | {"linestyle": "none", "markersize": 5, "linewidth": 0}
+        places = [k * step ** (i - (len(found) - 1) / 2) for k in difference]
+        means, lows, highs = ([100 * getattr(d, end) for d in difference.values()] for end in ("mean", "low", "high"))
+        axes.vlines(places, lows, highs, color=colors[name], linewidth=2)
+        axes.plot(places, means, color=colors[name], **style)
+    axes.set_ylabel("difference, points", size=11, color=INK, labelpad=8)
 
 
 def _end_label(name: str, k: int, mean: float, last_k: int) -> str:
@@ -71,53 +154,39 @@ def _end_label(name: str, k: int, mean: float, last_k: int) -> str:
     return f"{shown}  {mean:.1f}" + ("" if k == last_k else f" @{k}")
 
 
-def _colors(names: list[str]) -> list[str]:
-    palette = list(COLORS) * (len(names) // len(COLORS) + 1)
-    return [BASE_COLOR, *palette][: len(names)] if names[0] == "base" else palette[: len(names)]
-
-
-def _empty_figure(title: str, caption: str, right_in: float):
+def _empty_figure(title: str, caption: str, right_in: float, *, has_differences: bool):
+    """(figure, axes, axes below for differences or None)."""
     from matplotlib.figure import Figure
 
     lines = textwrap.wrap(caption, CAPTION_CHARS)
     top = TITLE_IN if title else 0.2
-    bottom = X_AXIS_IN + CAPTION_LINE_IN * len(lines) + (0.1 if lines else 0)
+    caption_in = CAPTION_LINE_IN * len(lines) + (0.1 if lines else 0)
+    below_in = DIFFERENCES_IN + X_AXIS_IN if has_differences else 0
+    bottom = X_AXIS_IN + caption_in + below_in
     height = top + AXES_HEIGHT_IN + bottom
     figure = Figure(figsize=(WIDTH_IN, height), facecolor="white")
-    size = (WIDTH_IN - LEFT_IN - right_in) / WIDTH_IN, AXES_HEIGHT_IN / height
-    axes = figure.add_axes((LEFT_IN / WIDTH_IN, bottom / height, *size))
+
+    def axes_at(bottom_in: float, height_in: float):
+        width = (WIDTH_IN - LEFT_IN - right_in) / WIDTH_IN
+        return figure.add_axes((LEFT_IN / WIDTH_IN, bottom_in / height, width, height_in / height))
+
+    axes = axes_at(bottom, AXES_HEIGHT_IN)
+    below = axes_at(X_AXIS_IN + caption_in, DIFFERENCES_IN) if has_differences else None
     left = 0.18 / WIDTH_IN
     figure.text(left, 1 - 0.2 / height, title, ha="left", va="top", size=14, weight="bold", color=INK, parse_math=False)
     text = "\n".join(lines)
     figure.text(
         left, 0.1 / height, text, ha="left", va="bottom", size=9, color=MUTED, parse_math=False, linespacing=1.35
     )
-    return figure, axes
+    return figure, axes, below
 
 
 def _style_axes(axes, ks: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    octaves = max(1.0, math.log2(ks[-1] / ks[0])) / (0.98 - FIRST_K_AT)
-    axes.set_xlim(ks[0] * 2 ** (-FIRST_K_AT * octaves), ks[-1] * 2 ** (0.02 * octaves))
-    axes.set_xticks(_ticks(ks), [str(k) for k in _ticks(ks)])
-    axes.minorticks_off()
+    style_frame(axes)
+    style_k_axis(axes, ks)
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), min(101.0, high))
-    axes.set_xlabel("k, samples per problem", size=11, color=INK, labelpad=6)
     axes.set_ylabel("pass@k, % of problems", size=11, color=INK, labelpad=8)
-    axes.tick_params(length=0, labelsize=10.5, labelcolor=MUTED, pad=6)
-    axes.grid(axis="y", color=GRID, linewidth=0.9)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(MUTED)
-
-
-def _ticks(ks: list[int]) -> list[int]:
-    """Powers of two, and the last k where it is no closer than half an octave to the one before."""
-    powers = [k for k in ks if k & (k - 1) == 0]
-    has_room = not powers or math.log2(ks[-1] / powers[-1]) >= 0.5
-    return [*powers, ks[-1]] if has_room else powers
 
 
 def _write_beside(axes, x: float, heights: list[float], texts: list[str], colors: list[str], align: str, size: float):

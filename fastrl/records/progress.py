@@ -1,18 +1,24 @@
 """What a person sees while a run trains: a live view on a terminal, one plain line a step anywhere else.
 
-step 41/200  reward 0.430  +176 −336 0:0  entropy 0.38  |Δlogp| 3.0e-03  12.3k tok/s  gen 0.31 verify 0.02 train 0.55 s
+step 41/200  reward 0.430  +176 −336 0:0  truncated 3%  entropy 0.38  |Δlogp| 3.0e-03  12.3k tok/s
+gen 0.31 verify 0.02 train 0.55 s  left 2:23
 
-The sign split counts rollouts with positive, negative and zero advantage. A value that was not measured shows as –.
+The sign split counts rollouts with positive, negative and zero credit; truncated is the share of completions that were
+cut. A value that was not measured shows as –. `no gradient` follows, with the reason, where a step moved nothing.
 """
 
 import math
 import os
 import sys
+import time
 from collections import deque
 from contextlib import AbstractContextManager
 from typing import TextIO
 
+from fastrl.records.step_metrics import no_gradient_reason
+
 SHOWN_STEPS = 10
+TEXTS = ("no gradient", "warnings")  # cells of any length
 ASCII_FOR = str.maketrans({"−": "-", "–": "-", "Δ": "d", "…": "..."})
 
 
@@ -38,11 +44,12 @@ def _can_be_live(stream: TextIO) -> bool:
 
 
 def step_cells(metrics: dict) -> dict[str, str]:
-    """The texts shown for one step by column name; `pass@1` and `warnings` only where the metrics have them."""
+    """The texts shown for one step by column name; `pass@1`, `no gradient` and `warnings` only where there is one."""
     num = {sign: _text(metrics, f"rollouts/num_{sign}", "{:.0f}".format) for sign in ("positive", "negative", "zero")}
     cells = {
         "reward": _text(metrics, "reward/mean", "{:.3f}".format),
         "signs": f"+{num['positive']} −{num['negative']} 0:{num['zero']}",
+        "truncated": _text(metrics, "rollouts/truncated_share", "{:.0%}".format),
         "entropy": _text(metrics, "entropy/mean", "{:.2f}".format),
         "|Δlogp|": _text(metrics, "mismatch/mean_abs", "{:.1e}".format),
         "tok/s": _text(metrics, "throughput/tokens_per_s", _thousands),
@@ -52,25 +59,42 @@ def step_cells(metrics: dict) -> dict[str, str]:
     }
     if metrics.get("eval/pass_at_1") is not None:
         cells["pass@1"] = _text(metrics, "eval/pass_at_1", "{:.3f}".format)
+    if reason := no_gradient_reason(metrics):
+        cells["no gradient"] = reason
     if metrics.get("warnings"):
         cells["warnings"] = str(metrics["warnings"])
     return cells
 
 
-def step_line(step: int, num_steps: int, metrics: dict) -> str:
-    """One step as one line of text, as in the module's docstring; `pass@1` and `warnings` follow when present."""
+def step_line(step: int, num_steps: int, metrics: dict, left_s: float | None = None) -> str:
+    """One step as one line of text, as in the module's docstring; what not every step has follows.
+
+    left_s: seconds until the last step; None: not known.
+    """
     cells = step_cells(metrics)
     parts = [
         f"step {step}/{num_steps}",
         f"reward {cells['reward']}",
         cells["signs"],
+        f"truncated {cells['truncated']}",
         f"entropy {cells['entropy']}",
         f"|Δlogp| {cells['|Δlogp|']}",
         f"{cells['tok/s']} tok/s",
         f"gen {cells['gen s']} verify {cells['verify s']} train {cells['train s']} s",
     ]
-    parts += [f"{name} {cells[name]}" for name in ("pass@1", "warnings") if name in cells]
+    parts += [] if left_s is None else [f"left {duration(left_s)}"]
+    parts += [f"pass@1 {cells['pass@1']}"] if "pass@1" in cells else []
+    parts += [f"{name}: {cells[name]}" for name in TEXTS if name in cells]
     return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """0:09, 12:30, 1:02:03 or 2 d 03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours < 24 else f"{hours // 24} d {hours % 24:02d}:{minutes:02d}"
 
 
 def _text(metrics: dict, name: str, form) -> str:
@@ -107,9 +131,13 @@ class PlainView(Progress):
     def __init__(self, num_steps: int, stream: TextIO) -> None:
         self._num_steps, self._stream = num_steps, stream
         self._has_reader = True
+        self._start_s, self._num_shown = time.monotonic(), 0
 
     def update(self, step: int, metrics: dict) -> None:
-        self.message(step_line(step, self._num_steps, metrics))
+        """The steps that are left will take as long as the mean of those shown, whatever came between them."""
+        self._num_shown += 1
+        left_s = (time.monotonic() - self._start_s) / self._num_shown * (self._num_steps - step)
+        self.message(step_line(step, self._num_steps, metrics, left_s))
 
     def message(self, text: str) -> None:
         encoding = self._stream.encoding or "utf-8"
@@ -151,20 +179,40 @@ class LiveView(Progress):
     def update(self, step: int, metrics: dict) -> None:
         from rich.console import Group
 
-        self._rows.append((step, step_cells(metrics)))
+        cells = step_cells(metrics)
+        self._rows.append((step, cells))
         self._bar.update(self._task, completed=step)
-        self._live.update(Group(step_table(list(self._rows)), self._bar))
+        self._live.update(Group(*step_tables(list(self._rows), self._console.width), self._bar))
+        for name in TEXTS:
+            if name in cells:
+                self.message(f"step {step}: {name}: {cells[name]}")
 
     def message(self, text: str) -> None:
         self._console.print(text, style="yellow", markup=False, highlight=False)
 
 
-def step_table(rows: list[tuple[int, dict[str, str]]]):
-    """A `rich` table of (step, `step_cells`) rows; a column appears when one of its rows has it."""
+def step_tables(rows: list[tuple[int, dict[str, str]]], width: int) -> list:
+    """`rich` tables of (step, `step_cells`) rows: one, or several of fewer rows where one is wider than `width`.
+
+    A column appears when one of its rows has it; texts of any length are no columns.
+    """
+    names = [n for n in dict.fromkeys(name for _, cells in rows for name in cells) if n not in TEXTS]
+    widths = {n: max(len(n), *(len(cells.get(n, "")) for _, cells in rows)) + 1 for n in names}
+    step_width = max(len("step"), *(len(str(step)) for step, _ in rows))
+    blocks: list[list[str]] = [[]]
+    for name in names:
+        if blocks[-1] and step_width + sum(widths[n] for n in [*blocks[-1], name]) > width:
+            blocks.append([])
+        blocks[-1].append(name)
+    last = rows[-max(SHOWN_STEPS // len(blocks), 1) :]
+    return [step_table(last, block) for block in blocks]
+
+
+def step_table(rows: list[tuple[int, dict[str, str]]], names: list[str]):
+    """One `rich` table: the step and the columns of these names."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), collapse_padding=True, header_style="bold", pad_edge=False)
-    names = list(dict.fromkeys(name for _, cells in rows for name in cells))
     for name in ("step", *names):
         table.add_column(name, justify="right", no_wrap=True)
     for step, cells in rows:

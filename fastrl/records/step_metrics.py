@@ -60,6 +60,22 @@ def _score_metrics(scored: Rollouts, correctness: Correctness) -> dict[str, floa
     return metrics
 
 
+def no_gradient_reason(metrics: dict) -> str:
+    """Why a step moved nothing, from its metrics; empty where it moved something, or nobody knows."""
+    if metrics.get("update/num_updates") != 0:
+        return ""
+    if metrics.get("update/num_nonfinite"):
+        return "it was not finite"
+    num, correct_share = metrics.get("rollouts/num"), metrics.get("reward/correct_share")
+    if num and metrics.get("rollouts/num_unverified") == num:
+        return "no completion has a verdict"
+    if correct_share in (0, 1):
+        return f"every completion is {'right' if correct_share else 'wrong'}"
+    if metrics.get("groups/equal_share") == 1:
+        return "the rewards of each group are equal"
+    return "no token has credit"
+
+
 def verifier_warning(rollouts: Rollouts) -> str:
     """A warning about limits that were hit and completions without a verdict; empty if there are none."""
     hits = Counter(rollouts.reasons_R.tolist())

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastrl.config.schema import TrainConfig
-from fastrl.evaluation.results import load_evaluation, metric_value, named_measures
+from fastrl.evaluation.results import load_evaluation, metric_value, named_measures, reward_text
 from fastrl.learning.importance import choose_importance
 from fastrl.learning.objectives import SIGN_OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
@@ -241,7 +241,8 @@ class Run:
         evaluation |= {"step": self.completed_step, "split": split}
         if self.records:
             self.records.evaluation(evaluation, self.folder.evaluations / f"{name}.json", in_metrics=in_metrics)
-        self.progress.message(pass_table({name: evaluation}) + measure_table(named_measures(evaluation)))
+        said = reward_text(evaluation) + measure_table(named_measures(evaluation))
+        self.progress.message(pass_table({name: evaluation}) + said)
         return evaluation
 
     def _save_checkpoint(self) -> None:

@@ -5,6 +5,7 @@
     countdown-values          the same; samples vote on values
     countdown-abstain         the same, some without a solution, which a completion may say
     countdown-confidence      the same, with a stated confidence
+    countdown-words           the same in words, with division, for pretrained models
     math                      JSON lines or a Hugging Face dataset with `problem` and `answer`
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     twenty-questions          an environment: guess a thing by asking about it

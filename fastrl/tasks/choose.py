@@ -21,6 +21,7 @@ TASKS = {
     "countdown-values": "fastrl.tasks.countdown_values:COUNTDOWN_VALUES",
     "countdown-abstain": "fastrl.tasks.countdown_abstain:COUNTDOWN_ABSTAIN",
     "countdown-confidence": "fastrl.tasks.countdown_confidence:COUNTDOWN_CONFIDENCE",
+    "countdown-words": "fastrl.tasks.countdown_words:COUNTDOWN_WORDS",
     "math": "fastrl.tasks.math:MATH",
     "twenty-questions": "fastrl.tasks.twenty_questions:TWENTY_QUESTIONS",
     "tagged-questions": "fastrl.tasks.tagged_questions:TAGGED_QUESTIONS",

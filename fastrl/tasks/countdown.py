@@ -47,7 +47,9 @@ def reward(prompt: str, completion: str, *, numbers: list[int], target: int) -> 
 
 
 def read_row(fields: dict, where: str) -> dict:
-    """`numbers` (1 to 16 whole numbers) and `target` of a row; ValueError says what is wrong with it."""
+    """`numbers`, or `nums` (1 to 16 whole numbers), and `target` of a row; ValueError says what is wrong with it."""
+    if "numbers" not in fields and "nums" in fields:
+        fields = fields | {"numbers": fields["nums"]}
     for name in ("numbers", "target"):
         if fields.get(name) is None:
             raise UnusableRow(f"{where}: no field {name!r}; the row has {sorted(fields)}")

@@ -5,6 +5,7 @@ Every row comes with `where` ("train.jsonl:17"), so that an error can say which 
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +23,7 @@ def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
     """All rows of `source` as (where, fields).
 
     source: a path to JSON lines, or a Hugging Face dataset as `id`, `id:split` or `id:config:split`, where id may be a
-        local folder that `datasets.load_dataset` understands.
+        local folder that `datasets.load_dataset` understands, and split a part of one: `train[:1000]`.
     default_split: the split of a Hugging Face dataset whose source names none.
     Raises FileNotFoundError for a missing file and ValueError for an unreadable or empty dataset.
     """
@@ -133,7 +134,7 @@ def _read_hugging_face(source: str, default_split: str) -> Iterator[tuple[str, d
 
 
 def _split_source(source: str, default_split: str) -> tuple[str, str | None, str]:
-    parts = source.split(":")
+    parts = re.split(r":(?![^\[]*\])", source)  # not the colon of a slice, as in train[1000:]
     if not all(parts) or len(parts) > 3:
         raise ValueError(f"cannot read dataset {source!r}: expected id, id:split or id:config:split")
     if len(parts) == 1:
