@@ -69,6 +69,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(map(_type, get_args(annotation)))
     if get_origin(annotation) is tuple:
         return f"list of {_type(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return f"table of {_type(get_args(annotation)[1])}"
     if rules_of(annotation):
         return _type(annotation.__origin__)
     return {str: "text", bool: "true or false", int: "whole number", float: "number"}[annotation]

@@ -73,14 +73,22 @@ class TaskConfig(WithPaths):
     −1 wrong) | confidence (RLCR) | majority (TTRL) | coin[:p] | inverted | format | majority-wrong. Evaluations and the
     ledger always take the verifier's."""
     train: PathText = ""
-    """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown,
-    twenty-questions, tagged-questions, reasoning-gym)."""
+    """JSON-lines or Parquet file, a folder of them or of `Dataset.save_to_disk`, or a Hugging Face dataset id, the last
+    two with `:split` if you like; empty: the task's own generator (countdown, twenty-questions, tagged-questions,
+    reasoning-gym)."""
     validation: PathText = ""
     """The same for choosing checkpoints and settings; empty: the generator's own split, or none."""
     test: PathText = ""
     """The same for the numbers that are reported; empty: the generator's own split, or none."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of columns in the data: `{prompt = "question", answer = "solution"}` reads `question` as the prompt and
+    hands `solution` to the reward as `answer`; empty: they have the names that the task looks for."""
     template: str = "auto"
-    """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
+    """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default, and chat
+    where prompts are messages or a system prompt has no place in it."""
+    system_prompt: str = ""
+    """What the system says before the question; empty: what the template does (qwen and llama: "You are a helpful
+    assistant."). Messages that begin with a system message of their own keep that. none and simple have no place."""
     instruction: str = ""
     """What a template appends to the question; empty: the task's own. none and simple append nothing."""
     max_prompt_tokens: Natural = 0

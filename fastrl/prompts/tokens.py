@@ -20,7 +20,7 @@ def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase)
     if task.template == "chat" or not isinstance(problem.prompt, str):
         ids = _chat_ids(task, problem, tokenizer)
     else:
-        ids = text_ids(render(task.template, problem.prompt, task.instruction), tokenizer)
+        ids = text_ids(render(task.template, problem.prompt, task.instruction, task.system_prompt), tokenizer)
     if not ids:
         raise ValueError(f"problem {problem.where or problem.id}: the prompt {problem.prompt!r:.80} has no tokens")
     return ids
@@ -48,7 +48,8 @@ def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    messages, where = chat_messages(problem.prompt, task.instruction), problem.where or problem.id
+    where = problem.where or problem.id
+    messages = chat_messages(problem.prompt, task.instruction, task.system_prompt)
     try:
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -3,13 +3,13 @@
 import difflib
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .problem import Problem, Task, TaskKind, TurnLimits, content_id, with_different_ids
 from .reward_rules import AS_IT_IS, find_rule
-from .rows import UnusableRow, read_rows
-from .templates import TEMPLATES
+from .rows import UnusableRow, read_rows, with_columns
+from .templates import TEMPLATES, has_system_prompt
 
 if TYPE_CHECKING:
     from fastrl.config.schema import TaskConfig
@@ -63,8 +63,9 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
     return Task(
         name=config.name,
         reward=kind.reward,
-        template=_resolve_template(config, kind),
+        template=_resolve_template(config, kind, problems),
         instruction=config.instruction or kind.instruction,
+        system_prompt=config.system_prompt,
         demonstrations=kind.demonstrations if not config.train else None,
         solutions=kind.solutions,
         limits=TurnLimits(config.max_turns, config.max_turn_tokens, config.max_reply_tokens, config.stop or kind.stop),
@@ -81,7 +82,8 @@ def _load_split(kind: TaskKind, config: "TaskConfig", split: str) -> Sequence[Pr
     if count < 0:
         raise ValueError(f"num_{split} = {count}: expected 0 (all) or a positive number of problems")
     if source:
-        return _read_problems(kind, source, read_rows(source, default_split=split)[: count or None])
+        rows = read_rows(source, default_split=split)[: count or None]
+        return _read_problems(kind, source, rows, config.columns)
     if kind.generate is not None and not config.train:
         return kind.generate(config, split)
     if split == "train":
@@ -89,11 +91,16 @@ def _load_split(kind: TaskKind, config: "TaskConfig", split: str) -> Sequence[Pr
     return []
 
 
-def _read_problems(kind: TaskKind, source: str, rows: list[tuple[str, dict]]) -> list[Problem]:
+def _read_problems(
+    kind: TaskKind, source: str, rows: list[tuple[str, dict]], columns: Mapping[str, str]
+) -> list[Problem]:
+    """columns: of TaskConfig. A prompt that is named there is the prompt, whatever other columns are called."""
     problems, unusable = [], []
-    for where, fields in rows:
+    for where, unnamed in rows:
+        fields = with_columns(unnamed, columns, where)
+        question = {"prompt": fields["prompt"]} if "prompt" in columns else fields
         try:
-            row, prompt = kind.read_row(fields, where), kind.read_prompt(fields, where)
+            row, prompt = kind.read_row(fields, where), kind.read_prompt(question, where)
         except UnusableRow as error:
             unusable.append(error)
             continue
@@ -105,11 +112,22 @@ def _read_problems(kind: TaskKind, source: str, rows: list[tuple[str, dict]]) ->
     return with_different_ids(problems)
 
 
-def _resolve_template(config: "TaskConfig", kind: TaskKind) -> str:
+def _resolve_template(config: "TaskConfig", kind: TaskKind, problems: Mapping[str, Sequence[Problem]]) -> str:
+    """auto: the task's own; chat where prompts are messages, or where the task's own has no place for what the system
+    says. ValueError for an unknown template, and for one without such a place that was asked for."""
     template = kind.template if config.template == "auto" else config.template
     if template not in TEMPLATES and template != "chat":
         known = ["auto", "chat", *TEMPLATES]
         near = difflib.get_close_matches(template, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown template {template!r}; expected one of {', '.join(known)}.{hint}")
+    is_lost = bool(config.system_prompt) and not has_system_prompt(template)
+    if config.template == "auto":
+        are_messages = any(split and not isinstance(split[0].prompt, str) for split in problems.values())
+        return "chat" if are_messages or is_lost else template
+    if is_lost:
+        raise ValueError(
+            f"task.system_prompt has no place in task.template = {template!r}: expected chat, or auto, which is chat "
+            "then"
+        )
     return template

@@ -198,6 +198,7 @@ class Task:
     reward: Reward | GroupReward | Environment
     template: str
     instruction: str = ""
+    system_prompt: str = ""
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
     limits: TurnLimits = TurnLimits()
