@@ -1,6 +1,7 @@
 """From problems to prompt tokens and from completions to text: the one place where the tokenizer is asked."""
 
 import warnings
+from collections.abc import Collection
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -66,12 +67,17 @@ def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) 
     return list(ids)
 
 
-def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts) -> list[str]:
+def completion_texts(
+    tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, end_ids: Collection[int] | None = None
+) -> list[str]:
     """What the verifier sees: completions without the stop token that ended them, other special tokens included.
 
-    Of conversations all of it, turns and replies.
+    end_ids: the tokens that are such; the last of another belongs to a stop text, which stays. None: any is. Of
+    conversations all of it, turns and replies.
     """
     is_cut_R = rollouts.is_truncated_R | (rollouts.turns_N is not None)
-    ends = (rollouts.completion_lengths_R - ~is_cut_R).tolist()
-    kept = [rollouts.completion(i)[:end].tolist() for i, end in enumerate(ends)]
+    kept = [rollouts.completion(i).tolist() for i in range(len(rollouts))]
+    for ids, is_cut in zip(kept, is_cut_R.tolist(), strict=True):
+        if ids and not is_cut and (end_ids is None or ids[-1] in end_ids):
+            ids.pop()
     return tokenizer.batch_decode(kept, skip_special_tokens=False) if kept else []  # transformers gives [""] for none

@@ -3,10 +3,12 @@
 import difflib
 import importlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from .problem import Problem, Task, TaskKind, TurnLimits, content_id, with_different_ids
+from .custom import PYTHON, custom_kind, given_kind
+from .problem import Problem, Task, TaskKind, TurnLimits, Weighted, content_id, with_different_ids
 from .reward_rules import AS_IT_IS, find_rule
 from .rows import UnusableRow, read_rows, with_columns
 from .templates import TEMPLATES, has_system_prompt
@@ -27,19 +29,23 @@ TASKS = {
     "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
 }
 SPLITS = ("train", "validation", "test")
+NOTHING = MappingProxyType({})
 MAX_UNUSABLE = 0.01  # of the rows of a dataset; MATH train has 4 empty answers among 7500
 
 
-def find_kind(name: str, reward_folder: str = "") -> TaskKind:
-    """The kind of task that `name` asks for; ValueError names the nearest known one. reward_folder: of TaskConfig."""
+def find_kind(name: str, reward_folder: str = "", given: Mapping[str, Callable] = NOTHING) -> TaskKind:
+    """The kind of task that `name` asks for; ValueError names the nearest known one.
+
+    reward_folder: of TaskConfig. given: rewards that were given as Python objects, by name.
+    """
+    if name.startswith(PYTHON):
+        return given_kind(name, given)
     family, colon, dataset = name.partition(":")
     if place := TASKS.get(family + colon):
         module, _, attribute = place.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         return found(dataset) if colon else found
     if colon:
-        from .custom import custom_kind
-
         return custom_kind(name, reward_folder)
     known = [*(f"{name}<dataset>" if name.endswith(":") else name for name in TASKS), "<module>:<function>"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -47,16 +53,17 @@ def find_kind(name: str, reward_folder: str = "") -> TaskKind:
     raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(known)}.{hint}")
 
 
-def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
+def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS, given: Mapping[str, Callable] = NOTHING) -> Task:
     """Read or generate the splits asked for; the others are empty.
 
     A split's source is config.train / .validation / .test. With train = "" the task's own generator makes every split
     that has no source; otherwise such a split is empty (generated problems could be among those of the training file).
     config.num_<split> keeps that many problems, 0 all: the first of a file, a seeded sample of what is generated.
-    The reward is the task's verifier, whatever config.reward says (see `reward_rules.trained_by`).
+    The reward is the task's verifier, whatever config.reward and config.rewards say (see `reward_rules.trained_by`).
+    given: as for `find_kind`.
     Raises ValueError or FileNotFoundError with one message: file, line, offending value, what would be right.
     """
-    kind = find_kind(config.name, config.reward_folder)
+    kind = find_kind(config.name, config.reward_folder, given)
     if config.reward != AS_IT_IS:
         find_rule(config.reward)
     problems = {split: _load_split(kind, config, split) if split in splits else [] for split in SPLITS}
@@ -72,8 +79,26 @@ def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS) -> Task:
         critique=kind.critique,
         measures=kind.measures,
         read_confidence=kind.read_confidence,
+        summed=_summed(config, kind, given),
         **problems,
     )
+
+
+def _summed(config: "TaskConfig", kind: TaskKind, given: Mapping[str, Callable]) -> tuple[Weighted, ...]:
+    """Of config.rewards, the task's own first; empty where there are none."""
+    if not config.rewards:
+        return ()
+    weights = {config.name: config.rewards.get(AS_IT_IS, 1.0)} | config.rewards
+    weights.pop(AS_IT_IS, None)
+    if config.name in config.rewards:
+        raise ValueError(
+            f"task.rewards names the task's own reward {config.name!r}: its weight is that of {AS_IT_IS!r}"
+        )
+    short = [name.rpartition(":")[2] for name in weights]
+    names = [s if short.count(s) == 1 else n.replace(":", ".") for s, n in zip(short, weights, strict=True)]
+    kinds = [kind, *(find_kind(name, config.reward_folder, given) for name in config.rewards if name != AS_IT_IS)]
+    pairs = zip(names, kinds, weights.values(), strict=True)
+    return tuple(Weighted(name, one.reward, weight) for name, one, weight in pairs)
 
 
 def _load_split(kind: TaskKind, config: "TaskConfig", split: str) -> Sequence[Problem]:
