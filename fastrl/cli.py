@@ -19,6 +19,7 @@ from fastrl.config.files import beside, load_config
 from fastrl.config.old_keys import refuse_old_flags
 from fastrl.config.reference import reference
 from fastrl.config.schema import EvalConfig, TaskConfig, TrainConfig, WarmupConfig, WithPaths
+from fastrl.config.tables import with_table_flags
 from fastrl.process.interrupts import Interrupts
 from fastrl.run.divergence import DivergedError
 from fastrl.sampling.protocol import SamplerError
@@ -138,7 +139,8 @@ def _parse(command: type, config_class: type, arguments: list[str], name: str) -
     has_file = bool(arguments) and not arguments[0].startswith("-")
     base = load_config(config_class, arguments[0]) if has_file else config_class()
     prog = f"fastrl {name} CONFIG.toml"
-    parsed = tyro.cli(command, default=command(config=base), args=arguments[has_file:], prog=prog)
+    base, flags = with_table_flags(base, arguments[has_file:])
+    parsed = tyro.cli(command, default=command(config=base), args=flags, prog=prog)
     return replace(parsed, config=beside(Path(arguments[0]), parsed.config)) if has_file else parsed
 
 

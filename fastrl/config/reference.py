@@ -16,7 +16,8 @@ from fastrl.config.settings import annotations_of, settings_of
 HEAD = """# Settings
 
 Made by `fastrl settings`. A setting stands in the TOML file of a command, under its section, and may be overridden on
-the command line: `--section.key value`, with - for _ if you like. A line: default, type, range, meaning.
+the command line: `--section.key value`, with - for _ if you like; an entry of a table: `--section.key.entry value`. A
+line: default, type, range, meaning.
 
 ## `fastrl train`, and `fastrl plan`
 """
