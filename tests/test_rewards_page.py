@@ -14,14 +14,18 @@ from fastrl.records.jsonl import read_jsonl
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "rewards.md"
 PACKAGES = Path(fastrl.__file__).parent.parent
-CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+RUNS = set("first given several judge trl columns chats saved sums parquet stops judged".split(" "))
 DRIVER = """
-import shlex, subprocess, sys
+import runpy, shlex, sys
 from fastrl.cli import main
 for line in sys.stdin.read().splitlines():
-    program, *arguments = shlex.split(line)
-    status = main(arguments) if program == "fastrl" else subprocess.run([sys.executable, *arguments]).returncode
-    print(f"== {line}: exit status {status}", flush=True)
+    program, *sys.argv = shlex.split(line)
+    status = main(sys.argv) if program == "fastrl" else bool(not runpy.run_path(sys.argv[0], run_name="__main__"))
+    print(f"== {line}: exit status {int(status)}", flush=True)
 """
 
 
@@ -61,24 +65,8 @@ def rollouts(folder: Path, name: str) -> list[dict]:
 
 
 def test_every_run_of_the_page_made_a_step(folder):
-    runs = {path.name for path in (folder / "runs").iterdir()}
-    assert runs == {
-        *[
-            "first",
-            "given",
-            "several",
-            "judge",
-            "trl",
-            "columns",
-            "chats",
-            "saved",
-            "sums",
-            "parquet",
-            "stops",
-            "judged",
-        ]
-    }
-    assert all(len(rollouts(folder, run)) == 16 for run in runs)
+    assert {path.name for path in (folder / "runs").iterdir()} == RUNS
+    assert all(len(rollouts(folder, run)) == 16 for run in RUNS)
 
 
 def test_what_was_given_in_python_is_named_resumed_and_evaluated(folder):
