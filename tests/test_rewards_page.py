@@ -18,7 +18,7 @@ CHAT = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-RUNS = set("first given several judge trl columns chats saved sums parquet stops judged".split(" "))
+RUNS = set(re.findall("[a-z]+", "first given several judge trl columns chats saved sums parquet stops judged"))
 DRIVER = """
 import runpy, shlex, sys
 from fastrl.cli import main
@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
         "PATH": "/usr/bin",
     }
+    environment |= {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", DRIVER]
     done = subprocess.run(
         command, cwd=root, env=environment, input="\n".join(commands), capture_output=True, text=True, timeout=400
