@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from fastrl.config.schema import (
     TaskConfig,
     TrainConfig,
 )
+from fastrl.prompts.stops import NO_STOPS
 from fastrl.records.jsonl import read_jsonl
 from fastrl.rollouts import Rollouts
 from fastrl.run.preflight import check_everything
@@ -64,10 +66,11 @@ def forced_lengths(lengths: list[int]) -> Iterator[None]:
     """
     parameters, generate = vllm_engine._parameters, EmbeddedSampler.generate
 
-    def bounded(requests: list, settings: object, stop_token_ids: list[int]) -> list:
-        found = parameters(requests, settings, [])
-        for one, length in zip(found, lengths, strict=True):
-            one.max_tokens = length
+    waiting = cycle(lengths)
+
+    def bounded(request: object, settings: object, stops: object) -> object:
+        found = parameters(request, settings, NO_STOPS)
+        found.max_tokens = next(waiting)
         return found
 
     def cut(self: EmbeddedSampler, *arguments: object) -> Iterator[Rollouts]:

@@ -43,6 +43,7 @@ class Rollouts:
     penalties_R: np.ndarray | None = None
     reasons_R: np.ndarray | None = None  # of the verdict, str
     answers_R: np.ndarray | None = None  # that the verifier read, str or None
+    parts_R: np.ndarray | None = None  # (R, number of them): the rewards that were added up, NaN where one gave nothing
     texts_R: np.ndarray | None = None  # what the verifier saw, str
     credits_N: np.ndarray | None = None
     old_logprobs_N: np.ndarray | None = None

@@ -17,6 +17,7 @@ from fastrl.policy.loading import stop_token_ids
 from fastrl.policy.model import Policy
 from fastrl.policy.packing import spread
 from fastrl.process.stopwatch import Stopwatch
+from fastrl.prompts.stops import NO_STOPS, Stops
 from fastrl.prompts.tokens import completion_texts, prompt_ids
 from fastrl.prompts.turns import TurnTokens
 from fastrl.rollouts import Rollouts, decoded, encoded, text_column
@@ -35,7 +36,8 @@ BLOCK_TOKENS = 2_000_000  # new tokens that are held at once, at most, where not
 class Arena:
     """What it takes to draw: a task with its tokenizer, a sampler of the policy, and a verifier with its rule.
 
-    models: by their role, what else can score completions.
+    models: by their role, what else can score completions. stops: what ends completions and turns besides the end of
+    the sequence.
     """
 
     task: Task
@@ -45,11 +47,17 @@ class Arena:
     policy: Policy
     correctness: Correctness
     models: Mapping[str, Policy] = field(default_factory=dict)
+    stops: Stops = NO_STOPS
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a completion and are no part of its text."""
+        return self.stops.end_ids.union(stop_token_ids(self.policy.model, self.tokenizer))
 
     @cached_property
     def turn_tokens(self) -> TurnTokens:
         """What turns and replies of the task's conversations are in tokens."""
-        return TurnTokens(self.task, self.tokenizer, stop_token_ids(self.policy.model, self.tokenizer))
+        return TurnTokens(self.task, self.tokenizer, self.end_ids, self.stops.texts)
 
     def prompts(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of each problem's prompt."""
@@ -85,13 +93,17 @@ class Arena:
         return self._blocks(problems, settings, seeds, Stopwatch(self.policy.device), BLOCK_TOKENS)
 
     def write(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, seeds: Sequence[int]) -> list[str]:
-        """One text behind each prompt, judged by nobody. Collective, as `draw`."""
+        """One text behind each prompt, judged by nobody, which no stop text ends. Collective, as `draw`."""
         ranks = self.policy.ranks
         part = spread([len(ids) for ids in prompts], ranks.world_size)[ranks.rank]
         request = [prompts[i] for i in part], replace(settings, num_samples=1), [seeds[i] for i in part]
         mine = Rollouts.concat([Rollouts.of([], []), *self.sampler.generate(*request)])
         mine = replace(mine, groups_R=np.array(part, dtype=np.int32)[mine.groups_R])
-        return completion_texts(self.tokenizer, self.exchanged([mine]))
+        return self.texts(self.exchanged([mine]))
+
+    def texts(self, rollouts: Rollouts) -> list[str]:
+        """What the verifier sees of each."""
+        return completion_texts(self.tokenizer, rollouts, self.end_ids)
 
     def exchanged(self, mine: Sequence[Rollouts]) -> Rollouts:
         """All ranks' blocks as one batch, in the order of the problems."""
@@ -110,7 +122,7 @@ class Arena:
             texts = [[tokens.text(turn) for turn in turns if tokens.is_ended(turn)] for turns in own]
             calls = [Call(p.prompt, turns, p.row) for p, turns in zip(of_rollout, texts, strict=True)]
             return self._counted(rollouts, self.verifier.play(calls))
-        texts = completion_texts(self.tokenizer, rollouts)
+        texts = self.texts(rollouts)
         verdicts = self.verifier.score([(p.prompt, text, p.row) for p, text in zip(of_rollout, texts, strict=True)])
         return self._counted(rollouts, verdicts, texts)
 
@@ -122,7 +134,7 @@ class Arena:
         return [[rollouts.completion(i)[a:b].tolist() for a, b in rollouts.turns(i)] for i in range(len(rollouts))]
 
     def _counted(self, rollouts: Rollouts, verdicts: Sequence[Verdict], texts: Sequence[str] | None = None) -> Rollouts:
-        texts = completion_texts(self.tokenizer, rollouts) if texts is None else texts
+        texts = self.texts(rollouts) if texts is None else texts
         is_truncated = rollouts.is_truncated_R.tolist()
         counted = [
             self.correctness.reward(v.reward, is_truncated=cut) for v, cut in zip(verdicts, is_truncated, strict=True)
@@ -139,6 +151,7 @@ class Arena:
             answers_R=text_column(verdict.answer for verdict in verdicts),
             texts_R=text_column(texts),
             turn_rewards_N=None if rollouts.turns_N is None else _turn_rewards(rollouts, verdicts),
+            parts_R=_parts(verdicts, len(self.task.parts)) if self.task.parts else None,
         )
 
     def _blocks(
@@ -151,6 +164,7 @@ class Arena:
         prompts: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[Rollouts]:
         prompts, ranks = self.prompts(problems) if prompts is None else prompts, self.policy.ranks
+        settings = replace(settings, stops=self.stops)
         parts = spread([len(ids) + settings.max_new_tokens for ids in prompts], ranks.world_size)
         longest = max(map(len, parts))
         size = max(1, int(min(longest, num_tokens / (settings.num_samples * settings.max_new_tokens))))
@@ -187,6 +201,12 @@ class Arena:
         """As `_judged`, of conversations with an environment."""
         conversing = Conversing(self.sampler, self.verifier, self.turn_tokens, self.policy.ranks, watch)
         return [self._counted(*conversing.play(problems, *request))]
+
+
+def _parts(verdicts: Sequence[Verdict], num_parts: int) -> np.ndarray:
+    """See `Rollouts.parts_R`."""
+    parts = [verdict.parts or (math.nan,) * num_parts for verdict in verdicts]
+    return np.array(parts, dtype=np.float64).reshape(len(verdicts), num_parts)
 
 
 def _turn_rewards(rollouts: Rollouts, verdicts: Sequence[Verdict]) -> np.ndarray:

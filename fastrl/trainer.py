@@ -18,8 +18,7 @@ from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
 from fastrl.process.stopwatch import Stopwatch
 from fastrl.prompts.stream import PromptStream
-from fastrl.prompts.tokens import completion_texts
-from fastrl.records.step_metrics import rollout_metrics, verifier_warning
+from fastrl.records.step_metrics import part_metrics, rollout_metrics, verifier_warning
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.embedded import embedded_sampler
@@ -103,7 +102,7 @@ class StepTools:
         return self.arena.correctness.are_correct(rollouts.rewards_R)
 
     def texts(self, rollouts: Rollouts) -> list[str]:
-        return completion_texts(self.arena.tokenizer, rollouts)
+        return self.arena.texts(rollouts)
 
     def turns(self, rollouts: Rollouts) -> list[list[str]]:
         return self.arena.turns(rollouts)
@@ -182,6 +181,7 @@ class Trainer:
         with self.watch("publish"):
             num_bytes = self.arena.sampler.publish(batch.step)
         metrics = rollout_metrics(batch.rollouts, batch.scored, self.arena.correctness) | {"publish/bytes": num_bytes}
+        metrics |= part_metrics(batch.rollouts, self.arena.task.parts)
         metrics |= batch.metrics | self._measures(batch.rollouts)
         metrics["throughput/tokens_per_s"] = batch.rollouts.num_tokens / sum(self.watch.times.values())
         return metrics | {f"time/{phase}_s": seconds for phase, seconds in self.watch.times.items()}

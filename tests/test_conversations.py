@@ -159,7 +159,8 @@ def test_the_row_is_full_before_another_turn_might_not_fit(model, source, pool):
     limits = replace(LIMITS, max_turns=100)
     full = arena_of(model, source, pool, limits).draw(PROBLEMS, replace(SETTINGS, max_new_tokens=20), [5, 6, 7])
     assert full.completion_lengths_R.max() <= 20
-    stops = arena_of(model, source, pool).turn_tokens.stop_ids
+    tokens = arena_of(model, source, pool).turn_tokens.stops
+    stops = tokens.end_ids | tokens.text_ids
     for index in np.flatnonzero(full.is_truncated_R):
         start, end = full.turns(index)[-1]
         is_cut = end - start == 6 and full.completion(index)[-1] not in stops
@@ -250,7 +251,7 @@ def test_a_reply_in_a_chat_is_a_turn_of_the_user(template):
 
 def test_a_stop_that_no_turn_could_have_is_an_error():
     tokenizer = scratch_tokenizer(ScratchConfig(characters=CHARACTERS))
-    for stop, message in [("#", "no token of the tokenizer holds '#'"), ("", "ASCII"), ("é", "ASCII"), ("a ", "space")]:
+    for stop, message in [("#", "'#' ends nothing: no token"), ("", "ASCII"), ("é", "ASCII"), ("a ", "space")]:
         task = Task("t", [], [], [], None, "none", limits=replace(LIMITS, stop=(stop,)))
         with pytest.raises(ValueError, match=message):
             TurnTokens(task, tokenizer, [1])

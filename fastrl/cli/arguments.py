@@ -17,6 +17,7 @@ from fastrl.cli.first_help import first_help
 from fastrl.config.files import beside, load_config
 from fastrl.config.old_keys import refuse_old_flags
 from fastrl.config.settings import annotations_of
+from fastrl.config.tables import with_table_flags
 
 Command = TypeVar("Command")
 
@@ -45,7 +46,8 @@ def parse_with_config(command: type[Command], arguments: list[str], name: str) -
     if not has_file:
         _refuse_late_config(command, arguments, name)
     base = load_config(config_class, arguments[0]) if has_file else config_class()
-    parsed = _parsed(command, arguments[has_file:], f"fastrl {name} CONFIG.toml", command(config=base))
+    base, flags = with_table_flags(base, arguments[has_file:])
+    parsed = _parsed(command, flags, f"fastrl {name} CONFIG.toml", command(config=base))
     return replace(parsed, config=beside(Path(arguments[0]), parsed.config)) if has_file else parsed
 
 

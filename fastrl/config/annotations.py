@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
@@ -84,6 +84,9 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
         raise ValueError(f"'{name}' is a section, got {value!r}")
     if is_number_type(annotation):
         _check_number(name, value)
+    if get_origin(annotation) is dict and isinstance(value, dict):
+        for key, entry in value.items():
+            check_value(f"{name}.{key}", entry, get_args(annotation)[1])
     for words, holds, bound in bounds_of(annotation):
         if not holds(value, bound):
             raise ValueError(f"{name} must be {words} {bound}, got {value}")

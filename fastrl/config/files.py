@@ -62,7 +62,8 @@ def load_config(cls: type[Config], path: str | Path) -> Config:
 def beside(path: Path, config: Config) -> Config:
     """The config with the folder of its file as the one where a user's reward is, unless it names another."""
     task = config.task
-    if task.reward_folder or ":" not in task.name or task.name.startswith("reasoning-gym:"):
+    is_own = (":" in name and not name.startswith("reasoning-gym:") for name in (task.name, *task.rewards))
+    if task.reward_folder or not any(is_own):
         return config
     return dataclasses.replace(config, task=dataclasses.replace(task, reward_folder=str(path.parent.absolute())))
 

@@ -16,7 +16,8 @@ from fastrl.config.settings import annotations_of, settings_of
 HEAD = """# Settings
 
 Made by `fastrl settings`. A setting stands in the TOML file of a command, under its section, and may be overridden on
-the command line: `--section.key value`, with - for _ if you like. A line: default, type, range, meaning.
+the command line: `--section.key value`, with - for _ if you like; an entry of a table: `--section.key.entry value`. A
+line: default, type, range, meaning.
 
 ## `fastrl train`, and `fastrl plan`
 """
@@ -69,6 +70,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(map(_type, get_args(annotation)))
     if get_origin(annotation) is tuple:
         return f"list of {_type(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return f"table of {_type(get_args(annotation)[1])}"
     if rules_of(annotation):
         return _type(annotation.__origin__)
     return {str: "text", bool: "true or false", int: "whole number", float: "number"}[annotation]

@@ -65,22 +65,34 @@ class TaskConfig(WithPaths):
     name: str = "countdown"
     """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told |
     countdown-words | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
-    reward) | module:class (your own environment)."""
+    reward) | module:class (your own environment) | python:<name> (what was given to `train` in Python)."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     reward: str = "verifier"
     """What training makes of the verifier's scores: verifier (nothing) | binary (±1) | ternary (+1 right, 0 abstained,
     −1 wrong) | confidence (RLCR) | majority (TTRL) | coin[:p] | inverted | format | majority-wrong. Evaluations and the
     ledger always take the verifier's."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Rewards that training adds to the task's own, with their weights: `{"style:brevity" = 0.1}`; `verifier` is the
+    task's own, 1 unless it is named. Each has metrics of its own; with the weight 0 it has nothing else. Evaluations
+    and the ledger ask the task's own alone."""
     train: PathText = ""
-    """JSON-lines file or Hugging Face dataset id; empty: the task's own generator (countdown,
-    twenty-questions, tagged-questions, reasoning-gym)."""
+    """JSON-lines or Parquet file, a folder of them or of `Dataset.save_to_disk`, or a Hugging Face dataset id, the last
+    two with `:split` if you like; empty: the task's own generator (countdown, twenty-questions, tagged-questions,
+    reasoning-gym)."""
     validation: PathText = ""
     """The same for choosing checkpoints and settings; empty: the generator's own split, or none."""
     test: PathText = ""
     """The same for the numbers that are reported; empty: the generator's own split, or none."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of columns in the data: `{prompt = "question", answer = "solution"}` reads `question` as the prompt and
+    hands `solution` to the reward as `answer`; empty: they have the names that the task looks for."""
     template: str = "auto"
-    """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default."""
+    """Prompt template: none | chat | qwen | qwen3-no-thinking | llama | simple; auto: the task's default, and chat
+    where prompts are messages or a system prompt has no place in it."""
+    system_prompt: str = ""
+    """What the system says before the question; empty: what the template does (qwen and llama: "You are a helpful
+    assistant."). Messages that begin with a system message of their own keep that. none and simple have no place."""
     instruction: str = ""
     """What a template appends to the question; empty: the task's own. none and simple append nothing."""
     max_prompt_tokens: Natural = 0
@@ -134,6 +146,12 @@ class SamplerConfig:
     """Sampling temperature τ; the loss uses the same τ."""
     max_new_tokens: Count = 256
     """Longest completion, end-of-sequence token included."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, in training and evaluation, and a turn of a conversation (as task.stop does): the
+    text stays, is judged, and is trained as it was sampled."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a completion besides the model's own end of sequence; as that is, they are trained, and no part
+    of the text that is judged."""
     batch_size: Natural = 512
     """Sequences generated at once. vllm: 0: as many as the KV cache holds at their longest, at most 1024."""
     top_p: TopP = 1.0

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from fastrl.config.evaluation import BeliefConfig
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
-from fastrl.prompts.tokens import completion_texts, text_ids
+from fastrl.prompts.tokens import text_ids
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
 from fastrl.statistics import bootstrap_of
@@ -51,7 +51,7 @@ def check_probe(arena: Arena, problems: Sequence[Problem], config: BeliefConfig,
 
 def measure_belief(arena: Arena, problems: Sequence[Problem], sample: Rollouts, config: BeliefConfig) -> dict:
     """`bullshit_index` of a sample of judged rollouts, of which groups_R is the index of the problem. Collective."""
-    texts = completion_texts(arena.tokenizer, sample)
+    texts = arena.texts(sample)
     asked = [problems[i].prompt for i in sample.groups_R.tolist()]
     probes = [probe_text(config.probe, problem, text) for problem, text in zip(asked, texts, strict=True)]
     found_n = beliefs(arena.policy, arena.tokenizer, probes, config)

@@ -1,6 +1,8 @@
 """`fastrl eval`: a model, a task, an evaluation file, a plot, and the comparison with an earlier evaluation."""
 
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from fastrl.config.checks import check_eval
@@ -18,6 +20,7 @@ from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import Completions, longest_sequence, without_overlong
+from fastrl.prompts.stops import chosen_stops
 from fastrl.records.lock import lock_beside
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, measure_table, pass_table
@@ -27,6 +30,7 @@ from fastrl.sampling.protocol import SamplerParts
 from fastrl.statistics import paired_pass_difference, solved_and_lost
 from fastrl.tasks import Task, load_task
 from fastrl.tasks.correctness import Correctness
+from fastrl.tasks.given import Given, GivenReward, with_given
 from fastrl.tasks.verify import make_pool
 
 
@@ -53,22 +57,24 @@ def _longest_sequence(config: EvalConfig, task: Task, source: Pretrained) -> int
     return longest_sequence(task, getattr(task, config.evaluation.split), source, source.limits, completions)
 
 
-def evaluate(config: EvalConfig) -> dict:
-    """Run one evaluation, write it (JSON and PNG), print its table; returns it."""
+def evaluate(config: EvalConfig, *, reward: Given | None = None) -> dict:
+    """Run one evaluation, write it (JSON and PNG), print its table; returns it. reward: as for `train`."""
     check_eval(config)
+    task, given = with_given(config.task, reward)
     with lock_beside(Path(config.output), "output"):
-        return _evaluate(config, Path(config.output))
+        return _evaluate(replace(config, task=task), Path(config.output), given)
 
 
-def _evaluate(config: EvalConfig, output: Path) -> dict:
+def _evaluate(config: EvalConfig, output: Path, given: Mapping[str, GivenReward]) -> dict:
     split = config.evaluation.split
     base = load_evaluation(config.base) if config.base else None
     if output.exists():
         raise ValueError(f"{output} exists; an evaluation overwrites nothing: choose another --output")
-    task = load_task(config.task, splits=(split,))
+    task = load_task(config.task, splits=(split,), given=given)
     source = Pretrained(config.model)
     tokenizer = source.tokenizer
     source.check_weight_files()
+    stops = chosen_stops(config.sampler, tokenizer)
     task = without_overlong(task, tokenizer, config.task.max_prompt_tokens)
     max_sequence_tokens = _longest_sequence(config, task, source)
     if base:
@@ -80,7 +86,7 @@ def _evaluate(config: EvalConfig, output: Path) -> dict:
     sampler = build_sampler(parts)
     with closing(sampler), make_pool(task.reward, config.task) as verifier:
         correctness = Correctness(config.correct_threshold, config.truncated)
-        arena = Arena(task, tokenizer, sampler, verifier, policy, correctness)
+        arena = Arena(task, tokenizer, sampler, verifier, policy, correctness, stops=stops)
         evaluator = Evaluator(arena, max(16384, max_sequence_tokens), config.sampler.max_new_tokens)
         evaluation = evaluator.run(getattr(task, split), config.evaluation)
     evaluation |= {"split": split, "model": config.model.path}

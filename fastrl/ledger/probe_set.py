@@ -24,7 +24,6 @@ import numpy as np
 
 from fastrl.config.schema import TrainConfig
 from fastrl.process.seeds import seed_of
-from fastrl.prompts.tokens import completion_texts
 from fastrl.records.durable import write_file
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
@@ -85,9 +84,7 @@ def build_probe_set(config: TrainConfig, arena: Arena) -> ProbeSet:
     for index, problem in enumerate(problems):
         known = _known_solutions(arena, problem, config.sampler.max_new_tokens)
         mine = rollouts.take(rollouts.groups_R == index)
-        drawn = _drawn(
-            index, mine, completion_texts(arena.tokenizer, mine), arena.correctness.are_correct(mine.rewards_R)
-        )
+        drawn = _drawn(index, mine, arena.texts(mine), arena.correctness.are_correct(mine.rewards_R))
         probes += _sorted_out(index, known, drawn, config.batch.rollouts_per_prompt)
     return ProbeSet([p.id for p in problems], arena.prompts(problems), probes)
 

@@ -1,6 +1,7 @@
 """From problems to prompt tokens and from completions to text: the one place where the tokenizer is asked."""
 
 import warnings
+from collections.abc import Collection
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ def prompt_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase)
     if task.template == "chat" or not isinstance(problem.prompt, str):
         ids = _chat_ids(task, problem, tokenizer)
     else:
-        ids = text_ids(render(task.template, problem.prompt, task.instruction), tokenizer)
+        ids = text_ids(render(task.template, problem.prompt, task.instruction, task.system_prompt), tokenizer)
     if not ids:
         raise ValueError(f"problem {problem.where or problem.id}: the prompt {problem.prompt!r:.80} has no tokens")
     return ids
@@ -48,7 +49,8 @@ def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    messages, where = chat_messages(problem.prompt, task.instruction), problem.where or problem.id
+    where = problem.where or problem.id
+    messages = chat_messages(problem.prompt, task.instruction, task.system_prompt)
     try:
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -65,12 +67,17 @@ def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) 
     return list(ids)
 
 
-def completion_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts) -> list[str]:
+def completion_texts(
+    tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, end_ids: Collection[int] | None = None
+) -> list[str]:
     """What the verifier sees: completions without the stop token that ended them, other special tokens included.
 
-    Of conversations all of it, turns and replies.
+    end_ids: the tokens that are such; the last of another belongs to a stop text, which stays. None: any is. Of
+    conversations all of it, turns and replies.
     """
     is_cut_R = rollouts.is_truncated_R | (rollouts.turns_N is not None)
-    ends = (rollouts.completion_lengths_R - ~is_cut_R).tolist()
-    kept = [rollouts.completion(i)[:end].tolist() for i, end in enumerate(ends)]
+    kept = [rollouts.completion(i).tolist() for i in range(len(rollouts))]
+    for ids, is_cut in zip(kept, is_cut_R.tolist(), strict=True):
+        if ids and not is_cut and (end_ids is None or ids[-1] in end_ids):
+            ids.pop()
     return tokenizer.batch_decode(kept, skip_special_tokens=False) if kept else []  # transformers gives [""] for none

@@ -11,6 +11,7 @@ from functools import cached_property
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from fastrl.prompts.stops import Stops
 from fastrl.tasks import Problem, Task
 from fastrl.tasks.templates import REPLIES
 
@@ -19,32 +20,24 @@ Frame = tuple[list[int], list[int]]  # tokens before and behind a reply
 
 
 class TurnTokens:
-    """Of a task's conversations. end_ids: end-of-sequence tokens.
-
-    stop_ids: tokens at which a turn may end: those, and all that hold the last character of a stop text. At each of
-    them `is_ended` looks at the text, so a stop text of several tokens is found wherever it begins, and no other.
+    """Of a task's conversations. end_ids: end-of-sequence tokens, and others that end a turn. texts: what ends one
+    besides `task.stop`.
     """
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]):
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Collection[int],
+        texts: Collection[str] = (),
+    ):
         """ValueError for a stop text at which no turn could end."""
         self.task, self.tokenizer, self.end_ids = task, tokenizer, frozenset(end_ids)
-        self.stop_ids = tuple(sorted(self.end_ids.union(*map(self._tokens_with, task.limits.stop))))
-
-    def _tokens_with(self, stop: str) -> list[int]:
-        if not stop or not stop[-1].isascii() or stop[-1] == " ":
-            raise ValueError(f"task.stop holds {stop!r}: a stop text ends in an ASCII character that is no space")
-        found = [i for i, text in enumerate(self._vocabulary) if stop[-1] in text]
-        if not found:
-            raise ValueError(f"task.stop holds {stop!r}, and no token of the tokenizer holds {stop[-1]!r}")
-        return found
-
-    @cached_property
-    def _vocabulary(self) -> list[str]:
-        return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        self.stops = Stops.of(tokenizer, end_ids, tuple(dict.fromkeys((*task.limits.stop, *texts))))
 
     def is_ended(self, turn: Sequence[int]) -> bool:
-        """Whether these tokens, the last of which is one of stop_ids or not, are a whole turn."""
-        return turn[-1] in self.end_ids or any(stop in self.text(turn) for stop in self.task.limits.stop)
+        """Whether these tokens are a whole turn."""
+        return self.stops.is_end(turn)
 
     def text(self, turn: Sequence[int]) -> str:
         """A turn's text, its stop text included, without the end-of-sequence token."""

@@ -20,10 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TaskConfig, TrainConfig
 from fastrl.policy.pretrained import Pretrained
+from fastrl.records.callables import content, module_of
 from fastrl.records.checkpoints import checksums
 from fastrl.tasks import Problem, Task, find_kind
 from fastrl.tasks.choose import TASKS
 from fastrl.tasks.custom import home_of
+from fastrl.tasks.given import GivenReward
+from fastrl.tasks.reward_rules import AS_IT_IS
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
 INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -32,7 +35,9 @@ INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "pl
 def fingerprints(config: TrainConfig, task: Task, base: Pretrained, others: Mapping[str, Pretrained]) -> dict[str, str]:
     """Fingerprint by name of the input. others: the models that signals need, by role."""
     found = {f"the {split} problems": _problems(getattr(task, split)) for split in _splits(config)}
-    found["the reward"] = _reward(config.task)
+    found["the reward"] = _reward(config.task.name, config.task, task.reward)
+    for name, one in zip(_added(config.task), task.summed[1:], strict=True):
+        found[f"the reward {name}"] = _reward(name, config.task, one.reward)
     found["the tokenizer"] = _tokenizer(base.tokenizer)
     if config.model.lora_rank or config.algorithm.kl_coef:
         found["the base weights"] = _weights(base)
@@ -85,13 +90,23 @@ def _weights(base: Pretrained) -> str:
     return _digest(f"{name} {value}" for name, value in sorted(sums.items()))
 
 
-def _reward(task: TaskConfig) -> str:
-    """For a built-in reward the versions of its packages; for a user's own its source and what it imports beside it."""
-    module, colon, _ = task.name.partition(":")
+def _added(task: TaskConfig) -> list[str]:
+    """What task.rewards adds to the task's own reward."""
+    return [name for name in task.rewards if name != AS_IT_IS]
+
+
+def _reward(name: str, task: TaskConfig, reward: object) -> str:
+    """For a built-in reward the versions of its packages; for a user's own its source and what it imports beside it.
+    An object that was given and cannot be imported has its `content`."""
+    module, colon, _ = name.partition(":")
     if module + colon in TASKS:
-        return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *find_kind(task.name).packages])
-    sources = sorted(_sources(module, home_of(module, task.reward_folder)))
-    return f"{task.name}, {_digest(p.name.encode() + p.read_bytes() for p in sources)}"
+        return ", ".join(f"{package} {version(package)}" for package in ["fastrl", *find_kind(name).packages])
+    if isinstance(reward, GivenReward):
+        module = module_of(reward.given)
+    sources = sorted(_sources(module, home_of(module, task.reward_folder))) if module else []
+    if isinstance(reward, GivenReward) and not sources:
+        return f"{name}, {_digest(content(reward.given))}"
+    return f"{name}, {_digest(p.name.encode() + p.read_bytes() for p in sources)}"
 
 
 def _sources(module: str, home: str) -> set[Path]:

@@ -26,10 +26,20 @@ class RolloutFiles:
         self._bytes = {p: p.stat().st_size for p in sorted(folder.glob("step-*"))}
         self._has_said = False
 
-    def write_step(self, step: int, rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str]) -> None:
-        """Write a step's file, replacing an earlier one; it is on disk on return. texts: of the completions."""
+    def write_step(
+        self,
+        step: int,
+        rollouts: Rollouts,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        parts: Sequence[str] = (),
+    ) -> None:
+        """Write a step's file, replacing an earlier one; it is on disk on return.
+
+        texts: of the completions. parts: names of the rewards that were added up.
+        """
         path = self.folder / f"step-{step:06d}.jsonl.gz"
-        text = "".join(dump_line(as_json(row)) for row in _rows(rollouts, problems, texts))
+        text = "".join(dump_line(as_json(row)) for row in _rows(rollouts, problems, texts, parts))
         write_file(path, gzip.compress(text.encode(), compresslevel=5, mtime=0))  # no date: equal runs, equal bytes
         self._bytes[path] = path.stat().st_size
         self._prune(path)
@@ -51,8 +61,11 @@ class RolloutFiles:
             self._has_said = True
 
 
-def _rows(rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str]) -> Iterator[dict]:
-    """One row per rollout. `advantage` is the credit that its tokens share; if they differ, null beside `credits`."""
+def _rows(
+    rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str], parts: Sequence[str]
+) -> Iterator[dict]:
+    """One row per rollout. `advantage` is the credit that its tokens share; if they differ, null beside `credits`.
+    `rewards`, where several were added up: each by its name, null where it gave nothing."""
     for i, text in enumerate(texts):
         problem, reward = problems[rollouts.groups_R[i]], rollouts.rewards_R[i]
         credits = rollouts.of_rollout(i, rollouts.credits_N)
@@ -62,6 +75,7 @@ def _rows(rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str])
             "prompt": problem.prompt,
             "completion": text,
             "reward": None if np.isnan(reward) else float(reward),
+            **({"rewards": dict(zip(parts, rollouts.parts_R[i].tolist(), strict=True))} if parts else {}),
             "penalty": float(rollouts.penalties_R[i]),
             "reason": rollouts.reasons_R[i],
             "advantage": (float(credits[0]) if len(credits) else 0.0) if is_even else None,

@@ -1,6 +1,7 @@
 """What a step says about its rollouts, always split by sign: positive and negative samples behave differently."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,6 +43,19 @@ def rollout_metrics(rollouts: Rollouts, scored: Rollouts, correctness: Correctne
         metrics["turns/mean_tokens"] = num_own / max(num_turns, 1)
         metrics["turns/reply_share"] = 1 - num_own / max(rollouts.num_tokens, 1)
     return metrics | _score_metrics(scored, correctness)
+
+
+def part_metrics(rollouts: Rollouts, names: Sequence[str]) -> dict[str, float]:
+    """Of each reward that was added up, as it was before its weight: the mean over the rollouts that it judged, over
+    those of them with positive and with negative credit, and the share that it judged."""
+    metrics, signs_R = {}, np.sign(rollouts.credit_sums_R)
+    for name, part_R in zip(names, rollouts.parts_R.T if names else (), strict=True):
+        is_judged_R = ~np.isnan(part_R)
+        metrics[f"reward/{name}/mean"] = _mean(part_R[is_judged_R])
+        metrics[f"reward/{name}/positive"] = _mean(part_R[is_judged_R & (signs_R > 0)])
+        metrics[f"reward/{name}/negative"] = _mean(part_R[is_judged_R & (signs_R < 0)])
+        metrics[f"reward/{name}/judged_share"] = _mean(is_judged_R)
+    return metrics
 
 
 def _score_metrics(scored: Rollouts, correctness: Correctness) -> dict[str, float]:

@@ -73,7 +73,7 @@ def build_parts(ready: Preflight, ranks: Ranks, begin: Beginning, progress: Prog
     verifier = stack.enter_context(make_pool(task.reward, config.task))
     correctness = Correctness(config.algorithm.correct_threshold, config.algorithm.truncated)
     models = second_policies(config, ready.others, policy, say)
-    arena = Arena(task, ready.base.tokenizer, sampler, verifier, policy, correctness, models)
+    arena = Arena(task, ready.base.tokenizer, sampler, verifier, policy, correctness, models, ready.stops)
     judging = arena if task is ready.task else _with_verifier(arena, ready, stack)
     evaluator = Evaluator(judging, config.batch.micro_batch_tokens, config.sampler.max_new_tokens)
     trainer = _build_trainer(ready, begin, arena, updater, learners)

@@ -1,5 +1,6 @@
 """Everything about a run that can be checked before its model is loaded, in the order of what it costs to check."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from fastrl.policy.lora import check_lora, check_targets
 from fastrl.policy.optimizer.choose import check_optimizer
 from fastrl.policy.pretrained import Pretrained
 from fastrl.prompts.lengths import Completions, longest_sequence, of_training, without_overlong
+from fastrl.prompts.stops import Stops, chosen_stops
 from fastrl.prompts.turns import TurnTokens
 from fastrl.records.fingerprints import fingerprints
 from fastrl.records.metrics import check_sinks
@@ -19,6 +21,8 @@ from fastrl.records.run_folder import RunFolder
 from fastrl.sampling.choose import choose_sampler
 from fastrl.sampling.conversations import check_limits
 from fastrl.tasks import Problem, Task, load_task
+from fastrl.tasks.choose import NOTHING
+from fastrl.tasks.given import GivenReward
 from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.verify import check_reward, make_pool
 
@@ -36,12 +40,21 @@ class Preflight:
     others: dict[str, Pretrained]  # by their role, models that signals need
     max_sequence_tokens: int
     inputs: dict[str, str]  # fingerprints of what the run reads, on the main rank
+    stops: Stops  # what ends completions, besides the end of the sequence
 
 
-def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 1, is_main: bool = True) -> Preflight:
+def check_everything(
+    config: TrainConfig,
+    *,
+    is_resumed: bool,
+    num_ranks: int = 1,
+    is_main: bool = True,
+    given: Mapping[str, GivenReward] = NOTHING,
+) -> Preflight:
     """ValueError or OSError with one clear message for a run that cannot work. Nothing is written.
 
-    A run folder that is there is claimed, on the main rank, until `folder.close()`.
+    given: rewards that were given as Python objects, by name. A run folder that is there is claimed, on the main rank,
+    until `folder.close()`.
     """
     config = check_train(config)
     check_ranks(config, num_ranks)
@@ -50,23 +63,24 @@ def check_everything(config: TrainConfig, *, is_resumed: bool, num_ranks: int = 
     with ExitStack() as stack:
         folder = RunFolder(config, is_resumed=is_resumed, is_main=is_main)
         stack.callback(folder.close)
-        ready = _check_parts(config, folder, is_main)
+        ready = _check_parts(config, folder, is_main, given)
         stack.pop_all()
     return ready
 
 
-def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Preflight:
+def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool, given: Mapping[str, GivenReward]) -> Preflight:
     """Sampler, optimizer, task, reward, model and lengths."""
     _check_device(config)
-    task = load_task(config.task)
+    task = load_task(config.task, given=given)
     if config.evaluation.every and not task.validation:
         raise ValueError("evaluation.every needs validation problems: set task.validation, or evaluation.every = 0")
     is_environment = check_reward(trained_by(task, config.task.reward), config.task)
     base = Pretrained(config.model)
     tokenizer = base.tokenizer
+    stops = chosen_stops(config.sampler, tokenizer)
     if is_environment:
         check_limits(config.task.max_turn_tokens, config.sampler.max_new_tokens)
-        TurnTokens(task, tokenizer, [tokenizer.eos_token_id]).check(task.train[0])
+        TurnTokens(task, tokenizer, [tokenizer.eos_token_id], stops.texts).check(task.train[0])
     base.check_weight_files()
     if config.model.lora_rank:
         check_targets(config.model, base.architecture)
@@ -75,7 +89,7 @@ def _check_parts(config: TrainConfig, folder: RunFolder, is_main: bool) -> Prefl
     longest = min([longest, *base.limits.values()])
     others = _second_models(config, base)
     inputs = fingerprints(config, task, base, others) if is_main else {}
-    return Preflight(config, folder, task, base, others, longest, inputs)
+    return Preflight(config, folder, task, base, others, longest, inputs, stops)
 
 
 def _second_models(config: TrainConfig, base: Pretrained) -> dict[str, Pretrained]:

@@ -8,9 +8,8 @@ again: a checkpoint is complete only when everything up to its step is on disk (
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.results import evaluation_metrics, save_evaluation
@@ -20,6 +19,7 @@ from fastrl.records.metrics import MetricsLog
 from fastrl.records.rollout_files import RolloutFiles
 from fastrl.records.run_folder import RunFolder
 from fastrl.records.writer_thread import WriterThread
+from fastrl.sample_and_judge import Arena
 from fastrl.trainer import Batch
 
 MOST_UNWRITTEN = 4  # records whose data is held; a step makes one, and one more for a validation or a ledger's line
@@ -36,7 +36,7 @@ class Records:
         self,
         folder: RunFolder,
         config: TrainConfig,
-        tokenizer: PreTrainedTokenizerBase,
+        arena: Arena,
         say: Callable[[str], None],
         *,
         resume_step: int | None,
@@ -45,7 +45,9 @@ class Records:
         settings = dataclasses.asdict(config)
         self._log = MetricsLog(folder.path, sinks=config.run.sinks, config=settings, resume_step=resume_step)
         self._rollouts = RolloutFiles(folder.path / "rollouts", config.run.rollouts_mib, say)
-        self._tokenizer = copy.deepcopy(tokenizer)  # two threads that use one may meet in its truncation settings
+        tokenizer = copy.deepcopy(arena.tokenizer)  # two threads that use one may meet in its truncation settings
+        self._texts = partial(completion_texts, tokenizer, end_ids=arena.end_ids)
+        self._parts = arena.task.parts
         self._thread = WriterThread("records", MOST_UNWRITTEN)
         self.check, self.wait, self.fence = self._thread.check, self._thread.wait, self._thread.fence
 
@@ -59,8 +61,7 @@ class Records:
 
         def write() -> None:
             self._log.log(batch.step, metrics)
-            texts = completion_texts(self._tokenizer, batch.scored)
-            self._rollouts.write_step(batch.step, batch.scored, batch.problems, texts)
+            self._rollouts.write_step(batch.step, batch.scored, batch.problems, self._texts(batch.scored), self._parts)
 
         self._later(f"the records of step {batch.step}", write)
 

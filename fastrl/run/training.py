@@ -2,6 +2,7 @@
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,11 +28,16 @@ from fastrl.run.parts import build_parts
 from fastrl.run.preflight import Preflight, check_everything
 from fastrl.run.records import Records
 from fastrl.run.resumption import Beginning, resumption
+from fastrl.tasks.given import Given, with_given
 
 
-def train(config: TrainConfig, *, resume: bool = False, accept_changes: bool = False) -> Path:
+def train(
+    config: TrainConfig, *, reward: Given | None = None, resume: bool = False, accept_changes: bool = False
+) -> Path:
     """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
 
+    reward: a function, an environment class, or several functions (`tasks.given`), instead of task.name; a run that was
+    started with it needs it again when it is resumed.
     accept_changes: resume although data, reward, tokenizer or base weights are not those of the checkpoint.
 
     Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on. Under torchrun every
@@ -39,9 +45,13 @@ def train(config: TrainConfig, *, resume: bool = False, accept_changes: bool = F
     --shutdown-timeout), and an error of one leaves the last checkpoint.
     """
     device = resolve_device(config.model.device)
+    task, given = with_given(config.task, reward)
+    config = replace(config, task=task)
     with joined(device, needs_group=config.optimizer.offload) as ranks:
         size, is_main = ranks.world_size, ranks.is_main
-        ready = ranks.agree(lambda: check_everything(config, is_resumed=resume, num_ranks=size, is_main=is_main))
+        ready = ranks.agree(
+            lambda: check_everything(config, is_resumed=resume, num_ranks=size, is_main=is_main, given=given)
+        )
         with Run(ready, ranks, resume=resume, accept_changes=accept_changes) as run:
             run.loop()
     return ready.folder.path
@@ -84,7 +94,7 @@ class Run:
         self.records: Records | None = None
         if self.ranks.is_main:
             resume_step = self.completed_step if resume else None
-            self.records = Records(self.folder, config, ready.base.tokenizer, say, resume_step=resume_step)
+            self.records = Records(self.folder, config, self.parts.arena, say, resume_step=resume_step)
             self.stack.callback(self.records.close)
         self.ledger = open_ledger(config, self.folder.path, self.completed_step, self.parts.evaluator.arena)
         self.interrupts = self.stack.enter_context(Interrupts(is_cooperative=self.ranks.world_size > 1))

@@ -28,8 +28,7 @@ from fastrl.tasks.verifier.worker import Call
 class Conversation:
     """One that is being played. ids, logprobs, turns: what follows the prompt, token by token, as in `Rollouts`.
 
-    turn: the tokens of the model's turn so far. num_draws: calls of the sampler, of which a turn needs more than one
-    where a token only looked like the end of its stop text.
+    turn: the tokens of the model's newest turn.
     """
 
     group: int
@@ -42,7 +41,6 @@ class Conversation:
     turn: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
-    num_draws: int = 0
     is_over: bool = False
     is_truncated: bool = False
     verdict: Verdict | None = None
@@ -85,7 +83,7 @@ class Conversing:
         """
         limits = self.tokens.task.limits
         check_limits(limits.max_turn_tokens, settings.max_new_tokens)
-        settings = replace(settings, stop_token_ids=self.tokens.stop_ids)
+        settings = replace(settings, stops=self.tokens.stops)
         turn = replace(settings, max_new_tokens=limits.max_turn_tokens)
         everyone = [
             Conversation(i, problem, list(prompt), seed_of(seed, j))
@@ -102,10 +100,8 @@ class Conversing:
             if not any(self.ranks.gather(bool(running))):
                 break
             with self.watch("generate"):
-                sequences, own_seeds = (
-                    [c.prompt + c.ids for c in running],
-                    [seed_of(c.seed, c.num_draws) for c in running],
-                )
+                sequences = [c.prompt + c.ids for c in running]
+                own_seeds = [seed_of(c.seed, len(c.texts)) for c in running]
                 self._hear(running, sample(self.sampler, sequences, turn, own_seeds))
         if num_cut:
             warnings.warn(
@@ -115,34 +111,23 @@ class Conversing:
         return _rollouts(everyone), [c.verdict for c in everyone]
 
     def _hear(self, running: Sequence[Conversation], drawn: Rollouts) -> None:
-        """Put what was drawn behind each conversation's turn, up to the limit of a turn."""
-        most = self.tokens.task.limits.max_turn_tokens
+        """Put the turns that were drawn behind their conversations."""
         for i, conversation in enumerate(running):
-            room = most - len(conversation.turn)
-            ids = drawn.completion(i)[:room].tolist()
-            logprobs = drawn.of_rollout(i, drawn.sampler_logprobs_N)[:room].tolist()
-            conversation.add(ids, logprobs, len(conversation.texts) + 1)
-            conversation.turn += ids
-            conversation.num_draws += 1
+            conversation.turn = drawn.completion(i).tolist()
+            logprobs = drawn.of_rollout(i, drawn.sampler_logprobs_N).tolist()
+            conversation.add(conversation.turn, logprobs, len(conversation.texts) + 1)
 
     def _answer(self, everyone: Sequence[Conversation], max_new_tokens: int) -> int:
         """Let the environment reply to every turn that is whole. Returns how many replies were cut.
 
         A turn that is cut is not shown to it, but asks for the score.
         """
-        limits = self.tokens.task.limits
-        heard = []
-        for c in everyone:
-            if c.is_over:
-                continue
-            is_cut = not self.tokens.is_ended(c.turn)
-            if is_cut and len(c.turn) < limits.max_turn_tokens:
-                continue  # the end of no stop text: the turn goes on
-            if is_cut:
-                c.end(is_truncated=True)
-            else:
+        heard = [c for c in everyone if not c.is_over]
+        for c in heard:
+            if self.tokens.is_ended(c.turn):
                 c.texts.append(self.tokens.text(c.turn))
-            heard.append(c)
+            else:
+                c.end(is_truncated=True)
         verdicts = self.environment.play([c.call for c in heard])
         return sum(self._reply(c, verdict, max_new_tokens) for c, verdict in zip(heard, verdicts, strict=True))
 
@@ -160,7 +145,6 @@ class Conversing:
             return False
         c.add(ids, [math.nan] * len(ids), -len(c.texts))
         c.replies.append(verdict.reply)
-        c.turn = []
         return is_cut
 
 

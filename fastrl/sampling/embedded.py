@@ -35,6 +35,7 @@ from fastrl.policy.model import Policy
 from fastrl.policy.sharding import whole
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import alive
+from fastrl.prompts.stops import Stops
 from fastrl.rollouts import Rollouts
 from fastrl.sampling.growing_cache import growing_cache
 from fastrl.sampling.protocol import SamplerParts, SamplingSettings
@@ -84,15 +85,24 @@ def _chunk_rows(scores_BV: Tensor) -> int:
 
 
 class ManyFinished(StoppingCriteria):
-    """Stops all rows once enough of them have drawn a stop token to go on without these."""
+    """Stops all rows once enough of them are finished to go on without these; before that, those that are.
 
-    def __init__(self, stop_ids: Tensor, num_rows: int):
-        self.stop_ids, self.enough = stop_ids, max(MIN_FINISHED, math.ceil(FINISHED_SHARE * num_rows))
-        self.is_finished_B = torch.zeros(num_rows, dtype=torch.bool, device=stop_ids.device)
+    start: where in a row its completion begins.
+    """
+
+    def __init__(self, stops: Stops, num_rows: int, start: int, device: torch.device):
+        self.stops, self.start, self.enough = stops, start, max(MIN_FINISHED, math.ceil(FINISHED_SHARE * num_rows))
+        self.end_ids = torch.tensor(sorted(stops.end_ids), dtype=torch.int64, device=device)
+        self.text_ids = torch.tensor(sorted(stops.text_ids), dtype=torch.int64, device=device)
+        self.is_finished_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
     def __call__(self, input_ids_BL: Tensor, scores: object, **kwargs: object) -> Tensor:
-        self.is_finished_B |= torch.isin(input_ids_BL[:, -1], self.stop_ids)
-        return torch.full_like(self.is_finished_B, self.is_finished_B.sum() >= self.enough)
+        last_B = input_ids_BL[:, -1]
+        self.is_finished_B |= torch.isin(last_B, self.end_ids)
+        if self.stops.texts:
+            for row in (torch.isin(last_B, self.text_ids) & ~self.is_finished_B).nonzero().squeeze(1).tolist():
+                self.is_finished_B[row] = self.stops.has_text(input_ids_BL[row, self.start :].tolist())
+        return self.is_finished_B | (self.is_finished_B.sum() >= self.enough)
 
 
 def _warpers(settings: SamplingSettings) -> LogitsProcessorList:
@@ -164,8 +174,8 @@ class EmbeddedSampler:
         uniforms_TB = _uniforms([(seeds[i], j) for i, j in batch], settings.max_new_tokens).to(ids_PL.device)
         cache = self._prefill(ids_PL, mask_PL, rows_B)
         tokens, logprobs = self._complete(ids_PL[rows_B], mask_PL[rows_B], cache, uniforms_TB, settings)
-        stops = {*self.stop_token_ids, *settings.stop_token_ids}
-        lengths = [_length(row, stops) for row in tokens]
+        stops = settings.stops_with(self.stop_token_ids)
+        lengths = [stops.length(row) for row in tokens]
         kept = [length or len(row) for length, row in zip(lengths, tokens, strict=True)]
         return Rollouts.of(
             [prompts[i] for i, _ in batch],
@@ -178,18 +188,17 @@ class EmbeddedSampler:
     def _complete(
         self, ids_BL: Tensor, mask_BL: Tensor, cache: DynamicCache, uniforms_TB: Tensor, settings: SamplingSettings
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Tokens and log-probs of each row, to its stop token at least. Calls `generate` on fewer and fewer rows."""
+        """Tokens and log-probs of each row, to its stop at least. Calls `generate` on fewer and fewer rows."""
         num_rows, num_tokens = len(ids_BL), settings.max_new_tokens
-        stops = sorted({*self.stop_token_ids, *settings.stop_token_ids})
-        stop_ids = torch.tensor(stops, device=ids_BL.device)
+        stops, start = settings.stops_with(self.stop_token_ids), ids_BL.shape[1]
         tokens: list[list[int]] = [[] for _ in range(num_rows)]
         logprobs: list[list[float]] = [[] for _ in range(num_rows)]
         running_R, done = torch.arange(num_rows, device=ids_BL.device), 0
         while len(running_R) and done < num_tokens:
             draw = InverseCdfDraw(uniforms_TB[done:, running_R], settings.temperature, _warpers(settings))
-            finished = ManyFinished(stop_ids, len(running_R))
+            finished = ManyFinished(stops, len(running_R), start, ids_BL.device)
             old = ids_BL.shape[1]
-            with self._neutral_generation_config(stops):
+            with self._neutral_generation_config(sorted(stops.end_ids)):
                 ids_BL = self.model.generate(
                     input_ids=ids_BL,
                     attention_mask=mask_BL,
@@ -256,11 +265,6 @@ class EmbeddedSampler:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def _length(tokens: list[int], stops: set[int]) -> int | None:
-    """Tokens up to the stop token, which counts; None without one."""
-    return next((t + 1 for t, token in enumerate(tokens) if token in stops), None)
 
 
 def embedded_sampler(policy: Policy, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> EmbeddedSampler:

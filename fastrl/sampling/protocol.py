@@ -1,12 +1,13 @@
 """What every sampler promises."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fastrl.config.schema import SamplerConfig
+from fastrl.prompts.stops import NO_STOPS, Stops
 from fastrl.rollouts import Rollouts
 
 if TYPE_CHECKING:  # the command line imports this file
@@ -28,8 +29,8 @@ class SamplingSettings:
     """num_samples per prompt; at most max_new_tokens tokens each, end-of-sequence included; temperature 0 is greedy.
 
     top_p, top_k (0: off) and repetition_penalty shape the distribution in evaluation; training leaves them neutral.
-    stop_token_ids end a completion besides the sampler's own, and are part of it. goes_on: the prompts begin with
-    sequences of the last calls, under the same weights: what the sampler still holds of them may serve again.
+    stops: what ends a completion besides the sampler's own stop tokens; it is part of it. goes_on: the prompts begin
+    with sequences of the last calls, under the same weights: what the sampler still holds of them may serve again.
     """
 
     num_samples: int
@@ -38,8 +39,12 @@ class SamplingSettings:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
-    stop_token_ids: tuple[int, ...] = ()
+    stops: Stops = NO_STOPS
     goes_on: bool = False
+
+    def stops_with(self, own: Collection[int]) -> Stops:
+        """The stops, and a sampler's own stop tokens."""
+        return replace(self.stops, end_ids=self.stops.end_ids.union(own))
 
 
 @dataclass(frozen=True)

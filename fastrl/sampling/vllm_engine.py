@@ -10,13 +10,15 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import alive
+from fastrl.prompts.stops import Stops
 from fastrl.sampling.kv_budget import served_rank
 from fastrl.sampling.protocol import SamplerError, SamplingSettings
 from fastrl.sampling.side_effects import EngineStream, undone_side_effects
@@ -53,6 +55,10 @@ class Request:
     prompt_ids: list[int]
     seed: int
 
+    def behind(self, completion: "Completion") -> "Request":
+        """What goes on with a completion, under random numbers of its own."""
+        return Request(self.prompt_ids + completion.token_ids, seed_of(self.seed, len(completion.token_ids)))
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -84,23 +90,29 @@ class Engine:
         self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
     ) -> list[Completion]:
         """One completion per request, in order, with the loaded adapter. SamplerError with the cause of a failure."""
-        completions = dict(self.stream(requests, settings, stop_token_ids))
+        completions = dict(self.stream(requests, settings, settings.stops_with(stop_token_ids)))
         return [completions[i] for i in range(len(requests))]
 
     def stream(
-        self, requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]
+        self, requests: list[Request], settings: SamplingSettings, stops: Stops
     ) -> Iterator[tuple[int, Completion]]:
-        """(index of the request, completion), each as soon as it is finished; else as `generate`."""
-        from vllm.lora.request import LoRARequest
+        """(index of the request, completion), each as soon as it is finished; else as `generate`.
 
-        adapter = LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
-        engine, waiting = self._llm.llm_engine, set()
+        The engine knows tokens alone: one that only looked like the end of a stop text is followed by another request,
+        which reads what there is from the cache.
+        """
+        engine, waiting, drawn = self._llm.llm_engine, set(), {}
+
+        def add(number: str, request: Request, max_new_tokens: int) -> None:
+            parameters = _parameters(request, replace(settings, max_new_tokens=max_new_tokens), stops)
+            prompt = {"prompt_token_ids": request.prompt_ids}
+            engine.add_request(number, prompt, parameters, lora_request=self._adapter())
+            waiting.add(number)
+
         try:
             with self._working("generate"):
-                for index, parameters in enumerate(_parameters(requests, settings, stop_token_ids)):
-                    prompt = {"prompt_token_ids": requests[index].prompt_ids}
-                    engine.add_request(str(index), prompt, parameters, lora_request=adapter)
-                    waiting.add(str(index))
+                for index, request in enumerate(requests):
+                    add(str(index), request, settings.max_new_tokens)
             while waiting:
                 alive()
                 # the CPU sampler draws from the global generator before it honours a request's own seed
@@ -108,10 +120,25 @@ class Engine:
                     finished = engine.step()
                 for output in finished:
                     waiting.remove(output.request_id)
-                    yield int(output.request_id), _completion(output)
+                    index = int(output.request_id.partition("+")[0])
+                    completion = _joined(drawn.pop(index, None), _completion(output))
+                    if completion.finish_reason == "length" or stops.is_end(completion.token_ids):
+                        yield index, completion
+                    elif (num := len(completion.token_ids)) == settings.max_new_tokens:
+                        yield index, replace(completion, finish_reason="length")
+                    else:
+                        drawn[index] = completion
+                        with self._working("generate"):
+                            add(f"{index}+{num}", requests[index].behind(completion), settings.max_new_tokens - num)
         finally:
             if waiting:  # an error, or nobody listens any more
                 engine.abort_request(list(waiting))
+
+    def _adapter(self) -> Any:
+        """vLLM's name of the loaded adapter; None without one."""
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("trained", ADAPTER_ID, NO_PATH) if self.settings.lora_rank else None
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached keys and values; whether the engine says it did."""
@@ -182,27 +209,24 @@ class Engine:
             self._llm = None
 
 
-def _parameters(requests: list[Request], settings: SamplingSettings, stop_token_ids: list[int]) -> list[Any]:
+def _parameters(request: Request, settings: SamplingSettings, stops: Stops) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    return [
-        SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            repetition_penalty=settings.repetition_penalty,
-            max_tokens=settings.max_new_tokens,
-            seed=request.seed,
-            stop_token_ids=stop_token_ids,
-            ignore_eos=True,  # the stop tokens are ours, not the generation config's
-            logprobs=0,  # the sampled token's alone
-            flat_logprobs=True,  # numbers in one list instead of a dict and an object a token
-            output_kind=RequestOutputKind.FINAL_ONLY,  # nothing is made of a sequence before it has ended
-            detokenize=False,
-        )
-        for request in requests
-    ]
+    return SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repetition_penalty=settings.repetition_penalty,
+        max_tokens=settings.max_new_tokens,
+        seed=request.seed,
+        stop_token_ids=sorted(stops.end_ids | stops.text_ids),
+        ignore_eos=True,  # the stop tokens are ours, not the generation config's
+        logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,  # numbers in one list instead of a dict and an object a token
+        output_kind=RequestOutputKind.FINAL_ONLY,  # nothing is made of a sequence before it has ended
+        detokenize=False,
+    )
 
 
 def _build(settings: EngineSettings) -> Any:
@@ -306,3 +330,11 @@ def _completion(output: Any) -> Completion:
     token_ids = list(sample.token_ids)
     assert list(sample.logprobs.token_ids) == token_ids, "not one log-prob a sampled token"
     return Completion(token_ids, sample.logprobs.logprobs, sample.finish_reason, output.num_cached_tokens or 0)
+
+
+def _joined(first: Completion | None, then: Completion) -> Completion:
+    """What went on with a completion, as one with it."""
+    if first is None:
+        return then
+    ids, logprobs = first.token_ids + then.token_ids, [*first.logprobs, *then.logprobs]
+    return replace(then, token_ids=ids, logprobs=logprobs, num_cached_tokens=first.num_cached_tokens)

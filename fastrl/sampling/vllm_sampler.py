@@ -50,8 +50,7 @@ class VllmSampler:
         requests = [Request(list(prompts[i // n]), seed) for i, seed in enumerate(seeds_of)]
         done: dict[int, Completion] = {}
         num_left, ready = [n] * len(prompts), []
-        stops = sorted({*self.stop_token_ids, *settings.stop_token_ids})
-        for number, completion in self.engine.stream(requests, settings, stops):
+        for number, completion in self.engine.stream(requests, settings, settings.stops_with(self.stop_token_ids)):
             done[number] = completion
             num_left[number // n] -= 1
             ready += [number // n] * (not num_left[number // n])

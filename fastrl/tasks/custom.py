@@ -1,7 +1,10 @@
-"""A user's own reward: `module:function`, or an environment: `module:class`, over JSON lines.
+"""A user's own reward: `module:function`, or an environment: `module:class`, over JSON lines. Or one that was given as
+a Python object, `python:<name>` (`given`).
 
     def reward(prompt, completion, **row) -> float                 # judges one completion
     def reward(prompt, completions, **row) -> list[float]          # judges all completions of a prompt at once
+    def reward(prompts, completions, **columns) -> list[float]     # TRL's (`trl`)
+    async def reward(…)                                            # any of these, awaited in the worker
     class Game: reset(prompt, **row), step(text), score()          # an `Environment`; it is made without arguments
 
 `row` holds every field of the dataset row besides the prompt. The module is imported in the verifier workers only; it
@@ -11,13 +14,17 @@ is looked for beside the config file, then in the current directory, then on sys
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from .problem import Environment, Prompt, TaskKind
 from .rows import PROMPT_FIELDS, require_prompt
+from .signatures import is_environment
+from .trl import adapted
+
+PYTHON = "python:"  # begins the name of a reward that was given as an object
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class CustomReward:
 
     def prepare(self) -> None:
         """Import the function now; ImportError, AttributeError or whatever the module raises."""
-        _load(self.name, self.folder)
+        prepared(_load(self.name, self.folder))
 
     @property
     def __wrapped__(self) -> Callable | Environment:
@@ -51,8 +58,37 @@ def custom_kind(name: str, folder: str = "") -> TaskKind:
     module, _, function = name.partition(":")
     if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"task {name!r}: expected module:function, such as my_reward:reward")
-    reward = CustomReward(name, home_of(module, folder))
+    return kind_of(CustomReward(name, home_of(module, folder)))
+
+
+def kind_of(reward: Callable) -> TaskKind:
+    """The task of a reward over anybody's rows."""
     return TaskKind(reward=reward, read_prompt=read_prompt, read_row=read_row, template="none")
+
+
+def given_kind(name: str, given: Mapping[str, Callable]) -> TaskKind:
+    """The task of a reward that was given under this name. ValueError where none was."""
+    if name not in given:
+        raise ValueError(
+            f"{name!r} is a Python object that was given to a run: give it again, as train(config, resume=True, "
+            f"reward={name.removeprefix(PYTHON)}) or evaluate(config, reward={name.removeprefix(PYTHON)})"
+        )
+    return kind_of(given[name])
+
+
+def made(found: object) -> Callable | Environment:
+    """A function as it is, in TRL's signature adapted; of a class an object. TypeError for anything else."""
+    if isinstance(found, type):
+        found = found()
+    if not callable(found) and not is_environment(found):
+        raise TypeError(f"{found!r} is not a function or a class")
+    return found if is_environment(found) else adapted(found)
+
+
+def prepared(reward: Callable | Environment) -> Callable | Environment:
+    """The same, when it has done what it wants to have done before any work."""
+    getattr(reward, "prepare", lambda: None)()
+    return reward
 
 
 def home_of(module: str, folder: str = "") -> str:
@@ -83,4 +119,4 @@ def _load(name: str, folder: str) -> Callable | Environment:
     function = getattr(importlib.import_module(module_name), function_name)
     if not callable(function):
         raise TypeError(f"{name} is {function!r}, not a function or a class")
-    return function() if isinstance(function, type) else function
+    return made(function)

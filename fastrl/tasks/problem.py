@@ -13,7 +13,6 @@ again is found out, which is a fault.
 """
 
 import hashlib
-import inspect
 import json
 import re
 from collections import Counter
@@ -33,12 +32,14 @@ class Score:
 
     answer: the completion's final answer in a canonical form, by which samples vote (maj@k); None: it has none.
     turns: of an environment, what each turn so far is worth by itself, for signals that ask; empty: it does not say.
+    parts: of a sum of rewards, what each of them gave, NaN where it gave nothing; empty: it is no sum.
     """
 
     reward: float
     reason: str = ""
     answer: str | None = field(default=None, compare=False)
     turns: tuple[float, ...] = ()
+    parts: tuple[float, ...] = ()
 
 
 class Reward(Protocol):
@@ -86,28 +87,6 @@ class TurnLimits:
     max_turn_tokens: int = 64
     max_reply_tokens: int = 64
     stop: tuple[str, ...] = ()
-
-
-def is_environment(reward: object) -> bool:
-    """Whether it has the methods of an environment."""
-    return all(callable(getattr(reward, name, None)) for name in ("reset", "step", "score"))
-
-
-def judges_groups(reward: Callable) -> bool:
-    """Whether the reward's second parameter is `completions`. TypeError if another parameter has that name."""
-    try:
-        signature = inspect.signature(reward)
-    except ValueError:  # a function written in C does not tell
-        return False
-    names = list(signature.parameters)
-    if "completions" not in names:
-        return False
-    if names[1:2] != ["completions"] or "completion" in names:
-        raise TypeError(
-            "expected reward(prompt, completion, **row), or reward(prompt, completions, **row) for one that judges "
-            f"all completions of a prompt at once; found {signature}"
-        )
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +167,21 @@ class TaskKind:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """One of several rewards that training adds up. name: that of its metrics."""
+
+    name: str
+    reward: Reward | GroupReward
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Task:
-    """Problems by split and the reward that judges a completion of any of them; `template` is never "auto"."""
+    """Problems by split and the reward that judges a completion of any of them; `template` is never "auto".
+
+    summed: where training adds rewards up, all of them, the task's own first; empty: its own alone. parts: names of
+    what `reward` itself adds up, which is that of training only.
+    """
 
     name: str
     train: Sequence[Problem]
@@ -198,12 +190,15 @@ class Task:
     reward: Reward | GroupReward | Environment
     template: str
     instruction: str = ""
+    system_prompt: str = ""
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None
     limits: TurnLimits = TurnLimits()
     critique: Critique | None = None
     measures: Measures | None = None
     read_confidence: Callable[[str], float | None] = stated_confidence
+    summed: tuple[Weighted, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def answer_of(self, problem: Problem) -> str:
         """What is right: the row's answer, or the shortest solution. ValueError where neither is known."""

@@ -25,8 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from .awaited import then, together
 from .correctness import Correctness
-from .problem import GroupReward, Measures, Prompt, Reward, Score, Task, is_environment, judges_groups
+from .problem import GroupReward, Measures, Prompt, Reward, Score, Task
+from .signatures import is_async, is_environment, judges_groups
+from .summed import SummedReward
 from .verifier.verdict import Verdict, group_verdicts_of
 
 ABSTAINED = "abstained"  # how the reason of a verifier begins that saw a completion decline to answer
@@ -178,13 +181,20 @@ class RuledReward:
         """What the verifier wants to have done before."""
         getattr(self.verifier, "prepare", lambda: None)()
 
+    @property
+    def is_async(self) -> bool:
+        return is_async(self.verifier)
+
     def __call__(self, prompt: Prompt, completions: list[str], **row) -> list[Score]:
         if is_environment(getattr(self.verifier, "__wrapped__", self.verifier)):
             raise TypeError("an environment scores conversations, on which no rule works: set task.reward = 'verifier'")
         if judges_groups(self.verifier):
             returned = self.verifier(prompt, list(completions), **row)
         else:
-            returned = [self.verifier(prompt, completion, **row) for completion in completions]
+            returned = together([self.verifier(prompt, completion, **row) for completion in completions])
+        return then(returned, lambda found: self._ruled(prompt, completions, found))
+
+    def _ruled(self, prompt: Prompt, completions: list[str], returned: object) -> list[Score]:
         verdicts = group_verdicts_of(returned, completions)
         if verdicts[0].is_fault:
             raise ValueError(verdicts[0].reason)
@@ -193,8 +203,13 @@ class RuledReward:
 
 
 def trained_by(task: Task, rule: str) -> Task:
-    """The task as training sees it: the same problems, rewarded by the rule of this name. ValueError as `find_rule`."""
-    if rule == AS_IT_IS:
+    """The task as training sees it: the same problems, rewarded by the rule of this name, to which the task's other
+    rewards are added. ValueError as `find_rule`."""
+    if rule != AS_IT_IS:
+        reward = RuledReward(task.reward, find_rule(rule), task.read_confidence)
+        task = replace(task, reward=reward, measures=MEASURES.get(rule, task.measures))
+    if not task.summed:
         return task
-    reward = RuledReward(task.reward, find_rule(rule), task.read_confidence)
-    return replace(task, reward=reward, measures=MEASURES.get(rule, task.measures))
+    own, *others = task.summed
+    summed = (replace(own, reward=task.reward), *others)
+    return replace(task, reward=SummedReward(summed), parts=tuple(one.name for one in summed))

@@ -1,15 +1,15 @@
-"""Rows of a dataset: JSON lines on disk, or a Hugging Face dataset by id or local folder.
+"""Rows of a dataset: JSON lines or Parquet on disk, a folder of them, or a Hugging Face dataset by id or saved folder.
 
 Every row comes with `where` ("train.jsonl:17"), so that an error can say which row it is about.
 """
 
 import json
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 
+from .hugging_face import read_hugging_face
 from .problem import Prompt
 
 PROMPT_FIELDS = ("prompt", "problem", "question")
@@ -22,19 +22,21 @@ class UnusableRow(ValueError):
 def read_rows(source: str, default_split: str) -> list[tuple[str, dict]]:
     """All rows of `source` as (where, fields).
 
-    source: a path to JSON lines, or a Hugging Face dataset as `id`, `id:split` or `id:config:split`, where id may be a
-        local folder that `datasets.load_dataset` understands, and split a part of one: `train[:1000]`.
+    source: a path to JSON lines or a Parquet file, or a Hugging Face dataset as `id`, `id:split` or `id:config:split`,
+        where id may be a folder: one that `Dataset.save_to_disk` wrote, or of Parquet or JSON-lines files; split may be
+        a part of one: `train[:1000]`.
     default_split: the split of a Hugging Face dataset whose source names none.
     Raises FileNotFoundError for a missing file and ValueError for an unreadable or empty dataset.
     """
     path = Path(source).expanduser()
-    is_file_name = path.suffix in (".jsonl", ".json", ".ndjson") or source.startswith(("/", "./", "../", "~"))
-    if path.is_file():
+    is_path = source.startswith(("/", "./", "../", "~"))
+    is_file_name = is_path or path.suffix in (".jsonl", ".json", ".ndjson", ".parquet")
+    if path.is_file() and path.suffix != ".parquet":
         rows = list(read_json_lines(path))
-    elif is_file_name and not Path(source.split(":")[0]).expanduser().is_dir():
+    elif is_file_name and not path.is_file() and not Path(source.split(":")[0]).expanduser().is_dir():
         raise FileNotFoundError(f"no such file: {source!r} (looked in {Path.cwd()})")
     else:
-        rows = list(_read_hugging_face(source, default_split))
+        rows = list(read_hugging_face(source, default_split))
     if not rows:
         raise ValueError(f"{source!r} has no rows; at least one is needed")
     for where, fields in rows:
@@ -68,6 +70,17 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(fields, dict):
                 raise ValueError(f"{where}: expected a JSON object, found {type(fields).__name__}: {line[:80]!r}")
             yield where, fields
+
+
+def with_columns(fields: dict, columns: Mapping[str, str], where: str) -> dict:
+    """The row with other names for its columns: new name → the one in the data. The rest stay as they are.
+
+    Another column that has the new name gives way. ValueError, with the columns there are, for one that is not there.
+    """
+    if missing := [old for old in columns.values() if old not in fields]:
+        raise ValueError(f"{where}: task.columns names {missing[0]!r}, but the row has {sorted(fields)}")
+    kept = {name: value for name, value in fields.items() if name not in columns.values()}
+    return kept | {new: fields[old] for new, old in columns.items()}
 
 
 def require_prompt(fields: dict, names: tuple[str, ...], where: str) -> Prompt:
@@ -112,31 +125,3 @@ def number_text(value: float, what: str) -> str:
         raise ValueError(f"{what} must be a finite number, found {value}")
     digits = format(Decimal(repr(value)), "f")
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
-
-
-def _read_hugging_face(source: str, default_split: str) -> Iterator[tuple[str, dict]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"{source!r} is not a file, and reading it as a Hugging Face dataset needs: pip install 'fastrl[tasks]'"
-        ) from error
-    name, config, split = _split_source(source, default_split)
-    try:
-        dataset = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the hub client raises its own, HTTP and parsing errors alike
-        raise ValueError(
-            f"cannot load {source!r}: {type(error).__name__}: {error}. "
-            "Expected a JSON-lines file, or a Hugging Face dataset as id, id:split or id:config:split"
-        ) from error
-    for number, fields in enumerate(dataset):
-        yield f"{name}:{split}, row {number}", dict(fields)
-
-
-def _split_source(source: str, default_split: str) -> tuple[str, str | None, str]:
-    parts = re.split(r":(?![^\[]*\])", source)  # not the colon of a slice, as in train[1000:]
-    if not all(parts) or len(parts) > 3:
-        raise ValueError(f"cannot read dataset {source!r}: expected id, id:split or id:config:split")
-    if len(parts) == 1:
-        return parts[0], None, default_split
-    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]

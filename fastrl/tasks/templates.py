@@ -8,18 +8,15 @@ that tokenizer adds by itself.
 
 from .problem import Prompt
 
-_CHATML = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n{input}<|im_end|>\n"
-    "<|im_start|>assistant\n"
-)
+SYSTEM_PROMPT = "You are a helpful assistant."  # what the NSR authors' code says
+_CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
 
 TEMPLATES = {
     "none": "{question}",
     "qwen": _CHATML,
     "qwen3-no-thinking": _CHATML + "<think>\n\n</think>\n",
     "llama": (
-        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>"
+        "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     ),
@@ -42,27 +39,41 @@ REPLIES = {
 MATH_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
-def render(template: str, question: str, instruction: str = MATH_INSTRUCTION) -> str:
-    """The prompt's text; `none` and `simple` leave the instruction out. ValueError for `chat`, which has no text."""
+def has_system_prompt(template: str) -> bool:
+    """Whether a system prompt has a place in it: not in `none` and `simple`."""
+    return template == "chat" or "{system}" in TEMPLATES[template]
+
+
+def render(template: str, question: str, instruction: str = MATH_INSTRUCTION, system_prompt: str = "") -> str:
+    """The prompt's text; `none` and `simple` leave the instruction out. ValueError for `chat`, which has no text.
+
+    system_prompt: instead of "You are a helpful assistant.", where the template has a place for one; empty: that.
+    """
     if template not in TEMPLATES:
         raise ValueError(f"template {template!r} has no text; expected one of {sorted(TEMPLATES)}")
-    text = TEMPLATES[template]
-    # One replacement only: the question itself may contain braces.
+    # One replacement only, the question last: the texts themselves may contain braces.
+    before, place, behind = TEMPLATES[template].partition("{system}")
+    text = behind if place else before
+    head = before + (system_prompt or SYSTEM_PROMPT) if place else ""
+    return head + _filled(text, question, instruction)
+
+
+def _filled(text: str, question: str, instruction: str) -> str:
     if "{input}" in text:
         return text.replace("{input}", _instructed(question, instruction), 1)
     return text.replace("{question}", question, 1)
 
 
-def chat_messages(prompt: Prompt, instruction: str = MATH_INSTRUCTION) -> list[dict[str, str]]:
+def chat_messages(prompt: Prompt, instruction: str = MATH_INSTRUCTION, system_prompt: str = "") -> list[dict[str, str]]:
     """The conversation for `tokenizer.apply_chat_template(..., add_generation_prompt=True)`.
 
-    A question becomes one message of the user, without a system message. Where the prompt is a list of messages, the
-    instruction is appended to the last one.
+    A question becomes one message of the user. Where the prompt is a list of messages, the instruction is appended to
+    the last one. system_prompt: said first; messages that begin with a system message of their own keep that one.
     """
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": _instructed(prompt, instruction)}]
-    *before, last = prompt
-    return [*before, last | {"content": _instructed(last["content"], instruction)}]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    *before, last = messages
+    said = [{"role": "system", "content": system_prompt}] if system_prompt and messages[0]["role"] != "system" else []
+    return [*said, *before, last | {"content": _instructed(last["content"], instruction)}]
 
 
 def _instructed(question: str, instruction: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .choose import MAX_UNUSABLE, find_kind
 from .correctness import Correctness
+from .given import Given, with_given
 from .problem import Environment, GroupReward, Problem, Prompt, Reward, Task, TaskKind, content_id
 from .rows import PROMPT_FIELDS, UnusableRow, read_json_lines
 from .verifier.faults import LIMIT_REASONS
@@ -56,6 +57,8 @@ def verify_file(
     input: Path,
     output: Path,
     correctness: Correctness = Correctness(),  # noqa: B008
+    *,
+    reward: Given | None = None,
 ) -> dict:
     """Score a JSON-lines file of completions; write the same rows, in order, with `reward` and `reason` added.
 
@@ -68,6 +71,8 @@ def verify_file(
     answer); `reason` says which. A row whose `finish_reason` is "length" was cut at the token limit and counts as
     `correctness` says. The output appears under its name only when it is complete.
 
+    reward: as for `train`, one alone.
+
     Returns {"num_rows", "num_correct", "mean_reward", "num_faults", "reasons": {reason: count}}, and "num_groups" where
     the reward judges groups.
     Raises FileNotFoundError, or ValueError naming file and line of a row that lacks something.
@@ -75,7 +80,8 @@ def verify_file(
     input, output = Path(input), Path(output)
     if not input.is_file():
         raise FileNotFoundError(f"no such file: {str(input)!r} (looked in {Path.cwd()})")
-    kind = find_kind(config.name, config.reward_folder or str(input.parent))
+    config, given = with_given(config, reward)
+    kind = find_kind(config.name, config.reward_folder or str(input.parent), given)
     located = list(read_json_lines(input))
     items = [read_item(kind, fields, where) for where, fields in located]
     unusable = [item for item in items if isinstance(item, UnusableRow)]

@@ -54,7 +54,7 @@ class VerifierPool(AbstractContextManager):
         `reward(prompt, completions, **row) -> list[float | Score]`: neighbouring items of the same prompt and row; or
         an environment, whose conversations `play` takes.
     timeout_s: wall-clock seconds that one completion may take; a group may take as many times that as it has members,
-        a conversation as it has turns.
+        a conversation as it has turns. Of an `async def` a worker awaits up to 64 calls at once, each with this limit.
     memory_mb: address space of a worker, in MiB.
     num_workers: processes.
 
@@ -150,7 +150,7 @@ class VerifierPool(AbstractContextManager):
                 self._replace(worker)
                 continue
             indices = batch.next_suspect() if worker.is_fresh else []
-            indices = indices or batch.next_chunk(size)
+            indices = indices or batch.next_chunk(max(1, min(MAX_CHUNK, share)) if worker.is_concurrent else size)
             if not indices:
                 if len(batch.suspects) > sum(w.is_fresh for w in self._workers):
                     self._replace(worker)

@@ -28,7 +28,7 @@ class WorkerProcess:
 
     indices: the calls of its chunk without verdicts yet; the first is the one it is at.
     deadline: until when it must send its next message, in monotonic seconds.
-    unit: what a call of its reward judges, once it is ready.
+    unit: what a call of its reward judges, once it is ready; is_concurrent: calls of a chunk run at the same time.
 
     It does not import the trainer's main script, has a session of its own and no standard input: Ctrl-C and the
     terminal are the trainer's.
@@ -49,6 +49,7 @@ class WorkerProcess:
         their_channel.close()
         self.pid: int | None = None  # of the worker, when it is ready
         self.unit: Unit = "completion"
+        self.is_concurrent = False
         self.indices: list[int] = []
         self._limits_s: list[float] = []  # of each of them
         self.num_chunks = 0
@@ -96,7 +97,7 @@ class WorkerProcess:
                     self.is_grown = message.is_grown
                     del self._limits_s[0]
                 else:
-                    self.pid, self.unit = message.pid, message.unit
+                    self.pid, self.unit, self.is_concurrent = message.pid, message.unit, message.is_concurrent
                 self.deadline = time.monotonic() + sum(self._limits_s[:1])
         except (OSError, EOFError):
             self.has_gone = True

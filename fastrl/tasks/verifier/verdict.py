@@ -15,13 +15,14 @@ class Verdict:
     """The reward of one completion and one word or phrase why.
 
     is_fault: the verifier itself failed, which says nothing about the completion; exactly then `reward` is None.
-    answer: the completion's final answer, by which samples vote; None where there is none.
+    answer: the completion's final answer, by which samples vote; None where there is none. parts: as in `Score`.
     """
 
     reward: float | None
     reason: str
     is_fault: bool = False
     answer: str | None = field(default=None, compare=False)
+    parts: tuple[float, ...] = ()
 
 
 def fault(reason: str) -> Verdict:
@@ -38,7 +39,7 @@ def verdict_of(returned: object, completion: str) -> Verdict:
         number = value.item() if hasattr(value, "item") else value
         if isinstance(number, numbers.Real | Decimal) and math.isfinite(float(number)):
             answer = None if score.answer is None else str(score.answer)
-            return Verdict(float(number), plain(str(score.reason)), answer=answer)
+            return Verdict(float(number), plain(str(score.reason)), answer=answer, parts=score.parts)
     except (ValueError, OverflowError, RuntimeError):  # many elements; an integer beyond all floats
         pass
     return fault(f"returned {shown(value)}; expected a finite number such as 0.0 or 1.0")
