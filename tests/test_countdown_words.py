@@ -7,7 +7,7 @@ import pytest
 from fastrl.config.schema import TaskConfig
 from fastrl.tasks import find_kind, load_task
 from fastrl.tasks.countdown_words import in_words, reward
-from fastrl.tasks.rows import _split_source
+from fastrl.tasks.hugging_face import _split_source
 
 
 @pytest.mark.parametrize(

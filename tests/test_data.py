@@ -95,6 +95,9 @@ def test_saved_datasets_and_parquet(tmp_path, monkeypatch):
     assert questions("splits") == questions("one") == questions("folder") == ["0+1?", "1+1?"]
     assert questions("folder/train.parquet") == questions("one", "validation") == ["0+1?", "1+1?"]
     assert questions("splits", "test") == questions("splits:test") == ["2+1?"]
+    assert questions("splits:train[1:]") == questions("splits:train[-1:]") == ["1+1?"]
+    with pytest.raises(ValueError, match=r"train\[a:\] is no part of a split, such as train\[:1000\]"):
+        questions("splits:train[a:]")
     with pytest.raises(ValueError, match="splits' has no split 'validation'; it has train, test: name one of them"):
         questions("splits", "validation")
     with pytest.raises(FileNotFoundError, match=r"no such file: '.*none\.parquet'"):

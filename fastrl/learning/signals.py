@@ -6,8 +6,8 @@ that it may use. It asks for a second model by its role: `models()` says which o
 
     distillation        w·(log π_teacher(y_t|x,y_<t) − log π(y_t|x,y_<t)): the policy gradient of the reverse KL to a
                         teacher model, on the policy's own tokens           Agarwal et al. 2023, arXiv:2306.13649
-    self-distillation   w·(log π₀(y_t|x,hint,y_<t) − log π(y_t|x,y_<t)): the teacher is the policy as it was at the start,
-                        with a correct sibling in its prompt                SDPO, arXiv:2601.20802, sampled-token form
+    self-distillation   w·(log π₀(y_t|x,hint,y_<t) − log π(y_t|x,y_<t)): the teacher is the model of the start, with
+                        a correct sibling in its prompt                     SDPO, arXiv:2601.20802, sampled-token form
     delta-belief        what a turn of a conversation adds to log π(truth|history), compared with turns of the same
                         number                                              ΔBelief-RL, arXiv:2602.12342
     rlvmr               α·(advantage of the conversation) + (1 − α)·(advantage of the turn among those of its tag)
@@ -145,7 +145,7 @@ class Distillation:
 class SelfDistillation:
     """Self-distillation from a hint: what the policy would think of each token, had it seen a correct sibling.
 
-    The teacher must not follow the policy at once: pupil and teacher then run away together. SDPO's is a moving average.
+    The teacher must not follow the policy at once: the two then run away together. SDPO's is a moving average.
     """
 
     compares_group: ClassVar[bool] = True

@@ -15,8 +15,9 @@ SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a f
 
 
 def read_hugging_face(source: str, default_split: str) -> Iterator[tuple[str, dict]]:
-    """(where, fields) of every row. source: `id`, `id:split` or `id:config:split`, where id may be a folder or a file, and
-    split a part of one: `train[:1000]`.
+    """(where, fields) of every row. source: `id`, `id:split` or `id:config:split`.
+
+    id may be a folder or a file, split a part of one: `train[:1000]`.
 
     ValueError for a dataset that cannot be loaded, and for a split that it has not, with those that it has.
     """
