@@ -30,4 +30,4 @@ def on_page_markdown(markdown, page, config, files):
         if not (root / path).exists():
             raise PluginError(f"{page.file.src_uri} links to ../{path}, which is not in the repository")
     markdown = PICTURE.sub(r"\1\2)", markdown)
-    return LINK.sub(lambda m: m[1] if m[1].strip("`") == m[2] else f"{m[1]} (`{m[2]}`)", markdown)
+    return LINK.sub(lambda m: m[1] if m[1].strip("`") == m[2] else f"{m[1]} `{m[2]}`", markdown)
