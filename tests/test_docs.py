@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from fractions import Fraction
@@ -134,36 +133,44 @@ def blocks(page: str, kind: str) -> list[str]:
 
 
 RUN = """
-import json, sys
+import json, shlex, subprocess, sys
 from fastrl.cli import main
-for arguments in json.loads(sys.argv[1]):
-    print("==", arguments, flush=True)
-    assert main(arguments) == 0, arguments
+for line in json.loads(sys.argv[1]):
+    print("==", line, flush=True)
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "fastrl":
+        assert main(arguments) == 0, line
+    else:
+        subprocess.run(line, shell=True, check=True)
 """
+SHORTER = {
+    "num_steps = 20": "num_steps = 3",
+    "num_samples = 64": "num_samples = 4",
+    "rollouts_per_prompt = 32": "rollouts_per_prompt = 8",
+}
 
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory) -> Path:
-    """Where all files and commands of the quick start were made and run: shorter, and in one process."""
+    """Where the files of the quick start lie, and all shell blocks were run: shorter, one after the other."""
     folder = tmp_path_factory.mktemp("quick-start")
-    (folder / "models").symlink_to(ROOT / "models")
+    for name in ("models", "configs"):
+        (folder / name).symlink_to(ROOT / name)
     for block in blocks("quick-start.md", "(?:python|toml)"):
         name, code = re.fullmatch(r"# (\S+)\n(.*)", block, re.DOTALL).groups()
         (folder / name).write_text(code)
     config = (folder / "my.toml").read_text()
-    for long, short in (("num_steps = 20", "num_steps = 3"), ("num_samples = 64", "num_samples = 8")):
+    for long, short in SHORTER.items():
         assert long in config
         config = config.replace(long, short)
     (folder / "my.toml").write_text(config)
-    shell = "".join(blocks("quick-start.md", "sh"))
+    shell = "".join(block for page in ("quick-start.md", "memory.md", "evaluating.md") for block in blocks(page, "sh"))
     shell = shell.replace("step-000020", "step-000003").replace("--run.num-steps 25", "--run.num-steps 4")
-    script, *commands = [shlex.split(line) for line in shell.splitlines()]
-    assert script == ["python", "make_data.py"] and all(name == "fastrl" for name, *_ in commands)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = json.dumps([arguments for _, *arguments in commands])
-    for command in ([sys.executable, "make_data.py"], [sys.executable, "-c", RUN, arguments]):
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stdout + result.stderr
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-c", RUN, json.dumps(shell.splitlines())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
     (folder / "said.txt").write_text(result.stdout)
     return folder
 
@@ -174,12 +181,23 @@ def test_the_quick_start_runs_as_it_is_written(newcomer):
         assert row["reward"] == float(taken == digits)
     assert [row["step"] for row in read_jsonl(newcomer / "runs/mine/metrics.jsonl")] == [1, 2, 3, 4]
     base, mine, lora = (load_evaluation(newcomer / f"{name}.json") for name in ("base", "mine", "lora"))
-    assert len(base["problems"]) == 50 and base["num_samples"] == 8
+    assert len(base["problems"]) == 50 and base["num_samples"] == 4
     assert base["problems"] != mine["problems"] != lora["problems"]
     assert (newcomer / "before-and-after.html").is_file() and (newcomer / "before-and-after.png").is_file()
     assert (newcomer / "runs/lora/checkpoints/step-000003/adapter_config.json").is_file()
     said = (newcomer / "said.txt").read_text()
-    assert "mine − base" in said and "resuming from" in said and "GiB" in said
+    assert "mine − base" in said and "resuming from" in said
+
+
+def test_the_other_commands_do_what_the_pages_say(newcomer):
+    assert [row["reward"] for row in read_jsonl(newcomer / "scored.jsonl")] == [1.0]
+    assert len(read_jsonl(newcomer / "runs/followed/ledger.jsonl")) == 4, "before the first update, and every step"
+    parts = (newcomer / "said.txt").read_text().split("== fastrl ")
+    said = {line: text for line, _, text in (part.partition("\n") for part in parts)}
+    assert "probability per prompt" in said["ledger runs/followed"]
+    assert "GiB" in said["plan my.toml"] and "judged again" in said["audit runs/mine"]
+    on_one, on_eight = (text for line, text in said.items() if line.startswith("plan configs/countdown.toml --device"))
+    assert on_one != on_eight and "79.2" in on_one
 
 
 @pytest.mark.parametrize("index", range(2))
