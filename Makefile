@@ -52,7 +52,7 @@ bench: install
 
 # The site of docs/, in build/site: open build/site/index.html.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The study's scripts import one another: their own folder is on the path, never the root. The runs they start are safe again.
 study: install
