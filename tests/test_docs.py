@@ -43,7 +43,7 @@ def texts(node: ast.AST):
     """Every string of a module that is no docstring, each as long as it is written."""
     text = text_of(node)
     if text is not None:
-        yield " ".join(text.split())
+        yield text
     for child in ast.iter_child_nodes(node):
         is_part = text is not None and not isinstance(child, ast.FormattedValue)
         is_docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
@@ -52,16 +52,17 @@ def texts(node: ast.AST):
 
 
 def messages() -> set[str]:
-    """All strings of the package that have words in them; pages that it writes are none."""
+    """All strings of the package that have words in them, on one line; pages and help that it writes are none."""
     paths = [*sorted((ROOT / "fastrl").rglob("*.py")), *sorted((ROOT / "kernels").rglob("*.py"))]
     found = {text for path in paths for text in texts(ast.parse(path.read_text()))}
-    return {text for text in found if len(re.findall(r"[a-z]{2}", text)) > 3 and not text.startswith("#")}
+    one_line = {" ".join(text.split()) for text in found if "\n" not in text.rstrip() and not text.startswith("usage:")}
+    return {text for text in one_line if len(re.findall(r"[a-z]{2}", text)) > 3}
 
 
 def names_a_setting(text: str) -> bool:
     """Whether a message names section.key or a --flag, and says something about it."""
     names = re.findall(r"\b[a-z_]+\.[a-z_.-]*[a-z_]", text)
-    return " " in text and (any(name in SETTINGS for name in names) or bool(re.search(r"--[a-z]", text)))
+    return " " in text and (any(name in SETTINGS for name in names) or bool(re.search(r"--(?!help)[a-z]", text)))
 
 
 def entries() -> list[str]:
