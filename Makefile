@@ -1,4 +1,4 @@
-# A newcomer's commands: make demo · make test · make bench · make lint. Everything is installed into .venv.
+# A newcomer's commands: make demo · make test · make bench · make docs · make lint. Everything is installed into .venv.
 # PYTHONSAFEPATH keeps the repository root off sys.path (its kernels/ must not shadow a package of that name).
 export PYTHONSAFEPATH := 1
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 SEED ?= 1
 TIER ?= 1
 
-.PHONY: demo test test-slow bench study study-report lint install clean
+.PHONY: demo test test-slow bench docs study study-report lint install clean
 
 install: .venv/installed
 
@@ -49,6 +49,10 @@ test-slow: install .venv/vllm
 
 bench: install
 	$(BIN)/python -m pytest bench --benchmark-only -o python_files="bench_*.py"
+
+# The site of docs/, in build/site: open build/site/index.html.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The study's scripts import one another: their own folder is on the path, never the root. The runs they start are safe again.
 study: install

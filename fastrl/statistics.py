@@ -159,11 +159,11 @@ def maj_at_k(
 ) -> np.ndarray:
     """Expected accuracy of a majority vote over k samples drawn without replacement (Wang et al. 2022).
 
-    answers[p][i] is the normalised answer of sample i to problem p, None where there is none; is_correct[p][i] says if
-    it is right. None wins only when all k answers are None; a tie goes to each leading answer with equal probability;
-    an answer judged both ways counts by its share of correct verdicts. Returns (P,) float64: exact where there are at
-    most max(n, num_draws) subsets (so for k = 1 and k = n), else the mean over num_draws random subsets, which depend
-    on n, k and `seed` only. Raises ValueError when the lists differ in length or k is not in 1..n.
+    `answers[p][i]` is the normalised answer of sample i to problem p, None where there is none; `is_correct[p][i]` says
+    if it is right. None wins only when all k answers are None; a tie goes to each leading answer with equal
+    probability; an answer judged both ways counts by its share of correct verdicts. Returns (P,) float64: exact where
+    there are at most max(n, num_draws) subsets (k = 1 and k = n), else the mean over num_draws random ones, which
+    depend on n, k and `seed` only. Raises ValueError when the lists differ in length or k is not in 1..n.
     """
     if [len(row) for row in answers] != [len(row) for row in is_correct]:
         raise ValueError("answers and is_correct must hold the same number of samples for every problem")

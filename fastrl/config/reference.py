@@ -59,7 +59,7 @@ def _setting(key: str, annotation: Any, default: Any, doc: str) -> Iterator[str]
     kind = ", ".join([_type(annotation), *(f"{words} {bound}" for words, _, bound in bounds_of(annotation))])
     yield f"- `{key} = {_toml(default)}` ({kind}): {_prose(choice.meaning if choice else doc)}"
     for name, line in (choice.choices() if choice else {}).items():
-        yield f"  - `{name}`: {_prose(line)}"
+        yield f"    - `{name}`: {_prose(line)}"
 
 
 def _type(annotation: Any) -> str:
