@@ -22,7 +22,7 @@ from fastrl.config.schema import TaskConfig, TrainConfig
 from fastrl.policy.pretrained import Pretrained
 from fastrl.records.checkpoints import checksums
 from fastrl.tasks import Problem, Task, find_kind
-from fastrl.tasks.choose import TASKS
+from fastrl.tasks.choose import BRIDGES, TASKS
 from fastrl.tasks.custom import home_of
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
@@ -88,10 +88,16 @@ def _weights(base: Pretrained) -> str:
 def _reward(task: TaskConfig) -> str:
     """For a built-in reward the versions of its packages; for a user's own its source and what it imports beside it."""
     module, colon, _ = task.name.partition(":")
-    if module + colon in TASKS:
-        return ", ".join(f"{name} {version(name)}" for name in ["fastrl", *find_kind(task.name).packages])
-    sources = sorted(_sources(module, home_of(module, task.reward_folder)))
-    return f"{task.name}, {_digest(p.name.encode() + p.read_bytes() for p in sources)}"
+    if module + colon in TASKS | BRIDGES:
+        kind = find_kind(task.name, task.reward_folder)
+        versions = ", ".join(f"{name} {version(name)}" for name in ["fastrl", *kind.packages])
+        return f"{versions}, {_source(kind.module, task.reward_folder)}" if kind.module else versions
+    return f"{task.name}, {_source(module, task.reward_folder)}"
+
+
+def _source(module: str, folder: str) -> str:
+    sources = sorted(_sources(module, home_of(module, folder)))
+    return _digest(p.name.encode() + p.read_bytes() for p in sources)
 
 
 def _sources(module: str, home: str) -> set[Path]:
