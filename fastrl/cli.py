@@ -1,4 +1,5 @@
-"""The command line: `fastrl train | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor`.
+"""The command line: `fastrl train | warmup | eval | compare | ledger | verify | audit | plan | tasks |
+settings | doctor`.
 
 Heavy imports happen in the commands.
 """
@@ -253,6 +254,12 @@ def _audit(arguments: list[str]) -> None:
     print(report_text(report), end="")
 
 
+def _tasks(arguments: list[str]) -> None:
+    from fastrl.tasks.listing import TasksCommand, tasks_text
+
+    print(tasks_text(tyro.cli(TasksCommand, args=arguments, prog="fastrl tasks")), end="")
+
+
 def _settings(arguments: list[str]) -> None:
     _take_none("settings", arguments)
     print(reference(), end="")
@@ -279,6 +286,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "verify": _verify,
     "audit": _audit,
     "plan": _plan,
+    "tasks": _tasks,
     "settings": _settings,
     "doctor": _doctor,
 }
