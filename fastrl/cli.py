@@ -1,5 +1,5 @@
 """The command line: `fastrl train | warmup | eval | compare | ledger | verify | audit | plan | tasks |
-settings | doctor`.
+push | settings | doctor`.
 
 Heavy imports happen in the commands.
 """
@@ -260,6 +260,12 @@ def _tasks(arguments: list[str]) -> None:
     print(tasks_text(tyro.cli(TasksCommand, args=arguments, prog="fastrl tasks")), end="")
 
 
+def _push(arguments: list[str]) -> None:
+    from fastrl.hub.push import PushCommand, push
+
+    print(f"model: {push(tyro.cli(PushCommand, args=arguments, prog='fastrl push'))}")
+
+
 def _settings(arguments: list[str]) -> None:
     _take_none("settings", arguments)
     print(reference(), end="")
@@ -287,6 +293,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "audit": _audit,
     "plan": _plan,
     "tasks": _tasks,
+    "push": _push,
     "settings": _settings,
     "doctor": _doctor,
 }
