@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training import NUM_STEPS, assert_bitwise_equal, config_of, weights
+from test_training import assert_bitwise_equal, config_of, weights
+from torchrun import torchrun
 
 from fastrl import Callback, train
+from fastrl.config.files import to_toml
 from fastrl.records import checkpoints
 from fastrl.records.jsonl import read_jsonl
 from fastrl.run.callbacks import Callbacks
@@ -92,7 +94,6 @@ def test_an_exception_ends_the_run_with_a_checkpoint(tmp_path, countdown_folder)
     assert_bitwise_equal(
         weights(train(config, resume=True)), weights(train(config_of(tmp_path / "whole", countdown_folder)))
     )
-    assert NUM_STEPS == 4
 
 
 def test_what_is_no_callback_is_said(tmp_path):
@@ -101,3 +102,21 @@ def test_what_is_no_callback_is_said(tmp_path):
             Callbacks([wrong])
     with pytest.raises(ValueError, match=r"answered 0\.5; a callback returns 'stop' or None"):
         Callbacks([lambda step: 0.5]).step(None)
+
+
+@pytest.mark.distributed
+def test_on_several_ranks_the_main_one_hears_and_all_stop(tmp_path, countdown_folder):
+    (tmp_path / "run.toml").write_text(to_toml(config_of(tmp_path / "run", countdown_folder)))
+    (tmp_path / "script.py").write_text(
+        "import os, sys\n"
+        "from fastrl import TrainConfig, load_config, train\n"
+        "def hear(step):\n"
+        "    print(f'rank {os.environ[\"RANK\"]} step {step.step} of {len(step.completions)}', flush=True)\n"
+        "    return 'stop' if step.step == 2 else None\n"
+        "train(load_config(TrainConfig, sys.argv[1]), callbacks=[hear])\n"
+    )
+    result = torchrun(2, [str(tmp_path / "script.py"), str(tmp_path / "run.toml")])
+    assert result.returncode == 0, result.stdout + result.stderr
+    heard = [line for line in result.stdout.splitlines() if line.startswith("rank ")]
+    assert heard == ["rank 0 step 1 of 12", "rank 0 step 2 of 12"]
+    assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir() and (tmp_path / "run/eval/test.json").is_file()

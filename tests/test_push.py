@@ -113,16 +113,21 @@ def test_the_card_holds_the_evaluation_of_these_weights(run, tmp_path):
     assert str(run.parent) not in str(card), "a folder of this machine"
 
 
-def test_an_evaluation_of_other_weights_is_left_out(run, tmp_path):
+def test_an_evaluation_of_other_weights_is_left_out(run, tmp_path, capsys):
     path = run / "eval" / "test.json"
     text = path.read_text()
+    other, more = json.loads(text) | {"step": 1}, tmp_path / "more.json"
     try:
-        path.write_text(json.dumps(json.loads(text) | {"step": 1}))
+        path.write_text(json.dumps(other))
         assert {r.dataset_name for r in card_of(run, tmp_path).data.eval_results} == {"countdown, validation-000002"}
-        named = card_of(run, tmp_path, "--evaluation", str(path), "--license", "mit").data
-        assert len({r.dataset_name for r in named.eval_results}) == 2 and named.license == "mit"
     finally:
         path.write_text(text)
+    more.write_text(json.dumps(other))
+    assert main(["push", str(run), "--repo", "me/tiny", "--evaluation", str(more)]) == 2
+    assert "evaluates 'a step of a run', not " in capsys.readouterr().err
+    more.write_text(json.dumps(other | {"model": str(run / "checkpoints" / "step-000002")}))
+    data = card_of(run, tmp_path, "--evaluation", str(more), "--license", "mit").data
+    assert len({r.dataset_name for r in data.eval_results}) == 3 and data.license == "mit"
 
 
 def test_a_push_is_one_commit_of_the_model_and_its_card(run, hub):

@@ -34,8 +34,9 @@ class Published:
 def find_published(path: Path, more: tuple[Path, ...] = ()) -> Published:
     """The checkpoint at `path`, or the newest sound one of the run at `path`.
 
-    more: files of evaluations of this very checkpoint besides those in the run's folder, which count where their step is
-    the checkpoint's. ValueError where there is no such checkpoint or it is damaged, FileNotFoundError where no path is.
+    more: files of `fastrl eval` on this very checkpoint; evaluations in the run's folder count where their step is the
+    checkpoint's. ValueError where there is no such checkpoint, where it is damaged, or where one of `more` is about
+    another model; FileNotFoundError where no path is.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}: expected a run's folder, or one of its checkpoints")
@@ -47,7 +48,7 @@ def find_published(path: Path, more: tuple[Path, ...] = ()) -> Published:
     step = load_state(checkpoint)["step"]
     found = {file.stem: load_evaluation(file) for file in sorted((run / "eval").glob("*.json"))}
     evaluations = {name: one for name, one in found.items() if one.get("step") == step}
-    evaluations |= {file.stem: load_evaluation(file) for file in more}
+    evaluations |= {file.stem: _of_these(load_evaluation(file), file, checkpoint) for file in more}
     return Published(run, checkpoint, load_config(TrainConfig, run / CONFIG), step, evaluations)
 
 
@@ -56,3 +57,10 @@ def _newest(run: Path) -> Path:
     if not sound:
         raise ValueError(f"{run} has no sound checkpoint yet: the first is written after run.checkpoint_every steps")
     return max(sound)
+
+
+def _of_these(evaluation: dict, file: Path, checkpoint: Path) -> dict:
+    model = evaluation.get("model", "")
+    if not model or Path(model).resolve() != checkpoint.resolve():
+        raise ValueError(f"{file} evaluates {model or 'a step of a run'!r}, not {checkpoint}")
+    return evaluation
