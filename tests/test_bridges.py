@@ -1,4 +1,4 @@
-"""docs/environments.md followed to the letter: environments of verifiers and OpenEnv, judged, played and trained with."""
+"""docs/environments.md followed to the letter: environments of verifiers and OpenEnv, judged, played, trained with."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ from fastrl.records.jsonl import read_jsonl
 from fastrl.tasks import find_kind, load_task
 from fastrl.tasks.bridges.openenv_server import InvalidAction, action_of
 from fastrl.tasks.bridges.openenv_tasks import shown
-from fastrl.tasks.verifier.pool import VerifierPool
+from fastrl.tasks.verifier.pool import VerifierError, VerifierPool
 from fastrl.tasks.verifier.worker import Call
 from fastrl.tasks.verify import check_reward
 
@@ -106,7 +106,12 @@ __all__ = ["OneTaskset"{more}]
         ("boxed", "NEEDS_CONTAINER = True", "", "needs a container"),
         ("prepared", "async def setup(self, trace, runtime): pass", "", "prepares a runtime"),
         ("run_in", "@vf.reward\n    async def runs(self, trace, runtime): return 1.0", "", r"take a runtime \(runs\)"),
-        ("stopped", "@vf.stop\n    async def ends(self, trace: vf.Trace) -> bool: return True", "", "stop or intercept"),
+        (
+            "stopped",
+            "@vf.stop\n    async def ends(self, trace: vf.Trace) -> bool: return True",
+            "",
+            "stop or intercept",
+        ),
         ("paired", "pass", ', "TwoEnv"', "has 2 agents"),
     ],
 )
@@ -169,9 +174,10 @@ def test_an_environment_without_a_seed_cannot_be_played(folder):
     source = (folder / "lower_env.py").read_text().replace("Random(seed)", "Random()").replace('"0:9="', "self.secret")
     (folder / "restless_env.py").write_text(source)
     task = task_of("openenv:restless_env:app", num_train=3)
-    with VerifierPool(task.reward, num_workers=1, timeout_s=20) as pool, pytest.raises(Exception, match="is not a func"):
+    with VerifierPool(task.reward, num_workers=1, timeout_s=20) as pool, pytest.raises(VerifierError) as error:
         for problem in task.train * 20:
             pool.play([Call(problem.prompt, ["1"], problem.row)])
+    assert "is not a function of its arguments" in str(error.value)
 
 
 @pytest.mark.parametrize(

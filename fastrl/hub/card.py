@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: metadata that the hub reads, the evaluation with its bands, the settings of the run."""
+"""The model card of a checkpoint: metadata for the hub, the evaluation with its bands, the settings of the run."""
 
 import importlib.metadata
 import os
@@ -55,8 +55,8 @@ def _text(published: Published, name: str, library: str) -> str:
     config = published.config
     parts = [
         f"# {name.rpartition('/')[2]}",
-        f"{_shown(config.model.path)} after {published.step} steps of reinforcement learning from verifiable rewards with "
-        f"fastrl {importlib.metadata.version('fastrl')}: task `{config.task.name}`, "
+        f"{_shown(config.model.path)} after {published.step} steps of reinforcement learning from verifiable rewards "
+        f"with fastrl {importlib.metadata.version('fastrl')}: task `{config.task.name}`, "
         f"objective `{config.algorithm.objective}`, surrogate `{config.algorithm.surrogate}`.",
         "## Evaluation",
         _evaluation_text(published),
@@ -87,8 +87,8 @@ def _evaluation_text(published: Published) -> str:
         settings = one["settings"]
         said.append(
             f"{name}: {one['num_problems']} problems, {one['num_samples']} samples each, temperature "
-            f"{settings['temperature']:g}, top-p {settings['top_p']:g}; {100 * one['truncated_share']:.1f} % were cut at "
-            f"the token limit. ± is half of the 95 % bootstrap band over problems.\n\n"
+            f"{settings['temperature']:g}, top-p {settings['top_p']:g}; {100 * one['truncated_share']:.1f} % were cut "
+            f"at the token limit. ± is half of the 95 % bootstrap band over problems.\n\n"
             f"{pass_table({name: one})}{measure_table(one.get('measures', {}))}"
         )
     return "\n".join(said).rstrip("\n")

@@ -6,10 +6,10 @@
 
     train(config, callbacks=[EarlyStop(), lambda step: print(step.step, step.completions[0])])
 
-Callbacks run on the main rank, in the order of the list, between two steps: the run waits for them. "stop" ends the run
-after this step as if it had been the last: checkpoint, evaluation, files. `resume` goes on from there. An exception ends
-the run as any error does, with a checkpoint of the last finished step (with several ranks the last one that is there),
-and comes out of `train`.
+Callbacks run on the main rank, in the order of the list, between two steps: the run waits for them. "stop" ends the
+run after this step as if it had been the last: checkpoint, evaluation, files. `resume` goes on from there. An exception
+ends the run as any error does, with a checkpoint of the last finished step (with several ranks the last one that is
+there), and comes out of `train`.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Callback:
         """After each evaluation. name: of its file in eval/; evaluation: what stands there."""
 
     def on_checkpoint(self, step: int, folder: Path) -> Answer:
-        """After each checkpoint, which is a Hugging Face folder. Where this is overridden, the run waits for the disk."""
+        """When a checkpoint, a Hugging Face folder, is on disk. Where this is overridden, the run waits for that."""
 
     def on_end(self, folder: Path) -> Answer:
         """When the run is over and all its files are written. folder: of the run."""

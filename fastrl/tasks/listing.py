@@ -1,4 +1,4 @@
-"""`fastrl tasks`: which tasks there are, and what one of them looks like: a problem, its prompt, what its reward says."""
+"""`fastrl tasks`: which tasks there are, and what one looks like: a problem, its prompt, what its reward says."""
 
 import importlib
 import inspect

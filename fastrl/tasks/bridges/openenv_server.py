@@ -15,7 +15,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Self
+from typing import Any
 
 START_S = 100.0  # for the imports of a server on a cold disk
 REPLY_S = 600.0  # longer than any task.timeout_s should be: the pool ends the worker before
@@ -83,7 +83,7 @@ class Session(AbstractContextManager):
 
 
 class _Served(AbstractContextManager):
-    """uvicorn in a process of its own, on a port that is open before it starts, so that to connect is to wait for it."""
+    """uvicorn in a process of its own. Its port is open before it starts: to connect is to wait for it."""
 
     def __init__(self, target: str, folder: str):
         with socket.create_server(("127.0.0.1", 0)) as listening:

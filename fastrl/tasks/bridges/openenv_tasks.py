@@ -3,10 +3,10 @@
 A module is served by a process of each verifier worker and ends with it; a server by its address is shared, and must
 take as many sessions at once as there are workers, and one more.
 
-A problem is a seed: its prompt is what the environment answers to `reset(seed=…)`. A turn of the model is an action, the
-observation is the reply, the reward is the sum of those of all steps. An observation with one text among its fields is
-shown as that text, any other as JSON. An environment that does not reset to the same state from the same seed cannot be
-played again, and its conversations are faults.
+A problem is a seed: its prompt is what the environment answers to `reset(seed=…)`. A turn of the model is an action,
+the observation is the reply, the reward is the sum of those of all steps. An observation with one text among its fields
+is shown as that text, any other as JSON. An environment that does not reset to the same state from the same seed cannot
+be played again, and its conversations are faults.
 """
 
 import json
@@ -48,7 +48,7 @@ class OpenEnvGame:
         found = shown(self._asked(self._session.reset, **reset)["observation"])
         if opening is not None and found != opening:
             raise ValueError(
-                f"reset(**{reset}) is not a function of its arguments: it answered {opening!r:.80} and now {found!r:.80}"
+                f"reset(**{reset}) is not a function of its arguments: it answered {opening!r:.80}, now {found!r:.80}"
             )
 
     def step(self, text: str) -> tuple[str, bool]:

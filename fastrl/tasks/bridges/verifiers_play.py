@@ -1,9 +1,9 @@
 """An environment of the verifiers library, played with texts that somebody else has sampled.
 
 The library lets a program, the harness, talk to a model in a sandbox, the runtime, and scores the trace of it. Here
-there is neither: `Env.run` is started with a seat for its only agent, stops wherever it waits for the model, and goes on
-with the text that it is given. When no more text comes, it is told that the run was ended by a limit. Then the task's
-own rewards score the trace.
+there is neither: `Env.run` is started with a seat for its only agent, stops wherever it waits for the model, and goes
+on with the text that it is given. When no more text comes, it is told that the run was ended by a limit. Then the
+task's own rewards score the trace.
 """
 
 import asyncio
@@ -109,7 +109,7 @@ class Play:
         await env.finalize(task, Episode(task=kind, traces=self.traces))
 
     def next_request(self) -> str | None:
-        """What the environment says before the model's next turn; None when it has ended. It raises what that raised."""
+        """What the environment says before the model's next turn; None when it has ended. Raises what that raised."""
         asked = self._loop.create_task(self._asked.get())
         self._loop.run_until_complete(asyncio.wait({asked, self._episode}, return_when=asyncio.FIRST_COMPLETED))
         if asked.done():

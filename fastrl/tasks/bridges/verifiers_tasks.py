@@ -1,4 +1,4 @@
-"""Tasks of the verifiers library (0.4 or later, `verifiers.v1`): `verifiers:<taskset>` or `verifiers:<taskset>?option=…`.
+"""Tasks of the verifiers library, 0.4 or later (`verifiers.v1`).
 
     verifiers:my_taskset                 a module beside the config, or an installed package
     verifiers:my_taskset?num_tasks=100   with fields of its TasksetConfig
