@@ -11,14 +11,15 @@ import psutil
 import pytest
 
 from fastrl.cli import main
-from fastrl.config.schema import TaskConfig
+from fastrl.config.checks import check_train
+from fastrl.config.files import load_config
+from fastrl.config.schema import TaskConfig, TrainConfig
 from fastrl.records.jsonl import read_jsonl
 from fastrl.tasks import find_kind, load_task
 from fastrl.tasks.bridges.openenv_server import InvalidAction, action_of
 from fastrl.tasks.bridges.openenv_tasks import shown
 from fastrl.tasks.verifier.pool import VerifierError, VerifierPool
 from fastrl.tasks.verifier.worker import Call
-from fastrl.tasks.verify import check_reward
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", re.DOTALL)
@@ -75,7 +76,6 @@ def test_an_environment_of_verifiers_replies_and_can_be_played_again(folder):
         ("", True, 1.0),
         ("", True, 1.0),
     ]
-    assert check_reward(task, TaskConfig(num_workers=1))
 
 
 SANDBOXED = """
@@ -207,13 +207,19 @@ def test_an_observation_is_its_text_or_json():
 
 @needs_verifiers
 @needs_openenv
-@pytest.mark.parametrize("name", ["sums", "higher", "lower"])
+def test_the_first_config_of_the_page_is_sound(folder):
+    """It is judged above; the two below train."""
+    config = load_config(TrainConfig, folder / "sums.toml")
+    check_train(config)
+    assert len(load_task(config.task).train) == 160
+
+
+@needs_verifiers
+@needs_openenv
+@pytest.mark.parametrize("name", ["higher", "lower"])
 def test_the_page_trains(folder, name):
     assert main(["train", f"{name}.toml", "--evaluation.num-samples", "4", "--task.num-workers", "1"]) == 0
     rows = read_jsonl(folder / "runs" / name / "rollouts" / "step-000002.jsonl.gz")
     assert rows and all(row["reward"] is not None for row in rows)
-    if name == "sums":
-        assert {row["prompt"] for row in rows} <= {f"{a}+{b}=" for a in range(10) for b in range(10)}
-    else:
-        assert any(re.search(r"<eos>[+-]", row["completion"]) for row in rows), "a reply behind a turn"
+    assert any(re.search(r"<eos>[+-]", row["completion"]) for row in rows), "a reply behind a turn"
     assert not servers()

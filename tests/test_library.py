@@ -24,12 +24,8 @@ def test_the_page_runs(tmp_path, monkeypatch):
         [sys.executable, "library.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
     )
     assert result.returncode == 0, result.stderr
-    said = [
-        line
-        for line in result.stdout.splitlines()
-        if re.match(r"step \d: reward|validation-|checkpoint of|pass@32", line)
-    ]
-    kinds = [re.match(r"step \d|validation-\d+|checkpoint of step \d|test|pass@32", line)[0] for line in said]
+    lines = r"^(?:step \d(?=: reward)|validation-\d+(?=: pass)|checkpoint of step \d|pass@32)"
+    kinds = re.findall(lines, result.stdout, re.MULTILINE)
     assert kinds[:3] == ["step 1", "step 2", "validation-000002"] and kinds[-2:] == ["checkpoint of step 4", "pass@32"]
     assert "step 5" not in kinds and kinds.count("validation-000004") == 1
     monkeypatch.chdir(tmp_path)

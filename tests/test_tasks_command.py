@@ -24,7 +24,7 @@ def test_the_list_names_every_task(capsys):
 
 def test_a_task_shows_a_problem_and_what_its_reward_says(capsys):
     text = said(capsys, "countdown", "--template", "qwen")
-    assert "    <|im_start|>user\n    3 8 5 4=25:\n" in text
+    assert "    <|im_start|>user\n    3 8 5 4=25:<|im_end|>\n" in text
     assert '{"numbers": [3, 8, 5, 4], "target": 25}' in text
     assert "  reward  1 (ok)\nanswer ''\n  reward  0 (empty)\n" in text
 
