@@ -14,6 +14,7 @@ from fastrl.cli import main
 from fastrl.config.checks import check_train
 from fastrl.config.files import load_config
 from fastrl.config.schema import TaskConfig, TrainConfig
+from fastrl.records.fingerprints import _reward as reward_fingerprint
 from fastrl.records.jsonl import read_jsonl
 from fastrl.tasks import find_kind, load_task
 from fastrl.tasks.bridges.openenv_server import InvalidAction, action_of
@@ -76,6 +77,18 @@ def test_an_environment_of_verifiers_replies_and_can_be_played_again(folder):
         ("", True, 1.0),
         ("", True, 1.0),
     ]
+
+
+@needs_verifiers
+def test_a_resumed_run_compares_the_source_of_the_environment(folder):
+    task = TaskConfig(name="verifiers:sums", reward_folder=str(folder))
+    before = reward_fingerprint(task)
+    path = folder / "sums.py"
+    text = path.read_text()
+    path.write_text(text.replace("0.9", "0.8"))
+    assert before.startswith("fastrl ") and ", verifiers 0." in before and reward_fingerprint(task) != before
+    path.write_text(text)
+    assert reward_fingerprint(task) == before
 
 
 SANDBOXED = """

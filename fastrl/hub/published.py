@@ -6,10 +6,10 @@ from pathlib import Path
 from fastrl.config.files import load_config
 from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.results import load_evaluation
-from fastrl.records.checkpoints import MANIFEST, STATE, TRAINER, defect, list_steps, load_state
+from fastrl.records.checkpoints import MANIFEST, STATE, defect, list_steps, load_state
 
 CONFIG = "config.toml"
-OWN = {MANIFEST, STATE, TRAINER, "README.md"}  # what training goes on from, and the card, which is written anew
+OWN = {MANIFEST, STATE, "README.md"}  # files beside the model: of a resumed run, and a card, which is written anew
 
 
 @dataclass(frozen=True)
