@@ -1,6 +1,8 @@
 """`fastrl tasks`: the list, and what one task looks like."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,12 @@ def test_the_list_names_every_task(capsys):
         assert f" {name}" in text or text.startswith(name) or f"\n{name}" in text, name
     assert "Countdown: reach a target with the given numbers" in text and " leg_counting " in text
     assert "<module>:<function>" in text and "<module>:<class>" in text
+
+
+def test_the_page_shows_what_is_printed(capsys):
+    page = (Path(__file__).resolve().parent.parent / "docs" / "environments.md").read_text()
+    (shown,) = re.findall(r"```text\n\$ fastrl tasks countdown\n(.*?)```", page, re.DOTALL)
+    assert said(capsys, "countdown") == shown
 
 
 def test_a_task_shows_a_problem_and_what_its_reward_says(capsys):
