@@ -17,6 +17,7 @@ _EXPORTS = {
     "EvalConfig": "fastrl.config.schema",
     "WarmupConfig": "fastrl.config.schema",
     "load_config": "fastrl.config.files",
+    "Callback": "fastrl.run.callbacks",
     "train": "fastrl.run.training",
     "warmup": "fastrl.warmup",
     "evaluate": "fastrl.evaluation.evaluate",

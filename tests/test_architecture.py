@@ -27,7 +27,7 @@ LAYERS = [
     {"sampling", "records"},
     {"sample_and_judge", "learners"},
     {"update", "evaluation", "warmup", "doctor", "plan", "ledger", "audit"},
-    {"trainer"},
+    {"trainer", "hub"},
     {"run"},
     {"cli"},
 ]
@@ -40,6 +40,9 @@ ALLOWED_HOMES = {
     "flash_attn_interface": ("fastrl/policy/attention.py",),
     "torchao": ("fastrl/policy/optimizer/rounding.py",),
     "mpmath": ("fastrl/tasks/math_answers/values.py", "fastrl/tasks/math.py"),
+    "verifiers": ("fastrl/tasks/bridges",),
+    "websockets": ("fastrl/tasks/bridges/openenv_server.py",),
+    "huggingface_hub": ("fastrl/hub",),
     "matplotlib": ("fastrl/records/plot.py",),
 }
 

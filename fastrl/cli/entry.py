@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from fastrl.cli.init import init_command
 from fastrl.cli.judging import audit_command, verify_command
 from fastrl.cli.measuring import compare_command, eval_command, ledger_command
-from fastrl.cli.planning import doctor_command, plan_command, settings_command
+from fastrl.cli.planning import doctor_command, plan_command, settings_command, tasks_command
 from fastrl.cli.quiet import is_main_rank, without_torchao_noise
+from fastrl.cli.sharing import push_command
 from fastrl.cli.training import train_command, warmup_command
 from fastrl.config.annotations import nearest
 from fastrl.process.interrupts import Interrupts
@@ -27,6 +28,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "verify": verify_command,
     "audit": audit_command,
     "plan": plan_command,
+    "tasks": tasks_command,
+    "push": push_command,
     "settings": settings_command,
     "doctor": doctor_command,
 }

@@ -1,4 +1,4 @@
-"""`fastrl plan`, `fastrl settings` and `fastrl doctor`: what to know before a run."""
+"""`fastrl plan`, `fastrl tasks`, `fastrl settings` and `fastrl doctor`: what to know before a run."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -55,6 +55,13 @@ def plan_command(arguments: list[str]) -> None:
     if not plan.fits:
         machine["prompt_tokens"] = plan.work.sequence_tokens - command.config.sampler.max_new_tokens  # found already
         print(savings_text(fitting_settings(command.config, **machine)))
+
+
+def tasks_command(arguments: list[str]) -> None:
+    """Which tasks there are, and what a problem of one looks like."""
+    from fastrl.tasks.listing import TasksCommand, tasks_text
+
+    print(tasks_text(parse(TasksCommand, arguments, "tasks")), end="")
 
 
 def settings_command(arguments: list[str]) -> None:

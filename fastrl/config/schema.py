@@ -64,8 +64,9 @@ class TaskConfig(WithPaths):
 
     name: str = "countdown"
     """countdown | countdown-values | countdown-abstain | countdown-confidence | countdown-told |
-    countdown-words | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | module:function (your own
-    reward) | module:class (your own environment) | python:<name> (what was given to `train` in Python)."""
+    countdown-words | math | twenty-questions | tagged-questions | reasoning-gym:<dataset> | verifiers:<taskset> |
+    openenv:<module>:<app> | openenv:http://… | module:function (your own reward) | module:class (your own environment)
+    | python:<name> (what was given to `train` in Python). `fastrl tasks` lists them."""
     reward_folder: PathText = ""
     """Folder in which the module of module:function is looked for first; empty: that of the config file."""
     reward: str = "verifier"

@@ -23,7 +23,7 @@ from fastrl.policy.pretrained import Pretrained
 from fastrl.records.callables import content, module_of
 from fastrl.records.checkpoints import checksums
 from fastrl.tasks import Problem, Task, find_kind
-from fastrl.tasks.choose import TASKS
+from fastrl.tasks.choose import BRIDGES, TASKS
 from fastrl.tasks.custom import home_of
 from fastrl.tasks.given import GivenReward
 from fastrl.tasks.reward_rules import AS_IT_IS
@@ -99,14 +99,20 @@ def _reward(name: str, task: TaskConfig, reward: object) -> str:
     """For a built-in reward the versions of its packages; for a user's own its source and what it imports beside it.
     An object that was given and cannot be imported has its `content`."""
     module, colon, _ = name.partition(":")
-    if module + colon in TASKS:
-        return ", ".join(f"{package} {version(package)}" for package in ["fastrl", *find_kind(name).packages])
+    if module + colon in TASKS | BRIDGES:
+        kind = find_kind(name, task.reward_folder)
+        versions = ", ".join(f"{package} {version(package)}" for package in ["fastrl", *kind.packages])
+        return f"{versions}, {_source(kind.module, task.reward_folder)}" if kind.module else versions
     if isinstance(reward, GivenReward):
         module = module_of(reward.given)
-    sources = sorted(_sources(module, home_of(module, task.reward_folder))) if module else []
-    if isinstance(reward, GivenReward) and not sources:
-        return f"{name}, {_digest(content(reward.given))}"
-    return f"{name}, {_digest(p.name.encode() + p.read_bytes() for p in sources)}"
+        if not module or not _sources(module, home_of(module, task.reward_folder)):
+            return f"{name}, {_digest(content(reward.given))}"
+    return f"{name}, {_source(module, task.reward_folder)}"
+
+
+def _source(module: str, folder: str) -> str:
+    sources = sorted(_sources(module, home_of(module, folder)))
+    return _digest(p.name.encode() + p.read_bytes() for p in sources)
 
 
 def _sources(module: str, home: str) -> set[Path]:

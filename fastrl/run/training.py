@@ -1,6 +1,7 @@
 """A whole run: steps, records, evaluations and checkpoints. What is checked first: `preflight`; its parts: `parts`."""
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from fastrl.records.model_export import ModelExport
 from fastrl.records.progress import open_progress
 from fastrl.records.tables import measure_table, pass_table
 from fastrl.rollouts import Rollouts
+from fastrl.run.callbacks import Answer, Callback, Callbacks, StepEnd
 from fastrl.run.divergence import DivergedError, Divergence
 from fastrl.run.parts import build_parts
 from fastrl.run.preflight import Preflight, check_everything
@@ -32,13 +34,19 @@ from fastrl.tasks.given import Given, with_given
 
 
 def train(
-    config: TrainConfig, *, reward: Given | None = None, resume: bool = False, accept_changes: bool = False
+    config: TrainConfig,
+    *,
+    reward: Given | None = None,
+    resume: bool = False,
+    accept_changes: bool = False,
+    callbacks: Sequence[Callback | Callable[[StepEnd], Answer]] = (),
 ) -> Path:
     """Run or resume a training run; returns its folder. ValueError or OSError for bad input, before a model is loaded.
 
     reward: a function, an environment class, or several functions (`tasks.given`), instead of task.name; a run that was
     started with it needs it again when it is resumed.
     accept_changes: resume although data, reward, tokenizer or base weights are not those of the checkpoint.
+    callbacks: what hears of steps, evaluations, checkpoints and the end, and may stop the run (see `callbacks`).
 
     Ctrl-C, SIGTERM and errors save a checkpoint of the last finished step before they go on. Under torchrun every
     process calls this; a signal stops all of them after the same step (torchrun kills those that take longer than its
@@ -52,7 +60,8 @@ def train(
         ready = ranks.agree(
             lambda: check_everything(config, is_resumed=resume, num_ranks=size, is_main=is_main, given=given)
         )
-        with Run(ready, ranks, resume=resume, accept_changes=accept_changes) as run:
+        told = Callbacks(callbacks, ranks)
+        with Run(ready, ranks, told, resume=resume, accept_changes=accept_changes) as run:
             run.loop()
     return ready.folder.path
 
@@ -60,8 +69,16 @@ def train(
 class Run:
     """One open run: its parts, its position, and what it writes. A context manager."""
 
-    def __init__(self, ready: Preflight, ranks: Ranks = ALONE, *, resume: bool, accept_changes: bool = False):
-        self.ranks, self.inputs = ranks, ready.inputs
+    def __init__(
+        self,
+        ready: Preflight,
+        ranks: Ranks = ALONE,
+        callbacks: Callbacks | None = None,
+        *,
+        resume: bool,
+        accept_changes: bool = False,
+    ):
+        self.ranks, self.inputs, self.callbacks = ranks, ready.inputs, callbacks or Callbacks()
         self.config, self.folder, self.task = ready.config, ready.folder, ready.task
         with ExitStack() as self.stack:
             self.stack.callback(self.folder.close)
@@ -119,7 +136,10 @@ class Run:
             self._record_ledger()
             for step in range(self.completed_step + 1, self.config.run.num_steps + 1):
                 self._step(step)
-            self._save_checkpoint()
+                if self.callbacks.has_stopped:
+                    self.progress.message(f"a callback stopped the run after step {step}")
+                    break
+            self._checkpoint()
             split = self.config.evaluation.split
             if self.config.evaluation.at_end and getattr(self.task, split):
                 self._evaluate(split, split)
@@ -127,6 +147,7 @@ class Run:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
             self.writer.wait()
             self._finish_records()
+            self.callbacks.end(self.folder.path)
         except BaseException as error:
             self._save_before(error)
             raise
@@ -191,9 +212,10 @@ class Run:
         self.progress.update(step, metrics)
         self.ranks.agree(lambda: self.divergence.check(step, metrics))
         self._record_ledger(batch.scored)
+        self.callbacks.step(StepEnd(step, metrics, batch.problems, batch.rollouts, self.parts.arena.tokenizer))
         self._validate()
         if self.best_step == step or step % self.config.run.checkpoint_every == 0:
-            self._save_checkpoint()
+            self._checkpoint()
         self._stop_together()
 
     def _stop_together(self) -> None:
@@ -253,7 +275,19 @@ class Run:
             self.records.evaluation(evaluation, self.folder.evaluations / f"{name}.json", in_metrics=in_metrics)
         said = reward_text(evaluation) + measure_table(named_measures(evaluation))
         self.progress.message(pass_table({name: evaluation}) + said)
+        self.callbacks.evaluation(name, evaluation)
         return evaluation
+
+    def _checkpoint(self) -> None:
+        """Save, and tell those who hear of checkpoints when it is on disk."""
+        if self.writer.step == self.completed_step:
+            return
+        self._save_checkpoint()
+        if self.callbacks.hear_checkpoints:
+            self.writer.wait()
+            self.callbacks.checkpoint(
+                self.completed_step, checkpoints.final_path(self.folder.checkpoints, self.completed_step)
+            )
 
     def _save_checkpoint(self) -> None:
         """Start writing the state after `completed_step`, unless that has been done; `writer.wait` is its end."""

@@ -10,10 +10,12 @@
     reasoning-gym:<dataset>   the procedural datasets of the reasoning-gym package
     twenty-questions          an environment: guess a thing by asking about it
     tagged-questions          the same, in turns that say what they are for
+    verifiers:<taskset>       an environment of the verifiers library; openenv:<module>:<app>, one of OpenEnv
     <module>:<function>       your own reward over JSON lines, or <module>:<class>, your own environment
 
 A task of its own is one file here and one line in `choose.TASKS`. Rewards run in the worker processes of `verifier/`.
-The answers that `math` compares are read by `math_answers/`. `reward_rules` makes other rewards of a task's verdicts.
+The answers that `math` compares are read by `math_answers/`; other libraries' environments are played by `bridges/`;
+`listing` is `fastrl tasks`. `reward_rules` makes other rewards of a task's verdicts.
 
 Nothing in this package imports torch or transformers: verifier workers import it and must stay light.
 """

@@ -5,7 +5,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .custom import PYTHON, custom_kind, given_kind
 from .problem import Problem, Task, TaskKind, TurnLimits, Weighted, content_id, with_different_ids
@@ -29,6 +29,12 @@ TASKS = {
     "tagged-questions": "fastrl.tasks.tagged_questions:TAGGED_QUESTIONS",
     "reasoning-gym:": "fastrl.tasks.gym:gym_kind",
 }
+# Families whose names lead to a user's own module; called with what follows the name, and the folder to look in first.
+BRIDGES = {
+    "verifiers:": "fastrl.tasks.bridges.verifiers_tasks:verifiers_kind",
+    "openenv:": "fastrl.tasks.bridges.openenv_tasks:openenv_kind",
+}
+OWN_NAMES = ("verifiers:<taskset>", "openenv:<module>:<app>", "<module>:<function>")
 SPLITS = ("train", "validation", "test")
 NOTHING = MappingProxyType({})
 MAX_UNUSABLE = 0.01  # of the rows of a dataset; MATH train has 4 empty answers among 7500
@@ -43,15 +49,21 @@ def find_kind(name: str, reward_folder: str = "", given: Mapping[str, Callable] 
         return given_kind(name, given)
     family, colon, dataset = name.partition(":")
     if place := TASKS.get(family + colon):
-        module, _, attribute = place.partition(":")
-        found = getattr(importlib.import_module(module), attribute)
+        found = _imported(place)
         return found(dataset) if colon else found
+    if place := BRIDGES.get(family + colon):
+        return _imported(place)(dataset, reward_folder)
     if colon:
         return custom_kind(name, reward_folder)
-    known = [*(f"{name}<dataset>" if name.endswith(":") else name for name in TASKS), "<module>:<function>"]
+    known = [*(f"{name}<dataset>" if name.endswith(":") else name for name in TASKS), *OWN_NAMES]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(known)}.{hint}")
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def load_task(config: "TaskConfig", splits: Sequence[str] = SPLITS, given: Mapping[str, Callable] = NOTHING) -> Task:

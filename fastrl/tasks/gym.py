@@ -79,7 +79,7 @@ class GymReward:
 
 def gym_kind(dataset: str) -> TaskKind:
     """The task of one reasoning-gym dataset; ValueError names the nearest datasets, or the package to install."""
-    known = _known_datasets()
+    known = known_datasets()
     if dataset not in known:
         near = difflib.get_close_matches(dataset, known, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(near)}?" if near else f" It has {', '.join(sorted(known))}."
@@ -178,7 +178,8 @@ def _calculated(node: ast.expr) -> int:
     raise ValueError(f"{ast.dump(node):.80} is no arithmetic of whole numbers")
 
 
-def _known_datasets() -> dict:
+def known_datasets() -> dict:
+    """Name → class of every dataset. ValueError that names the package to install."""
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:

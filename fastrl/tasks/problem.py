@@ -143,6 +143,7 @@ class TaskKind:
     template: what `template = "auto"` means.
     instruction: what a template appends to the question, so that the model answers where the reward looks.
     packages: the distributions whose versions the reward depends on; a resumed run compares them.
+    module: the user's own module that the reward runs; a resumed run compares its source. Empty: none.
     generate: (config, split) -> problems, where no data is given.
     demonstrations, solutions: correct completions, for the warm start and for checks; None: none are known.
     stop: of an environment, what `task.stop = []` means.
@@ -157,6 +158,7 @@ class TaskKind:
     template: str
     instruction: str = ""
     packages: tuple[str, ...] = ()
+    module: str = ""
     generate: Callable[..., Sequence[Problem]] | None = None
     demonstrations: Demonstrations | None = None
     solutions: Solutions | None = None

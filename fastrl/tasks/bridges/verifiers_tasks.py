@@ -1,0 +1,117 @@
+"""Tasks of the verifiers library, 0.4 or later (`verifiers.v1`).
+
+    verifiers:my_taskset                 a module beside the config, or an installed package
+    verifiers:my_taskset?num_tasks=100   with fields of its TasksetConfig
+
+A taskset whose module brings no `Env` is single-turn: its tasks' rewards judge completions. Any other is an
+environment. Of ten tasks in the taskset's order, eight are training problems, one validates, one tests, the same
+whatever the counts. What needs a sandbox is refused: tools, containers, hooks and rewards that take a runtime.
+"""
+
+import inspect
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ..problem import Problem, Prompt, TaskKind, content_id, with_different_ids
+from .verifiers_play import MultiTurn, Play, SingleTurn, Source, load, seats_of, task_of, text_of
+
+if TYPE_CHECKING:
+    from fastrl.config.schema import TaskConfig
+
+DEFAULT_SIZE = 1000  # problems of a split that asks for all of an endless taskset
+_PLACES = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}  # of ten
+
+
+def verifiers_kind(name: str, reward_folder: str = "") -> TaskKind:
+    """The task of one environment. ValueError where it cannot be loaded or needs what is not here."""
+    source = Source.of(name, reward_folder)
+    env = load(source)
+    check_playable(env, name)
+    is_single = type(env).__name__ == "SingleAgentEnv"
+
+    def generate(config: "TaskConfig", split: str) -> list[Problem]:
+        return generate_problems(env, split, getattr(config, f"num_{split}"))
+
+    return TaskKind(
+        reward=SingleTurn(source) if is_single else MultiTurn(source),
+        read_prompt=partial(read_prompt, env=env),
+        read_row=partial(read_row, env=env),
+        template="chat",
+        packages=("verifiers",),
+        module=source.module.replace("-", "_").lower(),
+        generate=generate,
+    )
+
+
+def check_playable(env: Any, name: str) -> None:
+    """ValueError for an environment that needs more than texts."""
+    from verifiers.v1 import Task
+    from verifiers.v1.utils.decorators import discover_decorated
+
+    kind = type(env.taskset).task_type()
+    task = kind.__new__(kind)
+    task.config = env.taskset.config.task
+    takes_runtime = [fn.__name__ for hook in ("reward", "metric") for fn in task.hooks(hook) if _needs_runtime(fn)]
+    needs = {
+        f"has {len(seats_of(env))} agents": len(seats_of(env)) != 1,
+        "has tools": bool(env.taskset.toolsets(env.taskset.config) or kind.toolsets(task.config)),
+        "needs a container": kind.NEEDS_CONTAINER,
+        "prepares a runtime": kind.setup is not Task.setup or kind.finalize is not Task.finalize,
+        f"has rewards or metrics that take a runtime ({', '.join(takes_runtime)})": bool(takes_runtime),
+        "has stop or intercept hooks": bool(task.hooks("stop") or discover_decorated(task, "intercept")),
+    }
+    if found := [what for what, is_so in needs.items() if is_so]:
+        raise ValueError(
+            f"task 'verifiers:{name}' {' and '.join(found)}; fastrl plays environments of one agent by texts alone"
+        )
+
+
+def _needs_runtime(function: Any) -> bool:
+    parameter = inspect.signature(function).parameters.get("runtime")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def generate_problems(env: Any, split: str, count: int) -> list[Problem]:
+    """The first `count` tasks of a split; 0: all, or 1000 of an endless taskset."""
+    tasks = (task for task in env.taskset if task.data.idx % 10 in _PLACES[split])
+    if env.taskset.INFINITE or count:
+        tasks = islice(tasks, count or DEFAULT_SIZE)
+    problems = []
+    for task in tasks:
+        row = {"task": task.data.model_dump(mode="json", exclude_defaults=True)}
+        prompt = prompt_of(env, row["task"])
+        problems.append(Problem(content_id(prompt, row), prompt, row, f"task {task.data.idx}"))
+    return with_different_ids(problems)
+
+
+def prompt_of(env: Any, data: dict) -> Prompt:
+    """What the model reads first: text, or messages where there is a system prompt.
+
+    Where a task has no prompt, the environment opens the conversation, and is run up to there.
+    """
+    task = task_of(env, data).data
+    if task.prompt is None:
+        play = Play(env, data)
+        messages = [{"role": "user", "content": play.next_request() or ""}]
+        play.close()
+    elif isinstance(task.prompt, str):
+        messages = [{"role": "user", "content": task.prompt}]
+    else:
+        messages = [{"role": message.role, "content": text_of(message)} for message in task.prompt]
+    if task.system_prompt:
+        return [{"role": "system", "content": task.system_prompt}, *messages]
+    return messages[0]["content"] if len(messages) == 1 else messages
+
+
+def read_row(fields: dict, where: str, *, env: Any) -> dict:
+    """The data of a task, in the fields of a row or in its field `task`; ValueError where they are not."""
+    try:
+        return {"task": task_of(env, fields.get("task", fields)).data.model_dump(mode="json", exclude_defaults=True)}
+    except ValueError as error:
+        raise ValueError(f"{where}: not the data of this taskset's tasks: {error}") from error
+
+
+def read_prompt(fields: dict, where: str, *, env: Any) -> Prompt:
+    """As `prompt_of`."""
+    return prompt_of(env, read_row(fields, where, env=env)["task"])
