@@ -12,7 +12,7 @@ from fastrl.policy.scratch import scratch_tokenizer
 from fastrl.prompts.tokens import prompt_ids
 from fastrl.tasks import load_task
 
-ROWS = [{"question": f"{i}+1?", "solution": str(i + 1), "prompt": "another", "level": i} for i in range(3)]
+ROWS = [{"question": f"{i}+1?", "solution": str(i + 1), "prompt": "another", "problem": "a third"} for i in range(3)]
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:"
 
 
@@ -39,13 +39,16 @@ def test_columns_are_read_under_the_names_that_the_task_looks_for(rows):
     task = load_task(TaskConfig(name="math", train=rows, columns=columns))
     assert [(p.prompt, p.row) for p in task.train] == [(f"{i}+1?", {"answer": str(i + 1)}) for i in range(3)]
     task = load_task(TaskConfig(name="my:reward", train=rows, columns=columns))
-    assert [p.row for p in task.train] == [{"answer": str(i + 1), "level": i} for i in range(3)]
+    assert [p.row for p in task.train] == [{"answer": str(i + 1), "problem": "a third"} for i in range(3)]
     task = load_task(TaskConfig(name="my:reward", train=rows))
-    assert (task.train[0].prompt, task.train[0].row) == ("another", {"question": "0+1?", "solution": "1", "level": 0})
+    assert (task.train[0].prompt, task.train[0].row) == (
+        "another",
+        {"question": "0+1?", "solution": "1", "problem": "a third"},
+    )
 
 
 def test_a_column_that_is_not_there_is_an_error_with_those_that_are(rows):
-    message = r"rows\.jsonl:1: task\.columns names 'solutions', but the row has \['level', 'prompt', 'question', 'solu"
+    message = r"rows\.jsonl:1: task\.columns names 'solutions', but the row has \['problem', 'prompt', 'question',"
     with pytest.raises(ValueError, match=message):
         load_task(TaskConfig(name="math", train=rows, columns={"answer": "solutions"}))
 
