@@ -98,7 +98,7 @@ def test_a_plan_moved_to_another_card_is_the_plan_of_that_card(two_blocks, tmp_p
 
 @pytest.mark.vllm
 def test_lines_name_the_first_saving_that_does(two_blocks, monkeypatch):
-    monkeypatch.setattr(recipes, "CARDS", {8: 7.0, 80: 79.2})
+    monkeypatch.setattr(recipes, "CARDS", {8: 8.0, 80: 79.2})
     small, large = recipes.predictions(two_blocks)
-    assert small.startswith('# 8 GB: needs optimizer.kind = "adamw-bf16", optimizer.grad_dtype = "bfloat16": ')
+    assert small.startswith('# 8 GB: needs optimizer.kind = "adamw-8bit", optimizer.grad_dtype = "bfloat16": ')
     assert large.startswith("# 80 GB: fits, ") and large.endswith(" of 79.2, 256 sequences at once")
