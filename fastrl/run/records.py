@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.results import evaluation_metrics, save_evaluation
+from fastrl.prompts.pieces import Pieces
 from fastrl.prompts.tokens import completion_texts
 from fastrl.records.jsonl import append_jsonl
 from fastrl.records.metrics import MetricsLog
@@ -46,6 +47,7 @@ class Records:
         self._log = MetricsLog(folder.path, sinks=config.run.sinks, config=settings, resume_step=resume_step)
         self._rollouts = RolloutFiles(folder.path / "rollouts", config.run.rollouts_mib, say)
         self._tokenizer = copy.deepcopy(tokenizer)  # two threads that use one may meet in its truncation settings
+        self._pieces = Pieces(self._tokenizer)
         self._thread = WriterThread("records", MOST_UNWRITTEN)
         self.check, self.wait, self.fence = self._thread.check, self._thread.wait, self._thread.fence
 
@@ -59,8 +61,10 @@ class Records:
 
         def write() -> None:
             self._log.log(batch.step, metrics)
-            texts = completion_texts(self._tokenizer, batch.scored)
-            self._rollouts.write_step(batch.step, batch.scored, batch.problems, texts)
+            scored = batch.scored
+            texts = completion_texts(self._tokenizer, scored)
+            pieces = [self._pieces.of(scored.completion(i).tolist()) for i in range(len(scored))]
+            self._rollouts.write_step(batch.step, scored, batch.problems, texts, pieces)
 
         self._later(f"the records of step {batch.step}", write)
 

@@ -13,6 +13,7 @@ from fastrl.learning.objectives import SIGN_OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
 from fastrl.process.interrupts import Interrupts
+from fastrl.process.memory import memory_metrics
 from fastrl.process.ranks import ALONE, Ranks, joined
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import Watchdog, alive
@@ -174,7 +175,8 @@ class Run:
             metrics = trainer.learn(batch) | {"lr": self.parts.optimizer.lr}
             self.completed_step, self.position = step, trainer.prompts.position
             self.is_moving = False
-            metrics |= trainer.publish(batch)
+            batch = trainer.rescored(batch)
+            metrics |= trainer.publish(batch) | memory_metrics(self.parts.policy.device)
             if self.records:
                 self.records.step(batch, metrics)
         self._announce(batch.rollouts)
