@@ -1,4 +1,4 @@
-"""The command line: `fastrl train | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor`.
+"""The command line: `fastrl train | watch | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor`.
 
 Heavy imports happen in the commands.
 """
@@ -61,6 +61,22 @@ class CompareCommand(WithPaths):
     """Run folders or evaluation files over the same problems; differences are to the first."""
     output: Path = Path("comparison")
     """PATH.png and PATH.html are written."""
+
+
+@dataclass(frozen=True)
+class WatchCommand(WithPaths):
+    """A page of a run, live while it goes on: fastrl watch RUN [RUN] [--port N]; in a terminal: fastrl watch RUN --text"""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """One run folder, or two that are drawn together."""
+    port: int = 0
+    """Of http://127.0.0.1:PORT/; 0: one that is free."""
+    text: bool = False
+    """A live view in the terminal instead of a page."""
+    once: bool = False
+    """With --text: say it once and end."""
+    report: bool = False
+    """Write RUN/report.html and end, as a run does by itself when it ends."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +212,13 @@ def _compare(arguments: list[str]) -> None:
     print(compare(list(command.runs), command.output))
 
 
+def _watch(arguments: list[str]) -> None:
+    command = tyro.cli(WatchCommand, args=arguments, prog="fastrl watch")
+    from fastrl.watch.watch import watch
+
+    watch(list(command.runs), command.port, is_text=command.text, is_once=command.once, is_report=command.report)
+
+
 def _ledger(arguments: list[str]) -> None:
     command = tyro.cli(LedgerCommand, args=arguments, prog="fastrl ledger")
     from fastrl.ledger.tables import ledger_text
@@ -272,6 +295,7 @@ def _doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
+    "watch": _watch,
     "warmup": _warmup,
     "eval": _eval,
     "compare": _compare,
