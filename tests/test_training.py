@@ -127,7 +127,8 @@ def test_resume_continues_bitwise(finished, countdown_folder, tmp_path):
     assert (folder / "checkpoints" / "damaged-step-000004.0").is_dir()
     first, second = ((f / "metrics.jsonl").read_text().splitlines()[4] for f in (finished, folder))
     untimed = [
-        {k: v for k, v in json.loads(x).items() if not k.startswith(("time/", "throughput", "memory/"))} for x in (first, second)
+        {k: v for k, v in json.loads(x).items() if not k.startswith(("time/", "throughput", "memory/"))}
+        for x in (first, second)
     ]
     assert untimed[0] == untimed[1]
 

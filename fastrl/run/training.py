@@ -28,6 +28,7 @@ from fastrl.run.parts import build_parts
 from fastrl.run.preflight import Preflight, check_everything
 from fastrl.run.records import Records
 from fastrl.run.resumption import Beginning, resumption
+from fastrl.watch.report import write_report
 
 
 def train(config: TrainConfig, *, resume: bool = False, accept_changes: bool = False) -> Path:
@@ -118,6 +119,7 @@ class Run:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
             self.writer.wait()
             self._finish_records()
+            self._write_report()
         except BaseException as error:
             self._save_before(error)
             raise
@@ -154,7 +156,7 @@ class Run:
             return  # the other ranks may not come to a common checkpoint
         else:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
-            actions += [self._save_checkpoint, self.writer.wait]
+            actions += [self._save_checkpoint, self.writer.wait, self._write_report]
         for action in actions:
             try:
                 action()
@@ -263,3 +265,9 @@ class Run:
         """Return when everything but checkpoints is on disk. OSError if a record could not be written."""
         if self.records:
             self.records.wait()
+
+    def _write_report(self) -> None:
+        """The run as one page, report.html, of what is on disk by then."""
+        alive("report")
+        if self.records:
+            write_report(self.folder.path)

@@ -112,7 +112,9 @@ class WatchServer(ThreadingHTTPServer):
             file = next((f for f in run.evaluation_files() if f.stem == asked.get("name")), None)
             if file is None:
                 raise LookupError("there is no such evaluation")
-            return completions_page(load_kept(file), asked.whole("offset"), asked.get("text", ""), asked.get("which", ""))
+            return completions_page(
+                load_kept(file), asked.whole("offset"), asked.get("text", ""), asked.get("which", "")
+            )
         raise KeyError(path)
 
 

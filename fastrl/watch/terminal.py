@@ -26,7 +26,12 @@ SHOWN = {
     "memory/resident_gib": "resident GiB",
     "memory/gpu_peak_gib": "GPU peak GiB",
 }
-MOVED = {"left_penalised": "left the penalised", "to_correct": "correct", "to_other_wrong": "other wrong", "to_rest": "rest"}
+MOVED = {
+    "left_penalised": "left the penalised",
+    "to_correct": "correct",
+    "to_other_wrong": "other wrong",
+    "to_rest": "rest",
+}
 
 
 def show(paths: Sequence[Path], *, is_once: bool) -> None:
