@@ -1,4 +1,5 @@
-"""The command line: `fastrl train | watch | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor`.
+"""The command line: `fastrl train | watch | warmup | eval | compare | ledger | verify | audit | plan | settings |
+doctor`.
 
 Heavy imports happen in the commands.
 """
@@ -65,7 +66,7 @@ class CompareCommand(WithPaths):
 
 @dataclass(frozen=True)
 class WatchCommand(WithPaths):
-    """A page of a run, live while it goes on: fastrl watch RUN [RUN] [--port N]; in a terminal: fastrl watch RUN --text"""
+    """A page of a run, live while it goes on: fastrl watch RUN [RUN] [--port N]; --text: in this terminal"""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """One run folder, or two that are drawn together."""

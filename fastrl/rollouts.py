@@ -27,8 +27,9 @@ class Rollouts:
     `tasks.correctness`), NaN where the verifier broke. penalties_R ≤ 0: added to rewards where these are compared.
     credits_N: the signed advantage of each token. old_logprobs_N: before the first update. ref_logprobs_N: of the
     reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. updated_logprobs_N: after it.
-    importance_weights_N: factors of the credit. In conversations alone: turns_N int16, k ≥ 1 in the model's turn k, −k in the reply to it, and
-    turn_rewards_N float32, what the environment says that a turn is worth by itself: NaN where it says nothing.
+    importance_weights_N: factors of the credit. In conversations alone: turns_N int16, k ≥ 1 in the model's turn k, −k
+    in the reply to it, and turn_rewards_N float32, what the environment says that a turn is worth by itself: NaN where
+    it says nothing.
     """
 
     tokens_T: np.ndarray

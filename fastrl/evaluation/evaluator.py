@@ -55,7 +55,7 @@ class Evaluator:
     max_new_tokens: int
 
     def run(self, problems: Sequence[Problem], config: EvaluationConfig) -> dict:
-        """The evaluation as a JSON-able dict; its `completions` are those that are kept. ValueError for an empty split."""
+        """The evaluation as a JSON-able dict; `completions`: those that are kept. ValueError for an empty split."""
         if not problems:
             name = self.arena.task.name
             raise ValueError(f"task '{name}' has no problems in split '{config.split}': nothing to evaluate")

@@ -67,7 +67,7 @@ function lineChart(options, series) {
 function withoutTwins(series) {
   const found = [];
   for (const one of series) {
-    const twin = found.find(other => !other.isDashed && !one.isDashed && JSON.stringify(other.points) === JSON.stringify(one.points));
+    const twin = found.find(other => other.isDashed === one.isDashed && JSON.stringify(other.points) === JSON.stringify(one.points));
     if (twin) twin.name += ` = ${one.name}`;
     else found.push(one);
   }
