@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its debugging pipe: nothing to install beside the browser, nothing on the network."""
+"""A headless Chromium, driven over its debugging pipe: nothing beside the browser, nothing on the network."""
 
 import base64
 import json
@@ -107,11 +107,8 @@ class Browser:
         """Until the expression is true."""
         end = time.monotonic() + PATIENCE_S
         while not self.evaluate(f"!!({script})"):
-            assert time.monotonic() < end, (
-                script,
-                self.problems,
-                self.evaluate("document.body.innerText.slice(0, 2000)"),
-            )
+            seen = "document.body.innerText.slice(0, 2000)"
+            assert time.monotonic() < end, (script, self.problems, self.evaluate(seen))
             time.sleep(0.05)
 
     def look(self, width: int, height: int, *, is_dark: bool = False) -> None:

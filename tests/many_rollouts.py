@@ -1,4 +1,4 @@
-"""A folder of as many rollouts as asked for, as a run writes them: 64 a step, with known numbers of what filters find."""
+"""A folder of as many rollouts as asked for, as a run writes them: 64 a step, of which filters find known numbers."""
 
 import gzip
 import json

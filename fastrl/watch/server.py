@@ -1,4 +1,4 @@
-"""`fastrl watch`: the page of one or two runs on 127.0.0.1. Answers are computed from the run folder; it writes nothing.
+"""`fastrl watch`: the page of one or two runs on 127.0.0.1. It reads the run folder and writes nothing.
 
 No request names a file: a run is a number, a rollout a step and a line, an evaluation one of those that were listed.
 A request under another host name is refused, so that no web page can make a browser ask on its behalf (DNS rebinding).
