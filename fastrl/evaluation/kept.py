@@ -14,6 +14,14 @@ from fastrl.records.jsonl import as_json, dump_line, read_jsonl
 SUFFIX = ".completions.jsonl.gz"
 
 
+def prompt_text(prompt: object) -> str:
+    """A prompt as text: of a chat, a line with its role before each message."""
+    if isinstance(prompt, list):
+        turns = [message for message in prompt if isinstance(message, dict)]
+        return "\n".join(f"[{turn.get('role', '')}]\n{turn.get('content', '')}" for turn in turns)
+    return "" if prompt is None else str(prompt)
+
+
 def kept_path(evaluation: Path) -> Path:
     """Where the completions of an evaluation's file are."""
     return evaluation.with_name(evaluation.name.removesuffix(".json") + SUFFIX)

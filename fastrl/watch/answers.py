@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from fastrl.watch.rollout_view import NUM_PROMPT_CHARS, prompt_text
+from fastrl.evaluation.kept import prompt_text
+from fastrl.watch.rollout_view import NUM_PROMPT_CHARS
 
 ROWS_A_PAGE, NUM_CHARS = 50, 20_000
 WHICH = {"": None, "correct": True, "wrong": False}

@@ -2,19 +2,11 @@
 
 from collections.abc import Sequence
 
+from fastrl.evaluation.kept import prompt_text
+
 NUM_TOKENS, NUM_CHARS, NUM_PROMPT_CHARS = 20_000, 200_000, 50_000
 DIGITS = 4
 PLAIN = ("problem_id", "reward", "penalty", "reason", "advantage", "finish_reason", "group", "weight_version")
-
-
-def prompt_text(prompt: object) -> str:
-    """A prompt as text: of a chat, a line with its role before each message."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list):
-        turns = [m for m in prompt if isinstance(m, dict)]
-        return "\n".join(f"[{m.get('role', '')}]\n{m.get('content', '')}" for m in turns)
-    return "" if prompt is None else str(prompt)
 
 
 def shown(row: dict, num_tokens: int = NUM_TOKENS, num_chars: int = NUM_CHARS) -> dict:

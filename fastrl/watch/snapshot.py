@@ -1,14 +1,13 @@
 """All of a run but its rollouts, as JSON of a bounded size: what the page and the terminal's view show."""
 
 import json
-import math
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastrl.config.flat import flat_config
 from fastrl.evaluation.kept import kept_path
 from fastrl.records.jsonl import read_jsonl
-from fastrl.watch.series import Series
+from fastrl.records.series import Series
 
 MOST_POINTS = 600  # of a curve
 MOST_MEASUREMENTS = 300  # of the ledger
@@ -76,36 +75,6 @@ def signature(path: Path) -> tuple[int, ...]:
     except FileNotFoundError:
         return ()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def flat_config(path: Path) -> dict[str, object]:
-    """section.key → value, whatever the version that wrote it. ValueError for a broken file."""
-    try:
-        return dict(_flat(tomllib.loads(path.read_text(encoding="utf-8-sig"))))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _flat(section: dict, name: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{name}{key}.")
-        else:
-            yield f"{name}{key}", _plain(value)
-
-
-def _plain(value: object) -> object:
-    """What JSON can say as it is, the rest as text."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    is_said = isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
-    return value if is_said else str(value)
-
-
-def config_differences(first: dict[str, object], second: dict[str, object]) -> list[tuple[str, object, object]]:
-    """(setting, first, second) of those that differ; None where a config has no such setting."""
-    names = dict.fromkeys([*first, *second])
-    return [(n, first.get(n), second.get(n)) for n in names if first.get(n) != second.get(n)]
 
 
 def _evaluation(path: Path) -> dict:
