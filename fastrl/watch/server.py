@@ -62,16 +62,16 @@ class WatchServer(ThreadingHTTPServer):
     def __init__(self, paths: Sequence[Path], port: int):
         self.runs = [RunView(path) for path in paths]
         self._lock, self._stop, self._stack = threading.Lock(), threading.Event(), ExitStack()
+        self.indexes = [RolloutIndex(path / "rollouts") for path in paths]
+        for index in self.indexes:
+            self._stack.callback(index.close)
+        self._looker = threading.Thread(target=self._look, name="index", daemon=True)
         try:
             super().__init__((HOST, port), Handler)
         except OverflowError:
             raise ValueError(f"port = {port}: a port is a number from 0 to 65535") from None
         except OSError as error:
             raise OSError(f"port {port} cannot be used ({error.strerror}); --port 0 takes one that is free") from None
-        self.indexes = [RolloutIndex(path / "rollouts") for path in paths]
-        for index in self.indexes:
-            self._stack.callback(index.close)
-        self._looker = threading.Thread(target=self._look, name="index", daemon=True)
         self._looker.start()
 
     def _look(self) -> None:
@@ -87,7 +87,8 @@ class WatchServer(ThreadingHTTPServer):
     def server_close(self) -> None:
         super().server_close()
         self._stop.set()
-        self._looker.join()
+        if self._looker.is_alive():  # it is not where the port was taken
+            self._looker.join()
         self._stack.close()
 
     def snapshots(self, versions: str) -> list[dict | None]:

@@ -1,5 +1,6 @@
 """All of a run but its rollouts, as JSON of a bounded size: what the page and the terminal's view show."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,10 @@ class RunView:
         return self.path.resolve().name
 
     def version(self) -> str:
-        """Changes when the snapshot may have changed."""
+        """Changes when the snapshot may have changed. Hexadecimal digits."""
         files = [self.path / name for name in ("config.toml", "metrics.jsonl", "ledger.jsonl")]
         files += [*self.evaluation_files(), *map(kept_path, self.evaluation_files())]
-        return "-".join(str(signature(path)) for path in files)
+        return hashlib.sha256(repr([signature(path) for path in files]).encode()).hexdigest()[:32]
 
     def evaluation_files(self) -> list[Path]:
         return sorted((self.path / "eval").glob("*.json"))

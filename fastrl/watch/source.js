@@ -37,7 +37,7 @@ const embedded = {
     const rows = found.slice(offset, offset + limit).map(row => ({
       ...row, problem: row.problem_id, snippet: row.pieces.join("").slice(0, 160),
     }));
-    return { total: found.length, rows, ...EMBEDDED.rollouts };
+    return { ...EMBEDDED.rollouts, total: found.length, rows };
   },
   async rollout(run, wanted) {
     return EMBEDDED.rollouts.rows.find(row => row.step === wanted.step && row.line === wanted.line);
