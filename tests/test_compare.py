@@ -105,7 +105,7 @@ def test_evaluations_keep_the_first_completions_of_each_problem(evaluations, tmp
     save_evaluation({"completions": []}, tmp_path / "x.json")  # an evaluation of this name that kept none
     assert load_kept(tmp_path / "x.json") == [] and not kept_path(tmp_path / "x.json").exists()
     kept_path(hot).with_name("broken.completions.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="broken.completions.jsonl.gz is not a file of completions"):
+    with pytest.raises(ValueError, match=r"broken\.completions\.jsonl\.gz is not a file of completions"):
         load_kept(hot.with_name("broken.json"))
 
 

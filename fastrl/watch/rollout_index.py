@@ -11,7 +11,9 @@ import sqlite3
 import tempfile
 import threading
 import zlib
+from array import array
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fastrl.watch.rollout_view import mean_credit
@@ -19,6 +21,7 @@ from fastrl.watch.snapshot import signature
 
 SEARCHED_CHARS, SNIPPET_CHARS = 20_000, 160
 MOST_ROWS = 200  # of one answer
+MOST_LINES = 1 << 20  # of a file: a place is step · MOST_LINES + line
 ORDERS = {
     "newest": "step DESC, line",
     "oldest": "step, line",
@@ -34,6 +37,8 @@ CREATE TABLE rollout (step INTEGER, line INTEGER, problem TEXT, reward REAL, cre
                       PRIMARY KEY (step, line)) WITHOUT ROWID;
 CREATE TABLE body (step INTEGER, line INTEGER, text TEXT, PRIMARY KEY (step, line));
 """
+LISTING = f"""SELECT step, line, problem, reward, credit, tokens, reason, substr(text, 1, {SNIPPET_CHARS})
+FROM rollout JOIN body USING (step, line)"""
 LISTED = ("step", "line", "problem", "reward", "credit", "tokens", "reason", "snippet")
 
 
@@ -87,6 +92,8 @@ class RolloutIndex:
         self._connection = sqlite3.connect(Path(self._scratch.name) / "index.db", check_same_thread=False)
         self._connection.executescript(TABLES)
         self._known: dict[int, tuple] = {}
+        self._num_changes, self._found = 0, array("q")
+        self._answered: tuple[Filter, int] | None = None
         self.num_files = 0
         self.unreadable: dict[int, str] = {}
 
@@ -114,7 +121,8 @@ class RolloutIndex:
         self.unreadable.pop(step, None)
         try:
             with gzip.open(self.file(step), "rt", encoding="utf-8") as file:
-                rows = [_indexed(step, number, json.loads(line)) for number, line in enumerate(file)]
+                lines = enumerate(islice(file, MOST_LINES))
+                rows = [_indexed(step, number, json.loads(line)) for number, line in lines]
         except FileNotFoundError:
             rows = []
         except (OSError, EOFError, ValueError, zlib.error, AttributeError) as error:
@@ -123,6 +131,7 @@ class RolloutIndex:
 
     def _replace(self, step: int, rows: list[tuple]) -> None:
         with self._lock, self._connection as connection:
+            self._num_changes += 1
             for table in ("rollout", "body"):
                 connection.execute(f"DELETE FROM {table} WHERE step = ?", (step,))
             connection.executemany("INSERT INTO rollout VALUES (?, ?, ?, ?, ?, ?, ?)", [row[:-1] for row in rows])
@@ -132,19 +141,23 @@ class RolloutIndex:
         """`total` rollouts that are found, and `rows` of them from `offset` on. ValueError for an unknown order."""
         if asked.order not in ORDERS:
             raise ValueError(f"order = {asked.order!r}; known: {', '.join(ORDERS)}")
-        condition, values = asked.sql()
-        source = "rollout" if not asked.text else "rollout JOIN body USING (step, line)"
-        keys = f"SELECT step, line FROM {source} WHERE {condition} ORDER BY {ORDERS[asked.order]} LIMIT ? OFFSET ?"
-        columns = ", ".join(LISTED[:-1])
-        query = (
-            f"SELECT {columns}, substr(text, 1, {SNIPPET_CHARS}) FROM ({keys}) JOIN rollout USING (step, line) "
-            f"JOIN body USING (step, line) ORDER BY {ORDERS[asked.order]}"
-        )
+        one = f"{LISTING} WHERE step = ? AND line = ?"
         with self._lock:
-            total = self._connection.execute(f"SELECT count(*) FROM {source} WHERE {condition}", values).fetchone()[0]
-            found = self._connection.execute(query, [*values, min(limit, MOST_ROWS), offset]).fetchall()
+            found = self._places(asked)
+            places = found[offset : offset + min(limit, MOST_ROWS)]
+            rows = [self._connection.execute(one, divmod(place, MOST_LINES)).fetchone() for place in places]
         state = {"num_indexed": self.num_indexed, "num_files": self.num_files, "num_unreadable": len(self.unreadable)}
-        return {"total": total, "rows": [dict(zip(LISTED, row, strict=True)) for row in found], **state}
+        return {"total": len(found), "rows": [dict(zip(LISTED, row, strict=True)) for row in rows], **state}
+
+    def _places(self, asked: Filter) -> array:
+        """All that is found, in order; remembered until the folder or the question changes: pages follow each other."""
+        if self._answered != (asked, self._num_changes):
+            condition, values = asked.sql()
+            source = "rollout JOIN body USING (step, line)" if asked.text else "rollout"
+            query = f"SELECT step * {MOST_LINES} + line FROM {source} WHERE {condition} ORDER BY {ORDERS[asked.order]}"
+            self._found = array("q", (place for (place,) in self._connection.execute(query, values)))
+            self._answered = asked, self._num_changes
+        return self._found
 
     def row(self, step: int, line: int) -> dict | None:
         """A whole line of a file; None where it is not there, or not any more."""
