@@ -79,7 +79,7 @@ def test_warmup_from_a_file(tmp_path, countdown_folder, capsys):
 def test_usage(capsys):
     assert main([]) == 2 and main(["--help"]) == 0 and main(["trian"]) == 2
     assert (
-        "train | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor"
+        "train | watch | warmup | eval | compare | ledger | verify | audit | plan | settings | doctor"
         in capsys.readouterr().out
     )
     with pytest.raises(SystemExit) as stop:
