@@ -26,9 +26,10 @@ class Rollouts:
     index of the prompt among those that were asked for. rewards_R float64: what the verdict counts as (see
     `tasks.correctness`), NaN where the verifier broke. penalties_R ≤ 0: added to rewards where these are compared.
     credits_N: the signed advantage of each token. old_logprobs_N: before the first update. ref_logprobs_N: of the
-    reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. importance_weights_N: factors of
-    the credit. In conversations alone: turns_N int16, k ≥ 1 in the model's turn k, −k in the reply to it, and
-    turn_rewards_N float32, what the environment says that a turn is worth by itself: NaN where it says nothing.
+    reference policy. policy_logprobs_N, entropy_N: the trainer's, before the update. updated_logprobs_N: after it.
+    importance_weights_N: factors of the credit. In conversations alone: turns_N int16, k ≥ 1 in the model's turn k, −k
+    in the reply to it, and turn_rewards_N float32, what the environment says that a turn is worth by itself: NaN where
+    it says nothing.
     """
 
     tokens_T: np.ndarray
@@ -50,6 +51,7 @@ class Rollouts:
     ref_logprobs_N: np.ndarray | None = None
     policy_logprobs_N: np.ndarray | None = None
     entropy_N: np.ndarray | None = None
+    updated_logprobs_N: np.ndarray | None = None
     importance_weights_N: np.ndarray | None = None
     turns_N: np.ndarray | None = None
     turn_rewards_N: np.ndarray | None = None

@@ -176,6 +176,15 @@ class Trainer:
             warnings.append(metrics.pop("warnings", ""))
         return metrics | ({"warnings": "; ".join(filter(None, warnings))} if any(warnings) else {})
 
+    def rescored(self, batch: Batch) -> Batch:
+        """With the scored rollouts' log-probs after the update, every `run.rescored_every` steps."""
+        every = self.config.run.rescored_every
+        if not every or batch.step % every:
+            return batch
+        with self.watch("rescore"):
+            logprobs_N, _ = score(self.arena.policy, batch.scored, self.config.batch.micro_batch_tokens)
+        return replace(batch, scored=replace(batch.scored, updated_logprobs_N=logprobs_N))
+
     def publish(self, batch: Batch) -> dict[str, float]:
         """Hand the moved weights to the sampler; returns the metrics of the step besides those of the update."""
         with self.watch("publish"):

@@ -27,7 +27,7 @@ LAYERS = [
     {"sampling", "records"},
     {"sample_and_judge", "learners"},
     {"update", "evaluation", "warmup", "doctor", "plan", "ledger", "audit"},
-    {"trainer", "hub"},
+    {"trainer", "hub", "watch"},
     {"run"},
     {"cli"},
 ]

@@ -144,7 +144,7 @@ def test_the_oldest_rollouts_go_when_there_is_no_more_room(tmp_path):
         files = RolloutFiles(tmp_path, 1, said.append)
         for step in range(start, start + 3):
             text = "".join(map(chr, generator.choices(range(33, 127), k=500_000)))
-            files.write_step(step, rollouts, [Problem("p", "1", {})], [text])
+            files.write_step(step, rollouts, [Problem("p", "1", {})], [text], [["a", "b"]])
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-00000{n}.jsonl.gz" for n in (5, 6)]
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 1 << 20
     assert len(said) == 2 and "has reached run.rollouts_mib = 1: from step-000001.jsonl.gz on" in said[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastrl.cli import main
 from fastrl.config.files import to_toml
@@ -48,7 +50,8 @@ def config_of(folder: Path, model: Path, **run) -> TrainConfig:
         evaluation=EvaluationConfig(every=2, num_samples=4),
         run=RunConfig(
             folder=str(folder),
-            **{"num_steps": NUM_STEPS, "checkpoint_every": 2, "scored_rollouts": 5, "sinks": ()} | run,
+            **{"num_steps": NUM_STEPS, "checkpoint_every": 2, "scored_rollouts": 5, "rescored_every": 2, "sinks": ()}
+            | run,
         ),
     )
 
@@ -97,6 +100,33 @@ def test_rollouts_are_written_with_both_log_probs(finished):
         assert len(row["trainer_logprobs"]) == len(row["completion_ids"]) == len(row["entropy"])
 
 
+def test_log_probs_after_the_update_are_those_of_the_new_weights(finished):
+    model = AutoModelForCausalLM.from_pretrained(finished / "checkpoints" / "step-000002").float()
+    tokenizer = AutoTokenizer.from_pretrained(finished / "checkpoints" / "step-000002")
+    for row in read_jsonl(finished / "rollouts" / "step-000002.jsonl.gz"):
+        prompt, completion = tokenizer(row["prompt"]).input_ids, row["completion_ids"]
+        with torch.no_grad():
+            table = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = table.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
+        assert row["updated_logprobs"] == pytest.approx(expected, abs=1e-4)
+        assert row["updated_logprobs"] != pytest.approx(row["trainer_logprobs"], abs=1e-4)
+    assert all("updated_logprobs" not in row for row in read_jsonl(finished / "rollouts" / "step-000001.jsonl.gz"))
+
+
+def test_a_run_ends_with_a_report_of_itself(finished):
+    (text,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', (finished / "report.html").read_text()
+    )
+    data = json.loads(text)
+    (run,) = data["runs"]
+    assert run["last_step"] == NUM_STEPS and len(run["metrics"]["entropy/mean"]) == NUM_STEPS
+    assert [e["name"] for e in run["evaluations"]] == ["validation-000002", "test", "validation-000004"]
+    assert len(data["rollouts"]["rows"]) == 5 * NUM_STEPS
+    assert data["completions"].keys() == {"test", "validation-000002", "validation-000004"}
+    assert data["completions"]["test"]["total"] == 3 * 4
+    assert min(run["metrics"]["memory/resident_gib"]) > 0.05
+
+
 def test_checkpoints_load_in_transformers_and_hold_no_pickle(finished):
     names = sorted(p.name for p in (finished / "checkpoints").iterdir())
     assert names == ["best", "step-000002", "step-000004"]
@@ -127,7 +157,8 @@ def test_resume_continues_bitwise(finished, countdown_folder, tmp_path):
     assert (folder / "checkpoints" / "damaged-step-000004.0").is_dir()
     first, second = ((f / "metrics.jsonl").read_text().splitlines()[4] for f in (finished, folder))
     untimed = [
-        {k: v for k, v in json.loads(x).items() if not k.startswith(("time/", "throughput"))} for x in (first, second)
+        {k: v for k, v in json.loads(x).items() if not k.startswith(("time/", "throughput", "memory/"))}
+        for x in (first, second)
     ]
     assert untimed[0] == untimed[1]
 

@@ -177,6 +177,10 @@ def test_a_run_plays_and_says_how(finished):
         assert all(game["completion"].replace("<eos>", "e")[i] in "+-" for i, yes in enumerate(is_reply) if yes) or (
             "<" in game["completion"]
         )
+        assert [turn < 0 for turn in game["turns"]] == is_reply
+        own = {credit for credit, reply in zip(game["credits"], is_reply, strict=True) if not reply}
+        assert own == {game["advantage"]} and "".join(game["pieces"]) == game["completion"]
+        assert {credit for credit, reply in zip(game["credits"], is_reply, strict=True) if reply} <= {0.0}
     assert any(any(value is None for value in game["sampler_logprobs"]) for game in games)
     assert {game["reason"] for game in games} <= {"ok", "wrong", "syntax", "no guess", "truncated"}
 

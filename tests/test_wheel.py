@@ -21,6 +21,7 @@ def test_the_wheel_works_away_from_the_repository(tmp_path):
         archive.extractall(site)
     assert sorted(p.name.split("-")[0] for p in site.iterdir()) == ["fastrl", "fastrl"]
     assert (site / "fastrl" / "evaluation" / "comparison.html").is_file()
+    assert {p.suffix for p in (site / "fastrl" / "watch").iterdir()} == {".py", ".html", ".css", ".js"}
     code = (
         "import fastrl, fastrl._native, fastrl.kernels.native as n, torch;"
         "print(fastrl.__file__, fastrl._native.__file__);"

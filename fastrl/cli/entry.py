@@ -12,6 +12,7 @@ from fastrl.cli.planning import doctor_command, plan_command, settings_command, 
 from fastrl.cli.quiet import is_main_rank, without_torchao_noise
 from fastrl.cli.sharing import push_command
 from fastrl.cli.training import train_command, warmup_command
+from fastrl.cli.watching import watch_command
 from fastrl.config.annotations import nearest
 from fastrl.process.interrupts import Interrupts
 from fastrl.run.divergence import DivergedError
@@ -21,6 +22,7 @@ from fastrl.tasks.verifier.pool import VerifierError
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "init": init_command,
     "train": train_command,
+    "watch": watch_command,
     "warmup": warmup_command,
     "eval": eval_command,
     "compare": compare_command,

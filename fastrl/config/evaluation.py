@@ -46,4 +46,6 @@ class EvaluationConfig:
     """Longest completion; 0: the training sampler's limit."""
     seed: Seed = 1234
     """Seed of its completions: every evaluation of a run draws with it."""
+    kept_completions: Natural = 4
+    """Completions a problem, the first ones drawn, that are kept beside the evaluation's file; 0: none."""
     belief: BeliefConfig = field(default_factory=BeliefConfig)

@@ -228,6 +228,8 @@ class RunConfig(WithPaths):
     rewards are not 0 or 1."""
     scored_rollouts: Natural = 64
     """Rollouts a step, a fixed random sample, that are scored for entropy and |Δlogp| and written to rollouts/."""
+    rescored_every: Natural = 10
+    """Score these rollouts again after the update every n steps, for the change of each token's log-prob; 0: never."""
     rollouts_mib: Natural = 4096
     """Room for rollouts/, in MiB: beyond it the oldest steps are deleted, which is said; 0: no limit."""
     max_nonfinite_steps: Natural = 3

@@ -1,5 +1,7 @@
 """`fastrl compare`: evaluations of the same problems side by side, as one figure and one page that needs no network.
 
+Of run folders the page has training curves and the settings that differ, of evaluations that kept completions these.
+
 Differences are to the first evaluation, paired by problem. Their 95 % bootstrap intervals over problems say what other
 problems of the kind would change, not what another training seed would.
 """
@@ -11,7 +13,9 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from fastrl.evaluation.panels import pass_panels, style
 from fastrl.evaluation.results import load_evaluation
+from fastrl.evaluation.side_by_side import answered, config_rows, run_of, training_panels
 from fastrl.records.plot import plot_pass_at_k
 from fastrl.records.tables import difference_table, difference_text, pass_table
 from fastrl.statistics import Interval, paired_pass_difference, solved_and_lost
@@ -26,6 +30,7 @@ SCALARS = {
     "truncated_share": "truncated share",
 }
 CALIBRATION = ("stated_share", "brier", "ece", "auroc")
+FEW = 3  # evaluations whose bands can be told apart in one figure
 PAGE = Path(__file__).with_name("comparison.html")  # a Jinja template
 
 
@@ -90,16 +95,28 @@ def compare(runs: list[Path], output: Path) -> str:
         if path.exists():
             raise ValueError(f"{path} exists; a comparison overwrites nothing: choose another --output")
     names = names_of(runs)
-    evaluations = {n: load_evaluation(find_evaluation(p)) for n, p in zip(names, runs, strict=True)}
+    files = {n: find_evaluation(p) for n, p in zip(names, runs, strict=True)}
+    evaluations = {n: load_evaluation(file) for n, file in files.items()}
     found = differences(evaluations)
     plot_pass_at_k(evaluations, figure)
-    page.write_text(page_of(evaluations, found, figure.read_bytes()), encoding="utf-8")
+    folders = {n: folder for n, path in zip(names, runs, strict=True) if (folder := run_of(path))}
+    beside = {
+        "training": training_panels(folders),
+        "settings": config_rows(folders),
+        "folders": list(folders),
+        "answered": answered(files, [problem for d in found for problem in (*d.newly_solved, *d.lost)]),
+    }
+    text = page_of(evaluations, found, figure.read_bytes(), beside)
+    page.write_text(text, encoding="utf-8", errors="replace")
     pairs = {f"{d.name} − {names[0]}": (evaluations[d.name], evaluations[names[0]]) for d in found}
     return f"{pass_table(evaluations)}\n{difference_table(pairs)}\nfigure: {figure}\npage: {page}"
 
 
-def page_of(evaluations: dict[str, dict], found: list[Difference], png: bytes) -> str:
-    """The page as HTML. Names and problem ids are escaped; the figure is part of the text."""
+def page_of(evaluations: dict[str, dict], found: list[Difference], png: bytes, beside: dict) -> str:
+    """The page as HTML. Whatever comes from outside is escaped; the figure is part of the text.
+
+    beside: `training`, `settings`, `folders` and `answered`, from `side_by_side`.
+    """
     ks = sorted({int(k) for e in evaluations.values() for k in e["pass_at_k"]})
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "points": _points, "number": _number}
@@ -110,6 +127,9 @@ def page_of(evaluations: dict[str, dict], found: list[Difference], png: bytes) -
         scalars={key: label for key, label in SCALARS.items() if any(key in e for e in evaluations.values())},
         calibration=CALIBRATION if any(e.get("calibration") for e in evaluations.values()) else (),
         image=base64.b64encode(png).decode(),
+        bands=pass_panels(evaluations) if len(evaluations) > FEW else [],
+        styles={name: style(number) for number, name in enumerate(beside["folders"])},
+        **beside,
     )
 
 

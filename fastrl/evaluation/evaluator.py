@@ -3,7 +3,7 @@
 The JSON it writes: {"task", "num_problems", "num_samples", "reward": {"mean", "low", "high", "is_graded"}, "pass_at_k":
 {"1": {"mean", "low", "high"}, …}, "maj_at_k": same, "mean_length", "mean_token_entropy", "distinct_answers",
 "majority_share", "pass_slope", "calibration", "measures", "belief", "problems": [{"id", "num_correct", "num_samples"},
-…], …}.
+…], …}. What the model answered goes beside it: `kept`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from fastrl.evaluation.calibration import calibration
 from fastrl.evaluation.results import curve_as_json
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
-from fastrl.rollouts import Rollouts, decoded, encoded
+from fastrl.rollouts import Rollouts, decoded, encoded, text_column
 from fastrl.sample_and_judge import Arena
 from fastrl.sampling.protocol import SamplingSettings
 from fastrl.tasks import Problem, Task
@@ -33,7 +33,8 @@ NUM_ENTROPY_ROLLOUTS = 512  # a fixed random sample, of belief, too: means over 
 class Outcomes:
     """What the statistics need: columns over all rollouts, ordered by problem.
 
-    confidences_R: what completions state, NaN if they state nothing. scored: the rollouts whose entropy is measured.
+    confidences_R: what completions state, NaN if they state nothing. texts_R: of those that are kept, None for others.
+    scored: the rollouts whose entropy is measured.
     """
 
     rewards_R: np.ndarray
@@ -42,6 +43,7 @@ class Outcomes:
     lengths_R: np.ndarray
     is_truncated_R: np.ndarray
     confidences_R: np.ndarray
+    texts_R: np.ndarray
     scored: Rollouts
 
 
@@ -54,7 +56,7 @@ class Evaluator:
     max_new_tokens: int
 
     def run(self, problems: Sequence[Problem], config: EvaluationConfig) -> dict:
-        """The evaluation as a JSON-able dict. ValueError for an empty split."""
+        """The evaluation as a JSON-able dict; `completions`: those that are kept. ValueError for an empty split."""
         if not problems:
             name = self.arena.task.name
             raise ValueError(f"task '{name}' has no problems in split '{config.split}': nothing to evaluate")
@@ -69,6 +71,7 @@ class Evaluator:
         result["measures"] = self.arena.task.measured(outcomes.reasons_R[is_judged_R].tolist())
         if config.belief.probe:
             result["belief"] = measure_belief(self.arena, problems, outcomes.scored, config.belief)
+        result["completions"] = self._kept(problems, outcomes, config.num_samples)
         return result | {"wall_time_s": round(time.perf_counter() - start, 2)}
 
     def _outcomes(self, problems: Sequence[Problem], config: EvaluationConfig) -> Outcomes:
@@ -81,7 +84,8 @@ class Evaluator:
         columns, scored = [], []
         for block in self.arena.blocks(problems, self._settings(config), seeds):
             numbers = block.groups_R * n + np.arange(len(block)) % n
-            columns.append(_columns(block, self.arena.task) | {"numbers": numbers})
+            is_kept_R = numbers % n < config.kept_completions
+            columns.append(_columns(block, self.arena.task, is_kept_R) | {"numbers": numbers})
             scored.append(replace(block.take(is_scored_R[numbers]), texts_R=None))
         mine = {name: np.concatenate([block[name] for block in columns]) for name in columns[0]}
         everyones = [decoded(arrays) for arrays in ranks.gather_arrays(encoded(mine))]
@@ -101,6 +105,25 @@ class Evaluator:
 
     def _is_correct_R(self, outcomes: Outcomes) -> np.ndarray:
         return self.arena.correctness.are_correct(outcomes.rewards_R)
+
+    def _kept(self, problems: Sequence[Problem], outcomes: Outcomes, num_samples: int) -> list[dict]:
+        is_correct_R = self._is_correct_R(outcomes)
+        return [
+            {
+                "problem_id": problems[i // num_samples].id,
+                "prompt": problems[i // num_samples].prompt,
+                "sample": i % num_samples,
+                "completion": text,
+                "reward": None if np.isnan(outcomes.rewards_R[i]) else float(outcomes.rewards_R[i]),
+                "is_correct": bool(is_correct_R[i]),
+                "reason": outcomes.reasons_R[i],
+                "answer": outcomes.answers_R[i],
+                "num_tokens": int(outcomes.lengths_R[i]),
+                "finish_reason": "length" if outcomes.is_truncated_R[i] else "stop",
+            }
+            for i, text in enumerate(outcomes.texts_R)
+            if text is not None
+        ]
 
     def _summary(self, problems: Sequence[Problem], outcomes: Outcomes, config: EvaluationConfig) -> dict:
         n = config.num_samples
@@ -149,7 +172,7 @@ def _reward(rewards_PG: np.ndarray) -> dict | None:
     return dataclasses.asdict(interval) | {"is_graded": bool(is_graded)}
 
 
-def _columns(block: Rollouts, task: Task) -> dict[str, np.ndarray]:
+def _columns(block: Rollouts, task: Task, is_kept_R: np.ndarray) -> dict[str, np.ndarray]:
     confidences = [task.read_confidence(text) for text in block.texts_R]
     return {
         "rewards_R": block.rewards_R,
@@ -158,4 +181,5 @@ def _columns(block: Rollouts, task: Task) -> dict[str, np.ndarray]:
         "lengths_R": block.completion_lengths_R,
         "is_truncated_R": block.is_truncated_R,
         "confidences_R": np.array([np.nan if c is None else c for c in confidences], dtype=np.float64),
+        "texts_R": text_column(text if keep else None for text, keep in zip(block.texts_R, is_kept_R, strict=True)),
     }

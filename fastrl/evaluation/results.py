@@ -4,13 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+from fastrl.evaluation.kept import save_kept
 from fastrl.records.durable import write_file
 from fastrl.statistics import Interval
 
 
 def save_evaluation(evaluation: dict, path: Path) -> None:
-    """Write JSON that a power cut leaves whole."""
-    write_file(path, json.dumps(evaluation, indent=1))
+    """Write JSON that a power cut leaves whole, and the completions that were kept beside it, before it."""
+    save_kept(evaluation.get("completions", ()), path)
+    numbers = {name: value for name, value in evaluation.items() if name != "completions"}
+    write_file(path, json.dumps(numbers, indent=1))
 
 
 def load_evaluation(path: str | Path) -> dict:

@@ -1,7 +1,8 @@
 """The scored rollouts of each step as compressed JSON lines. Beyond a size limit the oldest steps are deleted.
 
 rollouts/step-NNNNNN.jsonl.gz, a line per rollout: `zcat` or Python's `gzip.open` reads them. Log-probs and entropies
-have five decimals.
+have five decimals, and are null for replies of an environment. `pieces` are the texts of the completion's tokens;
+`updated_logprobs`, where `run.rescored_every` asks for them, the trainer's after the step's update.
 """
 
 import gzip
@@ -32,14 +33,15 @@ class RolloutFiles:
         rollouts: Rollouts,
         problems: Sequence[Problem],
         texts: Sequence[str],
+        pieces: Sequence[Sequence[str]],
         parts: Sequence[str] = (),
     ) -> None:
         """Write a step's file, replacing an earlier one; it is on disk on return.
 
-        texts: of the completions. parts: names of the rewards that were added up.
+        texts, pieces: of the completions, and of the tokens of each. parts: names of the rewards that were added up.
         """
         path = self.folder / f"step-{step:06d}.jsonl.gz"
-        text = "".join(dump_line(as_json(row)) for row in _rows(rollouts, problems, texts, parts))
+        text = "".join(dump_line(as_json(row)) for row in _rows(rollouts, problems, texts, pieces, parts))
         write_file(path, gzip.compress(text.encode(), compresslevel=5, mtime=0))  # no date: equal runs, equal bytes
         self._bytes[path] = path.stat().st_size
         self._prune(path)
@@ -62,14 +64,15 @@ class RolloutFiles:
 
 
 def _rows(
-    rollouts: Rollouts, problems: Sequence[Problem], texts: Sequence[str], parts: Sequence[str]
+    rollouts: Rollouts,
+    problems: Sequence[Problem],
+    texts: Sequence[str],
+    pieces: Sequence[Sequence[str]],
+    parts: Sequence[str],
 ) -> Iterator[dict]:
-    """One row per rollout. `advantage` is the credit that its tokens share; if they differ, null beside `credits`.
-    `rewards`, where several were added up: each by its name, null where it gave nothing."""
+    """One row per rollout. `rewards`, where several were added up: each by its name, null where it gave nothing."""
     for i, text in enumerate(texts):
         problem, reward = problems[rollouts.groups_R[i]], rollouts.rewards_R[i]
-        credits = rollouts.of_rollout(i, rollouts.credits_N)
-        is_even = len(credits) == 0 or bool((credits == credits[0]).all())
         yield {
             "problem_id": problem.id,
             "prompt": problem.prompt,
@@ -78,16 +81,39 @@ def _rows(
             **({"rewards": dict(zip(parts, rollouts.parts_R[i].tolist(), strict=True))} if parts else {}),
             "penalty": float(rollouts.penalties_R[i]),
             "reason": rollouts.reasons_R[i],
-            "advantage": (float(credits[0]) if len(credits) else 0.0) if is_even else None,
-            **({} if is_even else {"credits": _rounded(credits)}),
+            **_credit(rollouts, i),
             "finish_reason": "length" if rollouts.is_truncated_R[i] else "stop",
             "group": int(rollouts.groups_R[i]),
             "weight_version": int(rollouts.weight_versions_R[i]),
             "completion_ids": rollouts.completion(i),
-            "sampler_logprobs": _rounded(rollouts.of_rollout(i, rollouts.sampler_logprobs_N)),
-            "trainer_logprobs": _rounded(rollouts.of_rollout(i, rollouts.policy_logprobs_N)),
-            "entropy": _rounded(rollouts.of_rollout(i, rollouts.entropy_N)),
+            "pieces": list(pieces[i]),
+            **_by_token(rollouts, i),
         }
+
+
+def _credit(rollouts: Rollouts, index: int) -> dict:
+    """`advantage` is the credit that the model's own tokens share; null beside `credits` if these differ.
+
+    Conversations have `credits` in any case: 0 for replies. `turns`: as in `Rollouts.turns_N`.
+    """
+    credits = rollouts.of_rollout(index, rollouts.credits_N)
+    turns = None if rollouts.turns_N is None else rollouts.of_rollout(index, rollouts.turns_N)
+    own = credits if turns is None else credits[turns > 0]
+    is_even = len(own) == 0 or bool((own == own[0]).all())
+    row: dict = {"advantage": (float(own[0]) if len(own) else 0.0) if is_even else None}
+    if not is_even or turns is not None:
+        row["credits"] = _rounded(credits)
+    return row if turns is None else row | {"turns": turns}
+
+
+def _by_token(rollouts: Rollouts, index: int) -> dict:
+    columns = {
+        "sampler_logprobs": rollouts.sampler_logprobs_N,
+        "trainer_logprobs": rollouts.policy_logprobs_N,
+        "updated_logprobs": rollouts.updated_logprobs_N,
+        "entropy": rollouts.entropy_N,
+    }
+    return {n: _rounded(rollouts.of_rollout(index, c)) for n, c in columns.items() if c is not None}
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ ends the run as any error does, with a checkpoint of the last finished step (wit
 there), and comes out of `train`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,8 @@ Answer = Literal["stop"] | None
 class StepEnd:
     """A finished step: its metrics as in metrics.jsonl, and all its rollouts, of all ranks.
 
-    rollouts.groups_R: the index of a rollout's problem in `problems`. Nothing of it may be written to.
+    rollouts.groups_R: the index of a rollout's problem in `problems`. end_ids: the tokens that end a completion and are
+    no part of its text. Nothing of it may be written to.
     """
 
     step: int
@@ -40,11 +41,12 @@ class StepEnd:
     problems: Sequence[Problem]
     rollouts: Rollouts
     tokenizer: PreTrainedTokenizerBase
+    end_ids: Collection[int]
 
     @cached_property
     def completions(self) -> list[str]:
         """The text of each rollout's completion. Decoded when it is asked for."""
-        return completion_texts(self.tokenizer, self.rollouts)
+        return completion_texts(self.tokenizer, self.rollouts, self.end_ids)
 
 
 class Callback:

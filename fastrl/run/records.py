@@ -8,11 +8,11 @@ again: a checkpoint is complete only when everything up to its step is on disk (
 import copy
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.results import evaluation_metrics, save_evaluation
+from fastrl.prompts.pieces import Pieces
 from fastrl.prompts.tokens import completion_texts
 from fastrl.records.jsonl import append_jsonl
 from fastrl.records.metrics import MetricsLog
@@ -45,9 +45,9 @@ class Records:
         settings = dataclasses.asdict(config)
         self._log = MetricsLog(folder.path, sinks=config.run.sinks, config=settings, resume_step=resume_step)
         self._rollouts = RolloutFiles(folder.path / "rollouts", config.run.rollouts_mib, say)
-        tokenizer = copy.deepcopy(arena.tokenizer)  # two threads that use one may meet in its truncation settings
-        self._texts = partial(completion_texts, tokenizer, end_ids=arena.end_ids)
-        self._parts = arena.task.parts
+        self._tokenizer = copy.deepcopy(arena.tokenizer)  # two threads that use one may meet in its truncation settings
+        self._end_ids, self._parts = arena.end_ids, arena.task.parts
+        self._pieces = Pieces(self._tokenizer)
         self._thread = WriterThread("records", MOST_UNWRITTEN)
         self.check, self.wait, self.fence = self._thread.check, self._thread.wait, self._thread.fence
 
@@ -61,7 +61,10 @@ class Records:
 
         def write() -> None:
             self._log.log(batch.step, metrics)
-            self._rollouts.write_step(batch.step, batch.scored, batch.problems, self._texts(batch.scored), self._parts)
+            scored = batch.scored
+            texts = completion_texts(self._tokenizer, scored, end_ids=self._end_ids)
+            pieces = [self._pieces.of(scored.completion(i).tolist()) for i in range(len(scored))]
+            self._rollouts.write_step(batch.step, scored, batch.problems, texts, pieces, self._parts)
 
         self._later(f"the records of step {batch.step}", write)
 

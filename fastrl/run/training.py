@@ -15,6 +15,7 @@ from fastrl.learning.objectives import SIGN_OBJECTIVES
 from fastrl.ledger.ledger import open_ledger
 from fastrl.policy.loading import resolve_device
 from fastrl.process.interrupts import Interrupts
+from fastrl.process.memory import memory_metrics
 from fastrl.process.ranks import ALONE, Ranks, joined
 from fastrl.process.seeds import seed_of
 from fastrl.process.watchdog import Watchdog, alive
@@ -31,6 +32,7 @@ from fastrl.run.preflight import Preflight, check_everything
 from fastrl.run.records import Records
 from fastrl.run.resumption import Beginning, resumption
 from fastrl.tasks.given import Given, with_given
+from fastrl.watch.report import write_report
 
 
 def train(
@@ -147,6 +149,7 @@ class Run:
                 self.progress.message(f"no evaluation at the end: task.{split} names no problems")
             self.writer.wait()
             self._finish_records()
+            self._write_report()
             self.callbacks.end(self.folder.path)
         except BaseException as error:
             self._save_before(error)
@@ -184,7 +187,7 @@ class Run:
             return  # the other ranks may not come to a common checkpoint
         else:
             self.progress.message(f"stopping ({error!r}): saving a checkpoint of step {self.completed_step}")
-            actions += [self._save_checkpoint, self.writer.wait]
+            actions += [self._save_checkpoint, self.writer.wait, self._write_report]
         for action in actions:
             try:
                 action()
@@ -205,14 +208,16 @@ class Run:
             metrics = trainer.learn(batch) | {"lr": self.parts.optimizer.lr}
             self.completed_step, self.position = step, trainer.prompts.position
             self.is_moving = False
-            metrics |= trainer.publish(batch)
+            batch = trainer.rescored(batch)
+            metrics |= trainer.publish(batch) | memory_metrics(self.parts.policy.device)
             if self.records:
                 self.records.step(batch, metrics)
         self._announce(batch.rollouts)
         self.progress.update(step, metrics)
         self.ranks.agree(lambda: self.divergence.check(step, metrics))
         self._record_ledger(batch.scored)
-        self.callbacks.step(StepEnd(step, metrics, batch.problems, batch.rollouts, self.parts.arena.tokenizer))
+        arena = self.parts.arena
+        self.callbacks.step(StepEnd(step, metrics, batch.problems, batch.rollouts, arena.tokenizer, arena.end_ids))
         self._validate()
         if self.best_step == step or step % self.config.run.checkpoint_every == 0:
             self._checkpoint()
@@ -306,3 +311,9 @@ class Run:
         """Return when everything but checkpoints is on disk. OSError if a record could not be written."""
         if self.records:
             self.records.wait()
+
+    def _write_report(self) -> None:
+        """The run as one page, report.html, of what is on disk by then."""
+        alive("report")
+        if self.records:
+            write_report(self.folder.path)

@@ -1,0 +1,145 @@
+"""The page in headless Chromium: live beside a growing run, alone as a report, unharmed by what models write."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import Browser, find_chromium
+from many_rollouts import write_many
+from watched_run import MARKUP, TURNED, metrics, write_run
+
+from fastrl.watch.report import write_report
+from fastrl.watch.server import WatchServer
+
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
+
+TEXTS = "Array.from(document.querySelectorAll({!r}), node => node.textContent)"
+VIEWS = ("curves", "rollouts", "evaluations", "ledger", "settings")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def served(run) -> Iterator[str]:
+    with WatchServer([run], 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server.url
+        server.shutdown()
+
+
+def show(browser: Browser, url: str, view: str) -> None:
+    browser.open("about:blank")
+    browser.problems.clear()
+    browser.open(f"{url}#{view}")
+    browser.wait("document.querySelector('#view')?.children.length")
+    browser.wait(f"document.querySelector('#tabs a[aria-current]').hash === '#{view}'")
+
+
+def texts(browser: Browser, selector: str) -> list[str]:
+    return browser.evaluate(TEXTS.format(selector))
+
+
+def pick(browser: Browser, number: int) -> None:
+    browser.wait(f"document.querySelectorAll('.row .snippet').length > {number}")
+    browser.evaluate(f"listing.nodes.detail.replaceChildren(); document.querySelectorAll('.row')[{number}].click()")
+    browser.wait(f"document.querySelectorAll('.row')[{number}].classList.contains('chosen')")
+    browser.wait("document.querySelector('.tokens span')")
+
+
+@pytest.mark.parametrize("kind", ["server", "file"])
+def test_every_view_shows_a_hostile_run_and_takes_no_harm(browser, run, served, kind):
+    url = served if kind == "server" else write_report(run).as_uri()
+    for width, view in ((1400, "curves"), (800, "evaluations"), (1400, "ledger"), (800, "settings")):
+        browser.look(width, 900)
+        show(browser, url, view)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width  # nothing is cut at the right
+        assert browser.evaluate("[window.harmed === undefined, document.images.length]") == [True, 0]
+    show(browser, url, "curves")
+    captions = texts(browser, "figcaption b")
+    assert {"reward", "reward by function", "sign of the rollouts' credit", "entropy", "pass@k, validation"} <= set(
+        captions
+    )
+    assert "time of a step by phase" in captions and "format" in texts(browser, ".legend span")
+    assert texts(browser, "details td:nth-child(2)") == [MARKUP] * 3
+    show(browser, url, "ledger")
+    assert {"penalised −20.0 %", "correct +5.0 %", "other wrong +10.0 %", "not drawn +5.0 %"} == set(
+        texts(browser, ".label")
+    )
+    show(browser, url, "evaluations")
+    browser.evaluate("document.querySelector('td button').click()")
+    browser.wait("document.querySelectorAll('.answer').length === 6")
+    assert texts(browser, ".answer .text")[0] == MARKUP and MARKUP in texts(browser, ".prompt")[0]
+    assert browser.evaluate("window.harmed === undefined") and not browser.problems
+
+
+@pytest.mark.parametrize("kind", ["server", "file"])
+def test_a_rollout_is_coloured_token_by_token(browser, run, served, kind):
+    browser.look(1400, 900)
+    show(browser, served if kind == "server" else write_report(run).as_uri(), "rollouts")
+    pick(browser, 0)
+    assert "".join(texts(browser, ".tokens > span")) == MARKUP
+    colours = "Array.from(document.querySelectorAll('.tokens > span'), node => node.style.background)"
+    strengths = browser.evaluate(colours)
+    assert ["c1" in s for s in strengths] == [True, True, False, False, False]  # credits −1, −½, 0, ½, 1
+    assert ["c0" in s for s in strengths] == [False, False, False, True, True]
+    assert "70%" in strengths[0] and "35%" in strengths[1] and strengths[2] == ""
+    pick(browser, 3)
+    browser.evaluate("document.querySelectorAll('.modes button')[1].click()")
+    assert ["c0" in s for s in browser.evaluate(colours)] == [True, False]  # +0.5 and −0.5 nats by the update
+    assert "log-prob change by the update +0.5" in browser.evaluate("document.querySelector('.tokens span').title")
+    pick(browser, 1)
+    seen = "".join(texts(browser, ".tokens"))
+    assert seen == TURNED.replace("\u202e", "U+202E").replace("\u202c", "U+202C").replace("\0", "U+0000").replace(
+        "\u200b", "U+200B"
+    ).replace("\ud800", "U+D800")
+    pick(browser, 2)
+    assert len("".join(texts(browser, ".tokens"))) <= 200_000 and any(
+        "cut: " in t for t in texts(browser, ".detail .note")
+    )
+    assert browser.evaluate("window.harmed === undefined") and not browser.problems
+
+
+def test_the_page_follows_a_run_that_goes_on(browser, run, served):
+    show(browser, served, "curves")
+    browser.wait("document.querySelector('#state').textContent.startsWith('step 3 of 100')")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics(4)) + "\n")
+    browser.wait("document.querySelector('#state').textContent.startsWith('step 4 of 100')")
+    assert browser.evaluate("state.runs[0].metrics['reward/mean'].at(-1)") == 0.4
+    assert not browser.problems
+
+
+def type_into(browser: Browser, name: str, text: str) -> None:
+    field = f"document.querySelector('[name={name}]')"
+    browser.evaluate(f"{field}.value = {text!r}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+
+
+def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
+    write_run(tmp_path / "run", num_steps=0)
+    write_many(tmp_path / "run" / "rollouts", 3000, num_tokens=4)
+    with WatchServer([tmp_path / "run"], 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        browser.look(1400, 900)
+        show(browser, server.url, "rollouts")
+        browser.wait("document.querySelector('.browser > .note').textContent === '3,000 rollouts'")
+        assert 0 < browser.evaluate("document.querySelectorAll('.row').length") < 60
+        browser.evaluate("document.querySelector('.list').scrollTop = 1e9")
+        browser.wait("[...document.querySelectorAll('.row')].at(-1).textContent.includes('p-63')")  # of step 1
+        type_into(browser, "text", "needle-2000")
+        browser.wait("document.querySelector('.browser > .note').textContent === '1 rollouts'")
+        type_into(browser, "text", "")
+        type_into(browser, "min_reward", "1")
+        browser.wait("document.querySelector('.browser > .note').textContent === '1,500 rollouts'")
+        server.shutdown()
+    assert not browser.problems
