@@ -1,6 +1,6 @@
-"""Your model, your data, your reward, one GPU: python examples/own_reward.py MODEL ROWS.jsonl
+"""Your model, your data, your reward, one GPU: python examples/own_reward.py MODEL TRAIN.jsonl TEST.jsonl [STEPS]
 
-MODEL: a Hugging Face folder or hub id, such as Qwen/Qwen3-0.6B. ROWS: lines such as {"prompt": "2+3=", "answer": "5"}.
+MODEL: a Hugging Face folder or hub id, such as Qwen/Qwen3-0.6B. A row of the data: {"prompt": "2+3=", "answer": "5"}.
 """
 
 import re
@@ -17,8 +17,8 @@ def last_number(prompt: str, completion: str, *, answer: str, **row: object) -> 
 
 
 if __name__ == "__main__":
-    model, rows = sys.argv[1:]
-    config = TrainConfig()  # NSR, 64 prompts × 8 completions a step: fastrl settings explains everything
-    config = replace(config, model=replace(config.model, path=model), task=replace(config.task, train=rows))
-    config = replace(config, run=replace(config.run, folder="runs/own", num_steps=200))
-    print(train(config, reward=last_number))  # the run folder: checkpoints, metrics, rollouts, report.html
+    model, rows, test, *steps = sys.argv[1:]
+    config = TrainConfig()  # NSR, 64 prompts × 8 completions a step; `fastrl settings` explains everything
+    config = replace(config, model=replace(config.model, path=model), task=replace(config.task, train=rows, test=test))
+    config = replace(config, run=replace(config.run, folder="runs/own", num_steps=int(*steps or ["200"])))
+    print(train(config, reward=last_number))  # the run's folder: checkpoints, metrics, rollouts, report.html

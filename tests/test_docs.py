@@ -248,7 +248,7 @@ def test_files_that_the_docs_name_are_there():
     named = re.findall(r'class="f"[^>]*>([a-z_]+/[^<]*)<', (DOCS / "pictures" / "loop.svg").read_text())
     assert len(named) > 8
     for page in [*DOCS.glob("*.md"), ROOT / "CONTRIBUTING.md"]:
-        named += re.findall(r"`((?:bench|configs|csrc|fastrl|kernels|tests)/[\w./-]+)`", page.read_text())
+        named += re.findall(r"`((?:bench|configs|csrc|examples|fastrl|kernels|tests)/[\w./-]+)`", page.read_text())
     assert not {path for path in named if not (ROOT / path).exists()}
 
 
