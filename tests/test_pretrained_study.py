@@ -56,17 +56,17 @@ def test_the_experiment_in_miniature_goes_on_where_it_stopped(base_model, tmp_pa
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(pretrained.OutOfTime):
-        pretrained.Study(pretrained.SCALES["dry"], base_model, work, minutes=0).run()
-    pretrained.Study(pretrained.SCALES["dry"], base_model, work, minutes=10).run()
-    evaluation = json.loads((work / "psr.json").read_text())
+        pretrained.Study(pretrained.SCALES["dry"], [1], base_model, work, minutes=0).run()
+    pretrained.Study(pretrained.SCALES["dry"], [1], base_model, work, minutes=10).run()
+    evaluation = json.loads((work / "psr.seed1.json").read_text())
     assert evaluation["num_problems"] == 100 and evaluation["num_samples"] == 4
-    assert len((work / "psr" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((work / "psr.seed1" / "metrics.jsonl").read_text().splitlines()) == 2
     assert (
         AutoTokenizer.from_pretrained(work / "model")("1+1=\n").input_ids[-1]
         in json.loads((work / "model" / "generation_config.json").read_text())["eos_token_id"]
     )
     changed = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
-    pretrained.Study(pretrained.SCALES["dry"], base_model, work, minutes=10).run()
+    pretrained.Study(pretrained.SCALES["dry"], [1], base_model, work, minutes=10).run()
     assert changed == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
 
 
