@@ -82,9 +82,17 @@ class Study:
         for objective, seed in self.runs:
             self._train(objective, seed, start)
             self._evaluate(_name(objective, seed), self._checkpoint(_name(objective, seed)))
-        tested = [str(self._tested(name)) for name in ("base", *(_name(*run) for run in self.runs))]
-        self._fastrl("compare", ["compare", *tested, "--output", str(self.work / "comparison")])
+        self._compare([self._tested(name) for name in ("base", *(_name(*run) for run in self.runs))])
         self._write()
+
+    def _compare(self, tested: list[Path]) -> None:
+        """Anew where an evaluation came after the last comparison, which `fastrl compare` does not overwrite."""
+        pages = [self.work / f"comparison{suffix}" for suffix in (".png", ".html")]
+        last = min((page.stat().st_mtime for page in pages if page.exists()), default=0.0)
+        if last < max(path.stat().st_mtime for path in tested):
+            for page in pages:
+                page.unlink(missing_ok=True)
+            self._fastrl("compare", ["compare", *map(str, tested), "--output", str(self.work / "comparison")])
 
     def _model(self) -> Path:
         """The source, with the end of a line as an end of a completion: base models do not stop after an answer."""
