@@ -82,13 +82,13 @@ def test_an_environment_of_verifiers_replies_and_can_be_played_again(folder):
 @needs_verifiers
 def test_a_resumed_run_compares_the_source_of_the_environment(folder):
     task = TaskConfig(name="verifiers:sums", reward_folder=str(folder))
-    before = reward_fingerprint(task)
+    before = reward_fingerprint(task.name, task, None)
     path = folder / "sums.py"
     text = path.read_text()
     path.write_text(text.replace("0.9", "0.8"))
-    assert before.startswith("fastrl ") and ", verifiers 0." in before and reward_fingerprint(task) != before
+    assert before.startswith("fastrl ") and ", verifiers 0." in before and reward_fingerprint(task.name, task, None) != before
     path.write_text(text)
-    assert reward_fingerprint(task) == before
+    assert reward_fingerprint(task.name, task, None) == before
 
 
 SANDBOXED = """
