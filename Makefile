@@ -40,7 +40,7 @@ demo: install
 
 # vLLM runs in a process of its own: the others may set TRITON_INTERPRET, which it cannot bear.
 test: install .venv/vllm
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not vllm"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -m "vllm and not slow and not gpu"
 
 test-slow: install .venv/vllm

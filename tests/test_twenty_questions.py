@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_an_error_before_the_model(tmp_path, model, capsys)
     config = run_config(tmp_path / "run", model)
     for changes, message in (
         ({"max_turn_tokens": 25}, "task.max_turn_tokens = 25 exceeds max_new_tokens = 24"),
-        ({"stop": ("#",)}, "task.stop holds '#', and no token of the tokenizer holds '#'"),
+        ({"stop": ("#",)}, "the stop text '#' ends nothing: no token of the tokenizer holds '#'"),
         ({"template": "chat"}, "chat template cannot render"),
     ):
         (tmp_path / "bad.toml").write_text(to_toml(replace(config, task=replace(TASK, **changes))))

@@ -103,6 +103,7 @@ def _eval_results(published: Published) -> list[EvalResult]:
             task_type="text-generation",
             dataset_type=dataset,
             dataset_name=f"{task}, {name}",
+            dataset_config=name,  # results of one dataset, configuration and split are taken for one evaluation
             dataset_split=one.get("split"),
             metric_type=f"pass@{k}",
             metric_name=f"pass@{k}",

@@ -32,7 +32,8 @@ def judges_groups(reward: Callable) -> bool:
 def is_of_trl(reward: Callable) -> bool:
     """Whether it has TRL's signature: `completions` beside `prompts`, or before anything that would be one prompt."""
     names = _parameters(reward)
-    return "completions" in names and ("prompts" in names or names[0] == "completions")
+    is_first = names[:1] == ["completions"] and not {"prompt", "completion"} & set(names)
+    return "completions" in names and ("prompts" in names or is_first)
 
 
 def is_async(reward: Callable) -> bool:
