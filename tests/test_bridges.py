@@ -86,7 +86,11 @@ def test_a_resumed_run_compares_the_source_of_the_environment(folder):
     path = folder / "sums.py"
     text = path.read_text()
     path.write_text(text.replace("0.9", "0.8"))
-    assert before.startswith("fastrl ") and ", verifiers 0." in before and reward_fingerprint(task.name, task, None) != before
+    assert (
+        before.startswith("fastrl ")
+        and ", verifiers 0." in before
+        and reward_fingerprint(task.name, task, None) != before
+    )
     path.write_text(text)
     assert reward_fingerprint(task.name, task, None) == before
 
