@@ -47,9 +47,8 @@ def folder(tmp_path_factory):
         "PYTHONPATH": f"{PACKAGES}:{root}",
         "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin",
+        "PATH": "/usr/bin:/bin",
     }
-    environment |= {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", DRIVER]
     done = subprocess.run(
         command, cwd=root, env=environment, input="\n".join(commands), capture_output=True, text=True, timeout=400

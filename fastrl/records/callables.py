@@ -19,9 +19,9 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 def module_of(given: Any) -> str:
     """The module by which a worker imports an object; empty where it cannot."""
-    place = given if isinstance(given, type | FunctionType) else type(given)
-    is_reached = "<" not in place.__qualname__ and place.__module__ != "__main__"
-    return place.__module__ if is_reached and isinstance(given, type | FunctionType) else ""
+    if not isinstance(given, type | FunctionType) or "<" in given.__qualname__ or given.__module__ == "__main__":
+        return ""
+    return given.__module__
 
 
 def content(given: Any, seen: set[int] | None = None) -> Iterator[str]:
