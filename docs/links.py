@@ -1,8 +1,8 @@
 """A hook of mkdocs: links from docs/ to files of the repository.
 
-On a code host `[the study](../bench/studies/README.md)` is a link, and it is one on the site: pages and pictures of the
-repository that a page links to join the site under their own paths. Other files are not on the site: there the words of a
-link are followed by the file's path.
+On a code host `[the study](../bench/studies/README.md)` is a link, and so it is on the site: pages and pictures of the
+repository that a page links to join the site under their own paths. Other files do not: there the words of a link are
+followed by the file's path.
 """
 
 import os

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from letter_model import save_letter_model
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 import fastrl
 from fastrl.config.schema import TaskConfig
@@ -114,11 +116,7 @@ def test_the_content_changes_with_source_cells_globals_and_defaults(monkeypatch)
     assert module_of(Path) == "pathlib" and module_of(closed_over(1)) == ""
 
 
-SCRIPT = """
-import sys
-from fastrl import TrainConfig, train
-from fastrl.config.schema import *
-
+REWARDS = """
 BONUS = 0.5
 
 def exact(prompt, completion, *, answer, **row):
@@ -126,6 +124,10 @@ def exact(prompt, completion, *, answer, **row):
 
 def short(prompt, completion, **row):
     return -float(len(completion))
+"""
+RUN = """
+from fastrl import TrainConfig, train
+from fastrl.config.schema import *
 
 def run(num_steps, *rewards, **options):
     config = TrainConfig(
@@ -141,6 +143,9 @@ def run(num_steps, *rewards, **options):
         train(config, reward=dict(rewards) or None, **options)
     except ValueError as error:
         print(f"refused: {error}")
+"""
+SCRIPT = """
+import sys
 
 if sys.argv[1] == "start":
     run(1, (exact, 1.0), (short, 0.1))
@@ -151,27 +156,52 @@ else:
     BONUS = 0.75
     run(3, (exact, 1.0), (short, 0.1), resume=True)
 """
+ENVIRONMENT = {"PYTHONPATH": str(PACKAGES), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+
+
+@pytest.fixture
+def sums(tmp_path) -> Path:
+    """A folder with a model of letters and rows."""
+    save_letter_model(tmp_path / "model", "0123456789+= ")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": "3"}\n')
+    return tmp_path
 
 
 def run_script(folder: Path, *arguments: str) -> str:
-    environment = {"PYTHONPATH": str(PACKAGES), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "script.py", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_a_script_trains_with_its_own_functions_and_resumes_with_the_same_ones_only(tmp_path):
-    save_letter_model(tmp_path / "model", "0123456789+= ")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": "3"}\n')
-    (tmp_path / "script.py").write_text(SCRIPT)
-    run_script(tmp_path, "start")
-    text = (tmp_path / "run/config.toml").read_text()
+def test_a_script_trains_with_its_own_functions_and_resumes_with_the_same_ones_only(sums):
+    (sums / "script.py").write_text(REWARDS + RUN + SCRIPT)
+    run_script(sums, "start")
+    text = (sums / "run/config.toml").read_text()
     assert 'name = "python:exact"' in text and '"python:short" = 0.1' in text
-    said = run_script(tmp_path, "resume")
+    said = run_script(sums, "resume")
     refused = re.findall("refused: (.*)", said)
     assert len(refused) == 3 and said.count("step 2/2") == 1
     assert "task.name is 'python:exact' there, 'countdown' here" in refused[0]
     assert "task.rewards is {'python:short': 0.1} there, {} here" in refused[1]
     assert "made with other inputs: the reward (python:exact, " in refused[2] and "short" not in refused[2]
+
+
+def test_a_notebook_trains_with_functions_of_its_cells(sums):
+    """A real kernel; a cell that is run again with the same text is the same reward, with another one it is not."""
+    cells = [
+        RUN,
+        REWARDS,
+        "run(1, (exact, 1.0))",
+        REWARDS,
+        "run(2, (exact, 1.0), resume=True)",
+        REWARDS.replace("0.5", "0.75"),
+        "run(3, (exact, 1.0), resume=True)",
+    ]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(sums)}})
+    client.execute(env=ENVIRONMENT)
+    first, second, third = ["".join(o.get("text", "") for o in notebook.cells[i].outputs) for i in (2, 4, 6)]
+    assert "step 1/1" in first and "step 2/2" in second and "refused" not in first + second
+    assert "made with other inputs: the reward (python:exact, " in third

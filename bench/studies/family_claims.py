@@ -35,6 +35,18 @@ FAMILY = [
     ),
     Claim(
         ANCHOR,
+        "with a KL penalty of 0.1 NSR gains at k = 1",
+        "higher",
+        against_base("tier4.base200.nsr.kl0.1", pass_at(1)),
+    ),
+    Claim(
+        ANCHOR,
+        "and keeps the base's tail, k = 64",
+        "same",
+        against_base("tier4.base200.nsr.kl0.1", pass_at(64)),
+    ),
+    Claim(
+        ANCHOR,
         "a KL penalty of 1 does: above plain NSR at k = 1",
         "higher",
         between("tier4.base200.nsr.kl1", NSR, pass_at(1)),

@@ -49,8 +49,20 @@ REWARDED = [
     Claim(TTRL, "and reach the verifier's", "same", between("tier5.ttrl.majority", "tier5.ttrl.verifier", pass_at(1))),
     _gain(TTRL, "also from a base (200 steps) whose majority is mostly wrong", "ttrl.base200.majority", "higher"),
     _gain(ONE_SHOT, "one problem is enough for GRPO to gain at k = 1", "spurious.one-problem", "higher"),
+    Claim(
+        ONE_SHOT,
+        "as much as the whole set does under GRPO at k = 1",
+        "same",
+        between("tier5.spurious.one-problem", "tier1.grpo", pass_at(1)),
+    ),
     _gain(SPURIOUS, "a coin gains at k = 1", "spurious.coin", "higher"),
     _gain(SPURIOUS, "a coin without clipping does not", "spurious.coin-free", "same"),
+    Claim(
+        SPURIOUS,
+        "and ends below the clipped one",
+        "lower",
+        between("tier5.spurious.coin-free", "tier5.spurious.coin", pass_at(1)),
+    ),
     _gain(SPURIOUS, "a reward for the format gains at k = 1", "spurious.format", "higher"),
     _gain(SPURIOUS, "the most frequent wrong answer gains at k = 1", "spurious.majority-wrong", "higher"),
 ]

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import tyro
+
 from fastrl.cli.arguments import Flat, parse, parse_with_config
 from fastrl.config.reference import reference
-from fastrl.config.schema import TrainConfig
+from fastrl.config.schema import PathText, TaskConfig, TrainConfig, WithPaths
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,20 @@ class PlanCommand:
     """GPU whose seconds are expected (H100, A100, L40S, …); empty: this machine's."""
     ranks: int = 1
     """Processes with a device each, among which FSDP2 shards the model; numbers are per rank."""
+
+
+@dataclass(frozen=True)
+class TasksCommand(WithPaths):
+    """Which tasks there are: fastrl tasks. What one looks like: fastrl tasks NAME [--train PATH]"""
+
+    name: tyro.conf.Positional[str] = ""
+    """Show a problem of this task, its prompt, an answer and what the reward makes of it; empty: list all tasks."""
+    train: PathText = ""
+    """As task.train: rows of a task that generates none."""
+    template: str = "auto"
+    """As task.template."""
+    reward_folder: PathText = ""
+    """As task.reward_folder."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,15 @@ def plan_command(arguments: list[str]) -> None:
 
 def tasks_command(arguments: list[str]) -> None:
     """Which tasks there are, and what a problem of one looks like."""
-    from fastrl.tasks.listing import TasksCommand, tasks_text
+    command = parse(TasksCommand, arguments, "tasks")
+    from fastrl.tasks.listing import list_text, task_text
 
-    print(tasks_text(parse(TasksCommand, arguments, "tasks")), end="")
+    if not command.name:
+        print(list_text(), end="")
+        return
+    where = {"train": command.train, "reward_folder": command.reward_folder}
+    config = TaskConfig(name=command.name, template=command.template, num_train=1, num_workers=1, **where)
+    print(task_text(config), end="")
 
 
 def settings_command(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """What is published: a checkpoint of a run, its files, and the evaluations that are about just these weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Published:
         return sorted(path for path in self.checkpoint.iterdir() if path.name not in OWN and path.is_file())
 
 
-def find_published(path: Path, more: tuple[Path, ...] = ()) -> Published:
+def find_published(path: Path, more: Sequence[Path] = ()) -> Published:
     """The checkpoint at `path`, or the newest sound one of the run at `path`.
 
     more: files of `fastrl eval` on this very checkpoint; evaluations in the run's folder count where their step is the

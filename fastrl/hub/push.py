@@ -1,50 +1,42 @@
-"""`fastrl push`: a checkpoint, with its model card, as one commit of a repository on the Hugging Face hub."""
+"""A checkpoint, with its model card, as one commit of a repository on the Hugging Face hub."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from fastrl.config.schema import WithPaths
 from fastrl.hub.card import model_card
-from fastrl.hub.published import find_published
+from fastrl.hub.published import Published, find_published
 from fastrl.records.durable import write_file
 
 
-@dataclass(frozen=True)
-class PushCommand(WithPaths):
-    """A checkpoint and its card to the hub: fastrl push RUN_OR_CHECKPOINT --repo owner/name [--private]"""
+def push(source: Path, repo: str, *, private: bool = False, license: str = "", evaluations: Sequence[Path] = ()) -> str:
+    """Push a run's newest checkpoint, or the checkpoint that `source` is, with its card; returns where it is.
 
-    source: tyro.conf.Positional[Path]
-    """A run's folder, whose newest checkpoint is taken, or a checkpoint, such as RUN/checkpoints/best."""
-    repo: str
-    """owner/name on the hub; made if it is not there. The token is that of `hf auth login`, or HF_TOKEN."""
-    private: bool = False
-    """A repository that is made is private."""
-    license: str = ""
-    """Of the model, as the hub spells it; empty: the base model's, where its folder has a card that says it."""
-    evaluations: Annotated[tuple[Path, ...], tyro.conf.arg(name="evaluation")] = ()
-    """Files of more evaluations of this very checkpoint, from `fastrl eval`; those of the run are found."""
-    card_only: Path | None = None
-    """Write the card here, and push nothing."""
-
-
-def push(command: PushCommand) -> str:
-    """Push, or write the card; returns where it is. ValueError or OSError with one message where that cannot be."""
-    validate_repo_id(command.repo)
-    if command.repo.count("/") != 1:
-        raise ValueError(f"--repo {command.repo!r}: expected owner/name")
-    published = find_published(command.source, command.evaluations)
-    card = model_card(published, command.repo, command.license)
-    if command.card_only:
-        write_file(command.card_only, str(card))
-        return str(command.card_only)
+    license: as the hub spells it; empty: the base model's, where its folder says it. evaluations: files of more
+    evaluations of this very checkpoint; those of the run are found. ValueError or OSError with one message where that
+    cannot be.
+    """
+    published, card = carded(source, repo, license, evaluations)
     files = [CommitOperationAdd(path.name, path) for path in published.files()]
     files.append(CommitOperationAdd("README.md", str(card).encode()))
     api = HfApi(library_name="fastrl")
-    address = api.create_repo(command.repo, private=command.private, exist_ok=True)
-    api.create_commit(command.repo, files, commit_message=f"Step {published.step} of {published.config.task.name}")
+    address = api.create_repo(repo, private=private, exist_ok=True)
+    api.create_commit(repo, files, commit_message=f"Step {published.step} of {published.config.task.name}")
     return str(address)
+
+
+def write_card(path: Path, source: Path, repo: str, *, license: str = "", evaluations: Sequence[Path] = ()) -> None:
+    """Write the card that `push` would push. Errors as there."""
+    _, card = carded(source, repo, license, evaluations)
+    write_file(path, str(card))
+
+
+def carded(source: Path, repo: str, license: str, evaluations: Sequence[Path]) -> tuple[Published, ModelCard]:
+    """What is published and its card, for a repository that is spelled as the hub spells it."""
+    validate_repo_id(repo)
+    if repo.count("/") != 1:
+        raise ValueError(f"--repo {repo!r}: expected owner/name")
+    published = find_published(source, evaluations)
+    return published, model_card(published, repo, license)

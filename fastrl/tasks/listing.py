@@ -1,15 +1,12 @@
-"""`fastrl tasks`: which tasks there are, and what one looks like: a problem, its prompt, what its reward says."""
+"""Which tasks there are, and what one looks like: a problem, its prompt, what its reward says."""
 
 import importlib
 import inspect
 import json
 import textwrap
-from dataclasses import dataclass
 from random import Random
 
-import tyro
-
-from fastrl.config.schema import PathText, TaskConfig, WithPaths
+from fastrl.config.schema import TaskConfig
 
 from .choose import TASKS, load_task
 from .gym import known_datasets
@@ -29,35 +26,6 @@ OWN = {
 WIDTH = 120
 
 
-@dataclass(frozen=True)
-class TasksCommand(WithPaths):
-    """Which tasks there are: fastrl tasks. What one looks like: fastrl tasks NAME [--train PATH]"""
-
-    name: tyro.conf.Positional[str] = ""
-    """Show a problem of this task, its prompt, an answer and what the reward makes of it; empty: list all tasks."""
-    train: PathText = ""
-    """As task.train: rows of a task that generates none."""
-    template: str = "auto"
-    """As task.template."""
-    reward_folder: PathText = ""
-    """As task.reward_folder."""
-
-
-def tasks_text(command: TasksCommand) -> str:
-    """What is printed. ValueError or OSError as `load_task` raises them."""
-    if not command.name:
-        return list_text()
-    config = TaskConfig(
-        name=command.name,
-        train=command.train,
-        template=command.template,
-        reward_folder=command.reward_folder,
-        num_train=1,
-        num_workers=1,
-    )
-    return task_text(load_task(config, splits=("train",)), config)
-
-
 def list_text() -> str:
     """Every built-in task, reasoning-gym's datasets, and how to name what is yours."""
     built_in = {name: _summary(place) for name, place in TASKS.items() if not name.endswith(":")}
@@ -73,8 +41,12 @@ def list_text() -> str:
     )
 
 
-def task_text(task: Task, config: TaskConfig) -> str:
-    """The first problem of the train split and what the reward, in a worker, makes of answers to it."""
+def task_text(config: TaskConfig) -> str:
+    """The first problem of the train split and what the reward, in a worker, makes of answers to it.
+
+    ValueError or OSError as `load_task` raises them.
+    """
+    task = load_task(config, splits=("train",))
     problem = task.train[0]
     with VerifierPool(task.reward, timeout_s=config.timeout_s, memory_mb=config.memory_mb, num_workers=1) as pool:
         is_conversation = pool.unit() == "conversation"
