@@ -10,9 +10,9 @@ from fastrl.config.algorithm import chosen
 from fastrl.config.schema import TrainConfig
 from fastrl.learners.protocol import Learner
 from fastrl.learning.factors import FACTORS
-from fastrl.learning.objectives import OBJECTIVES, has_contrast
+from fastrl.learning.objectives import OBJECTIVES, has_contrast, objective_credits
 from fastrl.learning.refiners import REFINERS
-from fastrl.learning.signals import SIGNALS, objective_credits
+from fastrl.learning.signals import SIGNALS
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
@@ -45,7 +45,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepTools:
-    """The tools of signals and the refiner in one step (see `learning.signals.Tools`). settings: of training.
+    """The tools of signals and the refiner in one step (see `learning.tools.Tools`). settings: of training.
 
     max_drawn_tokens: prompt and completion of the longest sequence that the sampler takes. batch_size: sequences that a
     second model writes at once.

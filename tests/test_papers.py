@@ -14,9 +14,8 @@ from fastrl.config.algorithm import AlgorithmConfig, chosen
 from fastrl.config.files import load_config
 from fastrl.config.schema import BatchConfig, OptimizerConfig, SamplerConfig, TrainConfig
 from fastrl.kernels import TokenLoss
-from fastrl.learning.objectives import OBJECTIVES, Pmpo
+from fastrl.learning.objectives import OBJECTIVES, Pmpo, objective_credits
 from fastrl.learning.sequence_surrogates import Gspo
-from fastrl.learning.signals import objective_credits
 from fastrl.policy.model import Policy
 from fastrl.policy.optimizer.masters import MasterOptimizer
 from fastrl.rollouts import Rollouts

@@ -13,9 +13,9 @@ from fastrl.config.files import load_config
 from fastrl.config.schema import ModelConfig, TaskConfig, TrainConfig
 from fastrl.config.settings import with_settings
 from fastrl.kernels import TokenLoss
-from fastrl.learning.objectives import Grpo, Nsr
+from fastrl.learning.objectives import Grpo, Nsr, objective_credits
 from fastrl.learning.problem import filled, hinted, solution_text
-from fastrl.learning.signals import Distillation, SelfDistillation, correct_siblings, objective_credits
+from fastrl.learning.signals import Distillation, SelfDistillation, correct_siblings
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained

@@ -16,7 +16,7 @@ from fastrl.config.schema import (
     ScratchConfig,
     WarmupConfig,
 )
-from fastrl.learning.signals import DeltaBelief, Rlvmr
+from fastrl.learning.turn_signals import DeltaBelief, Rlvmr
 from fastrl.records.jsonl import read_jsonl
 from fastrl.run.training import train
 from fastrl.tasks import load_task

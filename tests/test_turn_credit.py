@@ -9,8 +9,8 @@ import torch
 from letter_model import save_letter_model
 
 from fastrl.config.schema import ModelConfig, TaskConfig
-from fastrl.learning.signals import DeltaBelief, Rlvmr
 from fastrl.learning.turn_credit import Turns, compared
+from fastrl.learning.turn_signals import DeltaBelief, Rlvmr
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained

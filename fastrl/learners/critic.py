@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fastrl.learners.protocol import LearnerParts
 from fastrl.learning.gae import Gae, explained_variance, is_taught, token_rewards
-from fastrl.learning.signals import Problem, Tools
+from fastrl.learning.problem import Problem
+from fastrl.learning.tools import Tools
 from fastrl.policy.optimizer.bytes import optimizer_bytes
 from fastrl.policy.optimizer.choose import build_optimizer
 from fastrl.policy.packing import cut_mini_batches

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastrl.config.schema import TrainConfig
-from fastrl.learning.signals import Problem, Tools
+from fastrl.learning.problem import Problem
+from fastrl.learning.tools import Tools
 from fastrl.policy.pretrained import Pretrained
 from fastrl.process.ranks import Ranks
 from fastrl.rollouts import Rollouts

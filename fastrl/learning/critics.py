@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from fastrl.learning.problem import Problem, filled, hinted, solution_text
-from fastrl.learning.signals import Tools
+from fastrl.learning.tools import Tools
 from fastrl.rollouts import Rollouts
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Protocol
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from fastrl.learning.signals import Tools
+from fastrl.learning.tools import Tools
 from fastrl.rollouts import Rollouts
 
 

@@ -15,7 +15,7 @@ Sign objectives look at each rollout alone: an all-wrong group trains under NSR.
 a prompt. Whether these differ at all is decided before any arithmetic (`has_contrast`): equal rewards, whatever the
 number, give advantages of exactly 0; with AsymRE exactly −δ, which reinforces all-wrong groups where δ < 0.
 
-Legend: P prompts, G rollouts of each.
+Legend: P prompts, G rollouts of each; R rollouts, N completion tokens of a batch.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from annotated_types import Ge, Le
+
+from fastrl.rollouts import Rollouts
 
 ROUNDING = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-6}  # of a group's largest reward: no difference
 
@@ -187,6 +189,14 @@ def _centred(rewards_PG: np.ndarray) -> np.ndarray:
     is_mean_PG = np.abs(centred_PG) <= ROUNDING[rewards_PG.dtype] * largest_P1
     is_mean_PG |= ~has_contrast(rewards_PG)[:, None]
     return np.where(is_mean_PG & ~np.isnan(rewards_PG), 0.0, centred_PG)
+
+
+def objective_credits(objective: Objective, batch: Rollouts, is_correct_R: np.ndarray) -> np.ndarray:
+    """(N,): each rollout's advantage for all of its tokens. Groups lie one behind the other, of one size."""
+    shape = (int(batch.groups_R.max()) + 1, -1)
+    rewards_PG = (batch.rewards_R + batch.penalties_R).reshape(shape)
+    advantages_PG = objective(rewards_PG, is_correct_R.reshape(shape))
+    return batch.by_token(advantages_PG.ravel())
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

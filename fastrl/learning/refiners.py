@@ -23,7 +23,7 @@ from annotated_types import Gt
 
 from fastrl.learning.critics import CRITICS
 from fastrl.learning.problem import Problem, filled, hinted, require_places, solution_text
-from fastrl.learning.signals import Task, Tools
+from fastrl.learning.tools import Task, Tools
 from fastrl.rollouts import Rollouts
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fastrl.config.schema import TrainConfig
-from fastrl.learning.signals import DeltaBelief
 from fastrl.learning.turn_credit import Turns
+from fastrl.learning.turn_signals import DeltaBelief
 from fastrl.policy.loading import load_model
 from fastrl.policy.model import Policy
 from fastrl.policy.pretrained import Pretrained
