@@ -100,16 +100,22 @@ def test_rollouts_are_written_with_both_log_probs(finished):
         assert len(row["trainer_logprobs"]) == len(row["completion_ids"]) == len(row["entropy"])
 
 
-def test_log_probs_after_the_update_are_those_of_the_new_weights(finished):
-    model = AutoModelForCausalLM.from_pretrained(finished / "checkpoints" / "step-000002").float()
-    tokenizer = AutoTokenizer.from_pretrained(finished / "checkpoints" / "step-000002")
-    for row in read_jsonl(finished / "rollouts" / "step-000002.jsonl.gz"):
+def assert_rescored_by(checkpoint: Path, rows: list[dict]) -> None:
+    """The rollouts' log-probs after the update are those of the checkpoint, and were others before."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).float()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    for row in rows:
         prompt, completion = tokenizer(row["prompt"]).input_ids, row["completion_ids"]
         with torch.no_grad():
             table = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         expected = table.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
         assert row["updated_logprobs"] == pytest.approx(expected, abs=1e-4)
         assert row["updated_logprobs"] != pytest.approx(row["trainer_logprobs"], abs=1e-4)
+
+
+def test_log_probs_after_the_update_are_those_of_the_new_weights(finished):
+    rows = read_jsonl(finished / "rollouts" / "step-000002.jsonl.gz")
+    assert_rescored_by(finished / "checkpoints" / "step-000002", rows)
     assert all("updated_logprobs" not in row for row in read_jsonl(finished / "rollouts" / "step-000001.jsonl.gz"))
 
 

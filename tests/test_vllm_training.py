@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_training import assert_rescored_by
 from transformers import AutoModelForCausalLM
 
 from fastrl.cli import main
@@ -57,7 +58,10 @@ def config_of(folder: Path, model: Path, mode: str = "alias") -> TrainConfig:
         batch=BatchConfig(prompts_per_step=4, rollouts_per_prompt=4, micro_batch_tokens=600),
         optimizer=OptimizerConfig(lr=3e-3),
         evaluation=EvaluationConfig(every=2, split="validation", num_samples=2, at_end=False),
-        run=RunConfig(folder=str(folder), num_steps=NUM_STEPS, checkpoint_every=2, scored_rollouts=16, sinks=()),
+        run=RunConfig(
+            **{"folder": str(folder), "num_steps": NUM_STEPS, "checkpoint_every": 2, "sinks": ()},
+            **{"scored_rollouts": 16, "rescored_every": 3},
+        ),
     )
 
 
@@ -96,6 +100,13 @@ def test_alias_and_copy_make_the_same_run(aliased, model_folder, tmp_path):
         assert a["grad_norm"] == c["grad_norm"] > 0
     alias_s, copy_s = (statistics.median(row["time/publish_s"] for row in rows) for rows in steps)
     assert alias_s < 1e-3 and alias_s < copy_s
+
+
+def test_log_probs_after_the_update_are_those_that_vllm_serves_next(aliased):
+    """Scored between the update and the next draw, from the tensors that both share."""
+    rows = read_jsonl(aliased / "rollouts" / f"step-{NUM_STEPS:06d}.jsonl.gz")
+    assert len(rows) == 16
+    assert_rescored_by(aliased / "checkpoints" / f"step-{NUM_STEPS:06d}", rows)
 
 
 def test_compiled_blocks_train_the_weights_that_vllm_serves(aliased, model_folder, tmp_path):
