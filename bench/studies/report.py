@@ -20,6 +20,7 @@ from measures import against_base, between, entropy, pass_at
 from rank_tables import rank_table, step_table
 from results import CellResult
 from reward_claims import REWARDED
+from told_claims import TOLD_CLAIMS
 
 README = Path(__file__).resolve().parent / "README.md"
 KS = (1, 4, 16, 64, 256)
@@ -253,7 +254,7 @@ def sections() -> dict[str, str]:
     """What stands between the markers of README.md, by name."""
     claims = [
         ["who", "says", "predicts", "measured", "verdict"],
-        *(claim.row() for claim in [*CLAIMS, *FAMILY, *REWARDED, *CRITIC_CLAIMS]),
+        *(claim.row() for claim in [*CLAIMS, *FAMILY, *REWARDED, *CRITIC_CLAIMS, *TOLD_CLAIMS]),
     ]
     return {
         "pretrained": pretrained_table("cpu"),
