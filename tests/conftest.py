@@ -1,9 +1,10 @@
 """Fixtures: tiny random models and a saved countdown model, made on the spot."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import local_hub
 import pytest
 import torch
 from transformers import (
@@ -130,3 +131,10 @@ def countdown_folder(tmp_path_factory) -> Path:
     scratch_model(config, tokenizer, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """The address of a server in the place of the Hugging Face hub."""
+    with local_hub.serve() as address:
+        yield address

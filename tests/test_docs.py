@@ -203,6 +203,24 @@ def test_the_other_commands_do_what_the_pages_say(newcomer):
     assert on_one != on_eight and "79.2" in on_one
 
 
+SHOWN = [  # of runs that are not there, of a model from the hub
+    (page, line.partition("  #")[0].split()[1:])
+    for page in ("watch.md", "recipes.md")
+    for line in re.findall(r"^    (fastrl .*)", (DOCS / page).read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "arguments"), SHOWN)
+def test_a_command_that_is_only_shown_is_understood(page, arguments, tmp_path):
+    """It is read to its end, and what it lacks here is no argument."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    command = [sys.executable, "-m", "fastrl.cli", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and result.stderr.startswith("error: "), result.stdout + result.stderr
+    assert re.search("is not a run folder|no evaluation file|Qwen/Qwen3-0.6B", result.stderr), result.stderr
+
+
 @pytest.mark.parametrize("index", range(2))
 def test_the_kernels_page_runs(index, capsys):
     code = blocks("kernels.md", "python")

@@ -1,4 +1,4 @@
-"""docs/library.md followed to the letter: the script, then the command that writes the card of its run."""
+"""docs/library.md followed to the letter: the script, then the commands that publish its run."""
 
 import os
 import re
@@ -6,29 +6,48 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from huggingface_hub import ModelCard
-
-from fastrl.cli import main
+from local_hub import Hub, environment_of
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "library.md").read_text()
 
 
-def test_the_page_runs(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "library.md").read_text()
-    (script,) = re.findall(r"```python\n# library\.py\n(.*?)```", page, re.DOTALL)
-    (command,) = re.findall(r"```bash\n# after library\.py\nfastrl (.*?)\n```", page, re.DOTALL)
-    (tmp_path / "library.py").write_text(script)
-    (tmp_path / "models").symlink_to(ROOT / "models")
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> tuple[Path, str]:
+    """Where the script ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("library")
+    (script,) = re.findall(r"```python\n# library\.py\n(.*?)```", PAGE, re.DOTALL)
+    (folder / "library.py").write_text(script)
+    (folder / "models").symlink_to(ROOT / "models")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "library.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
-    )
+    command = [sys.executable, "library.py"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_the_script_runs(ran):
     lines = r"^(?:step \d(?=: reward)|validation-\d+(?=: pass)|checkpoint of step \d|pass@32)"
-    kinds = re.findall(lines, result.stdout, re.MULTILINE)
+    kinds = re.findall(lines, ran[1], re.MULTILINE)
     assert kinds[:3] == ["step 1", "step 2", "validation-000002"] and kinds[-2:] == ["checkpoint of step 4", "pass@32"]
     assert "step 5" not in kinds and kinds.count("validation-000004") == 1
-    monkeypatch.chdir(tmp_path)
-    assert main(command.split()) == 0
-    data = ModelCard.load(tmp_path / "runs" / "card.md").data
-    assert data.license == "apache-2.0" and {r.metric_name for r in data.eval_results} >= {"pass@1", "pass@8"}
+
+
+def test_the_commands_publish_what_it_made(ran, hub):
+    folder, _ = ran
+    (commands,) = re.findall(r"```bash\n# after library\.py\n(.*?)```", PAGE, re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = environment_of(hub) | {"OMP_NUM_THREADS": "1", "PATH": path}
+    command = ["bash", "-euo", "pipefail", "-c", commands]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    written, pushed = (
+        ModelCard.load(folder / "runs" / "card.md").data,
+        ModelCard(Hub.received["README.md"].decode()).data,
+    )
+    assert written.license == "apache-2.0" and {r.metric_name for r in written.eval_results} >= {"pass@1", "pass@8"}
+    assert len(Hub.created) == 2 and "pass@256" in {r.metric_name for r in pushed.eval_results}
+    best = folder / "runs/library/checkpoints/best/model.safetensors"
+    assert Hub.received["model.safetensors"] == best.read_bytes()

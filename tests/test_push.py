@@ -1,16 +1,13 @@
-"""The model card of a run, read by the hub's own parser, and the push, to a hub that is a server of this test."""
+"""The model card of a run, read by the hub's own parser, and the push, to a hub that is a server of these tests."""
 
-import base64
 import json
-import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from local_hub import Hub, environment_of
 from test_training import config_of
 
 from fastrl import train
@@ -19,62 +16,9 @@ from fastrl.cli import main
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What a push asks of the hub. Files come in the commit itself: `received` holds them; `status`: of each answer."""
-
-    received: dict[str, bytes]
-    created: list[dict]
-    status = 200
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("/commit/main"):
-            lines = [json.loads(line) for line in body.splitlines()]
-            type(self).received = {
-                line["value"]["path"]: base64.b64decode(line["value"]["content"])
-                for line in lines
-                if line["key"] == "file"
-            }
-            answer = {"commitUrl": f"http://{self.headers['Host']}/me/tiny/commit/1", "commitOid": "1" * 40}
-        elif self.path.endswith("/preupload/main"):
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            answer = {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
-        elif self.path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            answer = {"url": f"http://{self.headers['Host']}/me/tiny", "id": "me/tiny"}
-        else:
-            answer = {"warnings": [], "errors": []}  # /api/validate-yaml
-        self._answer(answer)
-
-    def do_GET(self):
-        self._answer({})
-
-    def _answer(self, answer: dict) -> None:
-        text = json.dumps(answer).encode()
-        self.send_response(self.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def hub():
-    Hub.received, Hub.created, Hub.status = {}, [], 200
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 def push(address: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-m", "fastrl.cli", "push", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment_of(address), capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -206,6 +206,7 @@ def tier5() -> Iterator[Cell]:
         "spurious.coin": (grpo | {"task.reward": "coin"}, "grpo"),
         "spurious.coin-free": (grpo | NO_CLIP | {"task.reward": "coin"}, "grpo"),
         "spurious.format": (grpo | {"task.reward": "format"}, "grpo"),
+        "spurious.inverted": (grpo | {"task.reward": "inverted"}, "grpo"),
         "spurious.majority-wrong": (grpo | {"task.reward": "majority-wrong"}, "grpo"),
     }
     for seed, (name, (settings, sweep)) in product((1, 2), arms.items()):

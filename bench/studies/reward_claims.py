@@ -64,5 +64,6 @@ REWARDED = [
         between("tier5.spurious.coin-free", "tier5.spurious.coin", pass_at(1)),
     ),
     _gain(SPURIOUS, "a reward for the format gains at k = 1", "spurious.format", "higher"),
+    _gain(SPURIOUS, "paying for what is wrong gains at k = 1", "spurious.inverted", "higher"),
     _gain(SPURIOUS, "the most frequent wrong answer gains at k = 1", "spurious.majority-wrong", "higher"),
 ]
