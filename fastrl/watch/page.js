@@ -60,7 +60,8 @@ function describe() {
   const age = run.written === null ? null : Math.max(0, Date.now() / 1000 - run.written);
   const ago = age === null ? "" : age < 120 ? `${Math.round(age)} s ago` : age < 7200 ? `${Math.round(age / 60)} min ago` : new Date(1000 * run.written).toLocaleString("en-GB");
   const when = source.isLive ? `, written ${ago}` : `, report of ${run.written === null ? "an empty run" : new Date(1000 * run.written).toLocaleString("en-GB")}`;
-  return run.steps.length ? `step ${run.last_step} of ${run.num_steps ?? "?"}${when}` : "no step has been written yet";
+  const broken = state.runs.flatMap(one => one.unreadable).map(said => ` · cannot be read: ${said}`).join("");
+  return (run.steps.length ? `step ${run.last_step} of ${run.num_steps ?? "?"}${when}` : "no step has been written yet") + broken;
 }
 
 // A text box that is being typed into, or an open page of answers, is not drawn anew.
@@ -74,7 +75,7 @@ async function look() {
     const found = await source.runs(state.runs.map(run => run.version));
     const isNew = found.some(Boolean), isFirst = !state.runs.length;
     state.runs = found.map((run, i) => run || state.runs[i]);
-    line.textContent = describe();
+    line.replaceChildren(visible(describe()));
     line.className = "";
     if (isFirst || (isNew && !isBusy())) draw();
     lookAgain();
