@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from chromium import Browser, find_chromium
 from many_rollouts import write_many
-from watched_run import MARKUP, TURNED, metrics, write_run
+from watched_run import MARKUP, TURNED, metrics, rollout, write_gzip, write_run
 
+from fastrl.watch import server
 from fastrl.watch.report import write_report
 from fastrl.watch.server import WatchServer
 
@@ -32,10 +33,10 @@ def run(tmp_path) -> Path:
 
 @pytest.fixture
 def served(run) -> Iterator[str]:
-    with WatchServer([run], 0) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield server.url
-        server.shutdown()
+    with WatchServer([run], 0) as live:
+        threading.Thread(target=live.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield live.url
+        live.shutdown()
 
 
 def show(browser: Browser, url: str, view: str) -> None:
@@ -120,6 +121,38 @@ def test_the_page_follows_a_run_that_goes_on(browser, run, served):
     assert not browser.problems
 
 
+def test_a_choice_stays_with_its_rollout_while_rows_move(browser, run, served, monkeypatch):
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.1)
+    browser.look(1400, 900)
+    show(browser, served, "rollouts")
+    pick(browser, 4)
+    chosen = "document.querySelector('.chosen .snippet')?.textContent"
+    assert browser.evaluate(chosen) == "plain 4 of 3"
+    browser.evaluate("refilter({order: 'oldest'})")
+    browser.wait("document.querySelector('.row .facts')?.textContent.includes('step 1')")
+    browser.wait(f"{chosen} === 'plain 4 of 3'")
+    browser.evaluate("refilter({order: 'newest'})")
+    write_gzip(run / "rollouts/step-000004.jsonl.gz", [rollout("brand new", number) for number in range(9)])
+    browser.wait("document.querySelector('.row .snippet')?.textContent === 'brand new'")  # by itself
+    browser.wait("document.querySelector('.browser > .note').textContent === '27 rollouts'")
+    assert browser.evaluate(chosen) == "plain 4 of 3"
+    key = "new KeyboardEvent('keydown', {key: 'ArrowDown'})"
+    browser.evaluate(f"document.querySelector('.list').dispatchEvent({key})")
+    browser.wait(f"{chosen} === 'plain 5 of 3'")
+    browser.wait("document.querySelector('.tokens')?.textContent === 'plain 5 of 3'")
+    assert not browser.problems
+
+
+def test_warnings_stay_open_while_a_run_goes_on(browser, run, served):
+    show(browser, served, "curves")
+    browser.evaluate("document.querySelector('details').open = true")
+    browser.wait("state.isWarned")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics(4)) + "\n")
+    browser.wait("document.querySelector('#state').textContent.startsWith('step 4 of 100')")
+    assert browser.evaluate("document.querySelector('details').open")
+
+
 def type_into(browser: Browser, name: str, text: str) -> None:
     field = f"document.querySelector('[name={name}]')"
     browser.evaluate(f"{field}.value = {text!r}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
@@ -128,10 +161,10 @@ def type_into(browser: Browser, name: str, text: str) -> None:
 def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
     write_run(tmp_path / "run", num_steps=0)
     write_many(tmp_path / "run" / "rollouts", 3000, num_tokens=4)
-    with WatchServer([tmp_path / "run"], 0) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with WatchServer([tmp_path / "run"], 0) as live:
+        threading.Thread(target=live.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         browser.look(1400, 900)
-        show(browser, server.url, "rollouts")
+        show(browser, live.url, "rollouts")
         browser.wait("document.querySelector('.browser > .note').textContent === '3,000 rollouts'")
         assert 0 < browser.evaluate("document.querySelectorAll('.row').length") < 60
         browser.evaluate("document.querySelector('.list').scrollTop = 1e9")
@@ -141,5 +174,5 @@ def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
         type_into(browser, "text", "")
         type_into(browser, "min_reward", "1")
         browser.wait("document.querySelector('.browser > .note').textContent === '1,500 rollouts'")
-        server.shutdown()
+        live.shutdown()
     assert not browser.problems

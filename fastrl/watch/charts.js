@@ -58,7 +58,7 @@ function lineChart(options, series) {
       for (const p of one.points) chart.append(svg("line", { class: "whisker", x1: xOf(p[0]), x2: xOf(p[0]), y1: yOf(p[2]), y2: yOf(p[3]), style: { stroke: color(one.color) } }));
     }
     chart.append(svg("path", { class: "line", d: path(one.points.map(p => [xOf(p[0]), yOf(p[1])])), style }));
-    if (one.points.length < 12) for (const p of one.points) chart.append(svg("circle", { cx: xOf(p[0]), cy: yOf(p[1]), r: 3, style: { fill: color(one.color) } }));
+    if (one.points.length < 12) for (const p of one.points) chart.append(svg("circle", { cx: xOf(p[0]), cy: yOf(p[1]), r: 3, style: { fill: color(one.color), opacity: one.opacity || 1 } }));
   }
   return panel(options, chart, drawn, xOf);
 }

@@ -78,7 +78,7 @@ function passCharts(runs) {
 
 function warnings(run) {
   if (!run.warnings.length) return null;
-  return el("details", {}, el("summary", {}, `${run.warnings.length} warnings, the last at step ${run.warnings.at(-1)[0]}`),
+  return el("details", { open: state.isWarned, ontoggle: event => { state.isWarned = event.target.open; } }, el("summary", {}, `${run.warnings.length} warnings, the last at step ${run.warnings.at(-1)[0]}`),
     table(["step", "warning"], run.warnings.map(([step, text]) => [step, text]), "wraps"));
 }
 

@@ -3,7 +3,7 @@
 
 const LOOK_EVERY_MS = 2000;
 const TABS = { curves: ["Curves", curvesView], rollouts: ["Rollouts", rolloutsView], evaluations: ["Evaluations", evaluationsView], ledger: ["Ledger", ledgerView], settings: ["Settings", configView] };
-const state = { runs: [], tab: TABS[location.hash.slice(1)] ? location.hash.slice(1) : "curves", asked: { name: null, text: "", which: "", offset: 0, run: 0 } };
+const state = { runs: [], tab: TABS[location.hash.slice(1)] ? location.hash.slice(1) : "curves", isWarned: false, asked: { name: null, text: "", which: "", offset: 0, run: 0 } };
 
 function evaluationsView(runs) {
   const parts = [];

@@ -87,7 +87,7 @@ def _curves(found: dict, width: int) -> Table:
     num_blocks = max(8, min(60, width - 28 - 10 * len(numbers)))
     for name, label in (SHOWN | own).items():
         values = [v for v in found["metrics"].get(name, ()) if v is not None]
-        if values and len(label) <= 40:
+        if values and len(label) <= 40 and (name in SHOWN or any(values)):
             cells = (f"{number(values):.3g}" for number in numbers.values())
             table.add_row(_safe(label), *cells, sparkline(found["metrics"][name], num_blocks))
     return table
