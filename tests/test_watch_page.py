@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from chromium import Browser, find_chromium
 from many_rollouts import write_many
-from watched_run import MARKUP, TURNED, metrics, rollout, write_gzip, write_run
+from watched_run import MARKUP, TURNED, metrics, rollout, write_evaluation, write_gzip, write_run
 
 from fastrl.watch import server
 from fastrl.watch.report import write_report
@@ -146,7 +146,7 @@ def test_a_choice_stays_with_its_rollout_while_rows_move(browser, run, served, m
 def test_warnings_stay_open_while_a_run_goes_on(browser, run, served):
     show(browser, served, "curves")
     browser.evaluate("document.querySelector('details').open = true")
-    browser.wait("state.isWarned")
+    browser.wait("state.isWarned[0]")
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(metrics(4)) + "\n")
     browser.wait("document.querySelector('#state').textContent.startsWith('step 4 of 100')")
@@ -176,3 +176,64 @@ def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
         browser.wait("document.querySelector('.browser > .note').textContent === '1,500 rollouts'")
         live.shutdown()
     assert not browser.problems
+
+
+def test_rewards_of_several_functions_are_drawn_by_kind_and_told_of_a_rollout(browser, run):
+    kinds = {"mean": 0.5, "positive": 0.75, "negative": 0.0, "judged_share": 1.0}
+    parts = {f"reward/{name}/{kind}": value for name in ("style", "length") for kind, value in kinds.items()}
+    (run / "metrics.jsonl").write_text(json.dumps(metrics(1, **parts)) + "\n")
+    write_gzip(run / "rollouts/step-000003.jsonl.gz", [rollout("x", 1, rewards={"style": 0.25, "length": None})])
+    url = write_report(run).as_uri()
+    show(browser, url, "curves")
+    charts = dict(zip(texts(browser, "figcaption b"), texts(browser, "figure .legend"), strict=True))
+    assert charts["reward by function"] == "format = style = length"
+    assert charts["reward by function, of negative credit"] == "style = length"  # zeros are values
+    assert "share of rollouts judged, by function" not in charts
+    show(browser, url, "rollouts")
+    pick(browser, 0)
+    assert {"reward style0.25", "reward length–"} <= set(texts(browser, "dl div"))
+
+
+HIDDEN = (
+    0x00,
+    0x0D,
+    0x1B,
+    0xAD,
+    0x34F,
+    0x17B4,
+    0x200B,
+    0x2028,
+    0x202E,
+    0x2066,
+    0x2800,
+    0x3164,
+    0xFFA0,
+    0xD800,
+    0xE0041,
+)
+
+
+def test_characters_that_cannot_be_seen_are_shown_by_their_number(browser, run):
+    show(browser, write_report(run).as_uri(), "curves")
+    seen = browser.evaluate(f"{list(HIDDEN)}.map(sign => visible(String.fromCodePoint(sign)).textContent)")
+    assert seen == [f"U+{sign:04X}" for sign in HIDDEN]
+    assert browser.evaluate(r"visible('a\t\n é 😀').textContent") == "a\t\n é 😀"
+
+
+def test_two_runs_are_told_apart_in_every_chart(browser, run, tmp_path):
+    other = write_run(tmp_path / "other", num_steps=5)
+    write_evaluation(other / "eval" / "test.json", 5)
+    (other / "eval" / "test.json").write_text((other / "eval" / "test.json").read_text().replace("validation", "test"))
+    with WatchServer([run, other], 0) as live:
+        threading.Thread(target=live.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        browser.look(1400, 900)
+        show(browser, live.url, "curves")
+        captions = texts(browser, "figcaption b")
+        state = browser.evaluate("document.querySelector('#state').textContent")
+        live.shutdown()
+    assert "run: step 3 of 100" in state and "other: step 5 of 100" in state
+    for name in ("run", "other"):
+        assert {f"sign of the rollouts' credit of {name}", f"time of a step by phase of {name}"} <= set(captions)
+    assert "pass@k, test" in captions and texts(browser, "details summary")[1].startswith("5 warnings of other")
+    dashed = "document.querySelectorAll('figure path[style*=dasharray]').length"
+    assert browser.evaluate(dashed) >= 5 and not browser.problems

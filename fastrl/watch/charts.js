@@ -115,7 +115,7 @@ function panel(options, chart, series, xOf) {
     told.textContent = `${options.x || "step"} ${plain(nearest)}: ` + said.map(([name, p]) => `${name} ${(options.form || plain)(p[1])}`).join(", ");
   });
   chart.addEventListener("pointerleave", () => { told.textContent = "\u00a0"; cursor.setAttribute("x1", -9), cursor.setAttribute("x2", -9); });
-  const legend = el("p", { class: "legend" }, ...series.filter(one => !one.isDashed).map(one =>
+  const legend = el("p", { class: "legend" }, ...series.filter(one => !one.isDashed || series.every(other => other.isDashed)).map(one =>
     el("span", {}, el("i", { style: { background: color(one.color), opacity: one.opacity || 1 } }), visible(one.name))));
   return el("figure", {}, el("figcaption", {}, el("b", {}, options.title), options.unit ? `, ${options.unit}` : ""), legend, chart, told,
     options.note ? el("p", { class: "note" }, options.note) : null);

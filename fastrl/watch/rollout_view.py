@@ -10,7 +10,7 @@ from pathlib import Path
 from fastrl.evaluation.kept import prompt_text
 
 NUM_TOKENS, NUM_CHARS, NUM_PROMPT_CHARS = 20_000, 200_000, 50_000
-DIGITS = 4
+DIGITS = 5  # as the files
 MOST_LINES = 1 << 20  # of a file
 BROKEN = (
     OSError,
@@ -69,6 +69,7 @@ def shown(row: dict, num_tokens: int = NUM_TOKENS, num_chars: int = NUM_CHARS) -
     return {
         "problem_id": str(row.get("problem_id")),
         "reward": reward_of(row),
+        "rewards": dict(row.get("rewards") or {}),
         **{name: row.get(name) for name in PLAIN},
         "prompt": prompt[:NUM_PROMPT_CHARS],
         "prompt_characters": len(prompt),

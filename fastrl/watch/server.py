@@ -24,6 +24,7 @@ from fastrl.watch.rollout_view import shown
 from fastrl.watch.snapshot import RunView
 
 HOST, LOOK_EVERY_S = "127.0.0.1", 2.0
+MOST_SOUGHT = 1000  # characters; SQLite has a bound of its own
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -48,10 +49,12 @@ class Asked(dict):
         return int(text)
 
     def filter(self) -> Filter:
-        """ValueError for a bound that is not a number."""
+        """ValueError for a bound that is not a number, and for a text that is longer than is searched for."""
         values = {}
         for field in fields(Filter):
             if text := self.get(field.name, ""):
+                if len(text) > MOST_SOUGHT:
+                    raise ValueError(f"{field.name} has more than {MOST_SOUGHT} characters")
                 values[field.name] = text if isinstance(field.default, str) else float(text)
                 if isinstance(values[field.name], float) and math.isnan(values[field.name]):
                     raise ValueError(f"{field.name} = {text[:40]!r} is not a number")
