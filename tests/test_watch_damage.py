@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from many_rollouts import write_many
 from rich.console import Console
 from watched_run import rollout, write_gzip, write_run
 
@@ -185,3 +186,15 @@ def test_the_bound_of_a_report_is_of_what_stands_in_it(tmp_path, monkeypatch):
     empty = write_report(run).stat().st_size - 20 * 60_000
     monkeypatch.setattr(report, "ROLLOUT_BYTES", 300_000)
     assert 180_000 < write_report(run).stat().st_size - empty < 310_000
+
+
+def test_an_index_without_room_keeps_what_it_has_and_says_so(tmp_path):
+    write_many(tmp_path, 64 * 8, num_tokens=40)
+    index = RolloutIndex(tmp_path)
+    index._connection.execute("PRAGMA max_page_count = 16")  # "database or disk is full" after 64 KiB
+    index.refresh()
+    index.refresh()
+    found = index.page(Filter(), 0, 1)
+    assert "takes in no more: database or disk is full" in found["trouble"]
+    assert 0 < found["total"] < 512 and found["total"] == 64 * found["num_indexed"]
+    index.close()

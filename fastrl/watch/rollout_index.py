@@ -36,7 +36,7 @@ ORDERS = {
     "shortest": "tokens, step DESC, line",
 }
 TABLES = """
-PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;
+PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;
 CREATE TABLE rollout (step INTEGER, line INTEGER, problem TEXT, reward REAL, credit REAL, tokens INTEGER, reason TEXT,
                       PRIMARY KEY (step, line)) WITHOUT ROWID;
 CREATE TABLE body (step INTEGER, line INTEGER, text TEXT, PRIMARY KEY (step, line));
@@ -100,6 +100,7 @@ class RolloutIndex:
         self._answered: tuple[Filter, int] | None = None
         self.num_files = 0
         self.unreadable: dict[int, str] = {}
+        self.trouble = ""
 
     @property
     def num_indexed(self) -> int:
@@ -109,7 +110,15 @@ class RolloutIndex:
         return rollout_file(self.folder, step)
 
     def refresh(self, should_stop: threading.Event | None = None) -> None:
-        """Take in files that are new or have changed, and let go of those that were deleted."""
+        """Take in files that are new or have changed, let go of those that were deleted, until there is `trouble`."""
+        if self.trouble:
+            return
+        try:
+            self._follow(should_stop)
+        except sqlite3.Error as error:  # no room, as a rule
+            self.trouble = f"the index in {self._scratch.name} takes in no more: {error}"
+
+    def _follow(self, should_stop: threading.Event | None) -> None:
         found = {step: signature(path) for step, path in rollout_files(self.folder).items()}
         self.num_files = len(found)
         for step in [s for s in self._known if s not in found]:
@@ -149,6 +158,7 @@ class RolloutIndex:
             places = found[offset : offset + min(limit, MOST_ROWS)]
             rows = [self._connection.execute(one, divmod(place, MOST_LINES)).fetchone() for place in places]
         state = {"num_indexed": self.num_indexed, "num_files": self.num_files, "num_unreadable": len(self.unreadable)}
+        state["trouble"] = self.trouble
         return {"total": len(found), "rows": [dict(zip(LISTED, row, strict=True)) for row in rows], **state}
 
     def _places(self, asked: Filter) -> array:

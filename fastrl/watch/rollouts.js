@@ -73,8 +73,9 @@ function say() {
   if (total > MOST_LISTED) said.push(`the first ${MOST_LISTED.toLocaleString("en")} are listed`);
   if (state.num_indexed < state.num_files) said.push(`${state.num_indexed} of ${state.num_files} steps are indexed so far`);
   if (state.num_unreadable) said.push(`${state.num_unreadable} files cannot be read`);
+  if (state.trouble) said.push(state.trouble);
   if (!source.isLive) said.push(`a sample: ${state.num_sampled_files} of ${state.num_files} steps; fastrl watch shows all`);
-  listing.nodes.status.textContent = said.join(" · ");
+  listing.nodes.status.replaceChildren(visible(said.join(" · ")));
 }
 
 function drawRows() {
