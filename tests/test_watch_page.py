@@ -178,6 +178,19 @@ def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
     assert not browser.problems
 
 
+def test_the_answers_are_those_that_were_asked_for_last(browser, run):
+    show(browser, write_report(run).as_uri(), "evaluations")
+    browser.evaluate("""[window.ask, window.wait] = [source.completions, [500, 0]];
+        source.completions = async (...asked) => {
+            await new Promise(resolve => setTimeout(resolve, window.wait.shift()));
+            window.answered = (window.answered || 0) + 1;
+            return window.ask.apply(source, asked);
+        }; 0""")
+    browser.evaluate("document.querySelectorAll('td button').forEach(button => button.click())")
+    browser.wait("window.answered === 2")
+    assert texts(browser, "#answers h2") == ["what was answered: validation-000002"]
+
+
 def test_rewards_of_several_functions_are_drawn_by_kind_and_told_of_a_rollout(browser, run):
     kinds = {"mean": 0.5, "positive": 0.75, "negative": 0.0, "judged_share": 1.0}
     parts = {f"reward/{name}/{kind}": value for name in ("style", "length") for kind, value in kinds.items()}

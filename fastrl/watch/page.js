@@ -23,12 +23,14 @@ function evaluationsView(runs) {
 
 async function drawAnswers(section) {
   const { name, offset, run } = state.asked, again = change => { Object.assign(state.asked, change); drawAnswers(section); };
+  const asked = JSON.stringify(state.asked), isOutdated = () => asked !== JSON.stringify(state.asked);
   let found;
   try {
     found = await source.completions(run, name, offset, state.asked.text, state.asked.which);
   } catch (error) {
-    return section.replaceChildren(el("p", { class: "empty" }, visible(error.message)));
+    return isOutdated() || section.replaceChildren(el("p", { class: "empty" }, visible(error.message)));
   }
+  if (isOutdated()) return;  // another question was asked meanwhile
   const search = el("input", { type: "search", value: state.asked.text, onchange: () => again({ text: search.value, offset: 0 }) });
   const last = Math.min(found.total, offset + found.rows.length);
   const pages = el("p", { class: "filters" }, choice("which", [["", "all"], ["correct", "correct"], ["wrong", "wrong"]], state.asked.which, which => again({ which, offset: 0 })),

@@ -26,6 +26,7 @@ SHOWN = {
     "memory/resident_gib": "resident GiB",
     "memory/gpu_peak_gib": "GPU peak GiB",
 }
+OF_FUNCTIONS = ("/positive", "/negative", "/judged_share")  # the page has them; a screen has few rows
 MOVED = {
     "left_penalised": "left the penalised",
     "to_correct": "correct",
@@ -83,7 +84,8 @@ def _curves(found: dict, width: int) -> Table:
     for name in ("", *numbers):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_column(f"steps {found['steps'][0]}–{found['steps'][-1]}", no_wrap=True)
-    own = {name: name for name in found["metrics"] if name.startswith("reward/") and name not in SHOWN}
+    rewards = [name for name in found["metrics"] if name.startswith("reward/") and not name.endswith(OF_FUNCTIONS)]
+    own = {name: name for name in rewards if name not in SHOWN}
     num_blocks = max(8, min(60, width - 28 - 10 * len(numbers)))
     for name, label in (SHOWN | own).items():
         values = [v for v in found["metrics"].get(name, ()) if v is not None]
