@@ -178,6 +178,20 @@ def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
     assert not browser.problems
 
 
+def test_a_missing_ledger_is_told_from_a_broken_one(browser, run):
+    ledger, config, said = run / "ledger.jsonl", run / "config.toml", []
+    for lines, every in (('{"step": 3}\n', 2), ("", 2), ("", 0)):
+        ledger.write_text(lines)
+        config.write_text(f"[ledger]\nevery = {every}\n")
+        show(browser, write_report(run).as_uri(), "ledger")
+        said += texts(browser, "#view .empty")
+    assert said == [
+        "The ledger cannot be read.",
+        "No measurement has been written yet.",
+        "This run keeps no ledger: ledger.every is 0.",
+    ]
+
+
 def test_the_answers_are_those_that_were_asked_for_last(browser, run):
     show(browser, write_report(run).as_uri(), "evaluations")
     browser.evaluate("""[window.ask, window.wait] = [source.completions, [500, 0]];
