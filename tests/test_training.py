@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from fastrl.evaluation.evaluator import Evaluator
 from fastrl.records import checkpoint_writer, checkpoints
 from fastrl.records.checkpoint_writer import CheckpointWriter
 from fastrl.records.jsonl import read_jsonl
+from fastrl.run.callbacks import Callback
 from fastrl.run.training import train
 from fastrl.update import Updater
 
@@ -131,6 +133,27 @@ def test_a_run_ends_with_a_report_of_itself(finished):
     assert data["completions"].keys() == {"test", "validation-000002", "validation-000004"}
     assert data["completions"]["test"]["total"] == 3 * 4
     assert min(run["metrics"]["memory/resident_gib"]) > 0.05
+
+
+@pytest.mark.parametrize("place", ["report.html/", "eval/deep.json"])
+def test_a_run_whose_report_cannot_be_written_has_finished(finished, countdown_folder, tmp_path, capsys, place):
+    folder, heard = tmp_path / "run", []
+    shutil.copytree(finished, folder)
+    (folder / "report.html").unlink()
+    if place.endswith("/"):
+        (folder / place).mkdir()  # OSError
+    else:
+        (folder / place).write_text("[" * 100_000)  # RecursionError
+
+    class Listener(Callback):
+        def on_end(self, folder: Path) -> None:
+            heard.append(folder)
+
+    config = config_of(folder, countdown_folder, sinks=("tensorboard",))
+    assert train(config, resume=True, callbacks=[Listener()]) == folder and heard == [folder]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "report.html could not be written" in line]
+    assert len(lines) == 1 and lines[0].endswith(f"fastrl watch {folder} --report writes it again")
+    assert ("IsADirectoryError" if place.endswith("/") else "RecursionError") in lines[0]
 
 
 def test_checkpoints_load_in_transformers_and_hold_no_pickle(finished):

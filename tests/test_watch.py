@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from many_rollouts import write_many
@@ -52,6 +53,24 @@ def test_a_growing_file_is_read_once_and_a_replaced_one_anew(tmp_path):
     os.replace(tmp_path / "draft", path)  # as a resumed run
     series.read()
     assert series.thinned(10)[:2] == ([1], {"a": [5.0]})
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_not_mixed_with_the_new_one(tmp_path, monkeypatch):
+    path, draft, real = tmp_path / "metrics.jsonl", tmp_path / "draft", Path.open
+    path.write_text("".join(json.dumps({"step": step, "a": 1}) + "\n" for step in (1, 2, 3)))
+    draft.write_text("".join(json.dumps({"step": step, "a": 2}) + "\n" for step in (1, 2, 3, 4)))
+
+    def open_late(self, *arguments):
+        file = real(self, *arguments)
+        if draft.exists():
+            os.replace(draft, path)
+        return file
+
+    monkeypatch.setattr(Path, "open", open_late)
+    series = Series(path)
+    series.read()
+    series.read()
+    assert series.thinned(10)[:2] == ([1, 2, 3, 4], {"a": [2.0] * 4})
 
 
 def totals(index: RolloutIndex, **asked) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from chromium import Browser, find_chromium
 from many_rollouts import write_many
-from watched_run import MARKUP, TURNED, metrics, write_run
+from watched_run import MARKUP, TURNED, metrics, rollout, write_evaluation, write_gzip, write_run
 
+from fastrl.watch import server
 from fastrl.watch.report import write_report
 from fastrl.watch.server import WatchServer
 
@@ -32,10 +33,10 @@ def run(tmp_path) -> Path:
 
 @pytest.fixture
 def served(run) -> Iterator[str]:
-    with WatchServer([run], 0) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield server.url
-        server.shutdown()
+    with WatchServer([run], 0) as live:
+        threading.Thread(target=live.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield live.url
+        live.shutdown()
 
 
 def show(browser: Browser, url: str, view: str) -> None:
@@ -120,6 +121,38 @@ def test_the_page_follows_a_run_that_goes_on(browser, run, served):
     assert not browser.problems
 
 
+def test_a_choice_stays_with_its_rollout_while_rows_move(browser, run, served, monkeypatch):
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.1)
+    browser.look(1400, 900)
+    show(browser, served, "rollouts")
+    pick(browser, 4)
+    chosen = "document.querySelector('.chosen .snippet')?.textContent"
+    assert browser.evaluate(chosen) == "plain 4 of 3"
+    browser.evaluate("refilter({order: 'oldest'})")
+    browser.wait("document.querySelector('.row .facts')?.textContent.includes('step 1')")
+    browser.wait(f"{chosen} === 'plain 4 of 3'")
+    browser.evaluate("refilter({order: 'newest'})")
+    write_gzip(run / "rollouts/step-000004.jsonl.gz", [rollout("brand new", number) for number in range(9)])
+    browser.wait("document.querySelector('.row .snippet')?.textContent === 'brand new'")  # by itself
+    browser.wait("document.querySelector('.browser > .note').textContent === '27 rollouts'")
+    assert browser.evaluate(chosen) == "plain 4 of 3"
+    key = "new KeyboardEvent('keydown', {key: 'ArrowDown'})"
+    browser.evaluate(f"document.querySelector('.list').dispatchEvent({key})")
+    browser.wait(f"{chosen} === 'plain 5 of 3'")
+    browser.wait("document.querySelector('.tokens')?.textContent === 'plain 5 of 3'")
+    assert not browser.problems
+
+
+def test_warnings_stay_open_while_a_run_goes_on(browser, run, served):
+    show(browser, served, "curves")
+    browser.evaluate("document.querySelector('details').open = true")
+    browser.wait("state.isWarned[0]")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics(4)) + "\n")
+    browser.wait("document.querySelector('#state').textContent.startsWith('step 4 of 100')")
+    assert browser.evaluate("document.querySelector('details').open")
+
+
 def type_into(browser: Browser, name: str, text: str) -> None:
     field = f"document.querySelector('[name={name}]')"
     browser.evaluate(f"{field}.value = {text!r}; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
@@ -128,10 +161,10 @@ def type_into(browser: Browser, name: str, text: str) -> None:
 def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
     write_run(tmp_path / "run", num_steps=0)
     write_many(tmp_path / "run" / "rollouts", 3000, num_tokens=4)
-    with WatchServer([tmp_path / "run"], 0) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with WatchServer([tmp_path / "run"], 0) as live:
+        threading.Thread(target=live.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         browser.look(1400, 900)
-        show(browser, server.url, "rollouts")
+        show(browser, live.url, "rollouts")
         browser.wait("document.querySelector('.browser > .note').textContent === '3,000 rollouts'")
         assert 0 < browser.evaluate("document.querySelectorAll('.row').length") < 60
         browser.evaluate("document.querySelector('.list').scrollTop = 1e9")
@@ -141,5 +174,93 @@ def test_of_many_rollouts_only_those_in_sight_exist(browser, tmp_path):
         type_into(browser, "text", "")
         type_into(browser, "min_reward", "1")
         browser.wait("document.querySelector('.browser > .note').textContent === '1,500 rollouts'")
-        server.shutdown()
+        live.shutdown()
     assert not browser.problems
+
+
+def test_a_missing_ledger_is_told_from_a_broken_one(browser, run):
+    ledger, config, said = run / "ledger.jsonl", run / "config.toml", []
+    for lines, every in (('{"step": 3}\n', 2), ("", 2), ("", 0)):
+        ledger.write_text(lines)
+        config.write_text(f"[ledger]\nevery = {every}\n")
+        show(browser, write_report(run).as_uri(), "ledger")
+        said += texts(browser, "#view .empty")
+    assert said == [
+        "The ledger cannot be read.",
+        "No measurement has been written yet.",
+        "This run keeps no ledger: ledger.every is 0.",
+    ]
+
+
+def test_the_answers_are_those_that_were_asked_for_last(browser, run):
+    show(browser, write_report(run).as_uri(), "evaluations")
+    browser.evaluate("""[window.ask, window.wait] = [source.completions, [500, 0]];
+        source.completions = async (...asked) => {
+            await new Promise(resolve => setTimeout(resolve, window.wait.shift()));
+            window.answered = (window.answered || 0) + 1;
+            return window.ask.apply(source, asked);
+        }; 0""")
+    browser.evaluate("document.querySelectorAll('td button').forEach(button => button.click())")
+    browser.wait("window.answered === 2")
+    assert texts(browser, "#answers h2") == ["what was answered: validation-000002"]
+
+
+def test_rewards_of_several_functions_are_drawn_by_kind_and_told_of_a_rollout(browser, run):
+    kinds = {"mean": 0.5, "positive": 0.75, "negative": 0.0, "judged_share": 1.0}
+    parts = {f"reward/{name}/{kind}": value for name in ("style", "length") for kind, value in kinds.items()}
+    (run / "metrics.jsonl").write_text(json.dumps(metrics(1, **parts)) + "\n")
+    write_gzip(run / "rollouts/step-000003.jsonl.gz", [rollout("x", 1, rewards={"style": 0.25, "length": None})])
+    url = write_report(run).as_uri()
+    show(browser, url, "curves")
+    charts = dict(zip(texts(browser, "figcaption b"), texts(browser, "figure .legend"), strict=True))
+    assert charts["reward by function"] == "format = style = length"
+    assert charts["reward by function, of negative credit"] == "style = length"  # zeros are values
+    assert "share of rollouts judged, by function" not in charts
+    show(browser, url, "rollouts")
+    pick(browser, 0)
+    assert {"reward style0.25", "reward length–"} <= set(texts(browser, "dl div"))
+
+
+HIDDEN = (
+    0x00,
+    0x0D,
+    0x1B,
+    0xAD,
+    0x34F,
+    0x17B4,
+    0x200B,
+    0x2028,
+    0x202E,
+    0x2066,
+    0x2800,
+    0x3164,
+    0xFFA0,
+    0xD800,
+    0xE0041,
+)
+
+
+def test_characters_that_cannot_be_seen_are_shown_by_their_number(browser, run):
+    show(browser, write_report(run).as_uri(), "curves")
+    seen = browser.evaluate(f"{list(HIDDEN)}.map(sign => visible(String.fromCodePoint(sign)).textContent)")
+    assert seen == [f"U+{sign:04X}" for sign in HIDDEN]
+    assert browser.evaluate(r"visible('a\t\n é 😀').textContent") == "a\t\n é 😀"
+
+
+def test_two_runs_are_told_apart_in_every_chart(browser, run, tmp_path):
+    other = write_run(tmp_path / "other", num_steps=5)
+    write_evaluation(other / "eval" / "test.json", 5)
+    (other / "eval" / "test.json").write_text((other / "eval" / "test.json").read_text().replace("validation", "test"))
+    with WatchServer([run, other], 0) as live:
+        threading.Thread(target=live.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        browser.look(1400, 900)
+        show(browser, live.url, "curves")
+        captions = texts(browser, "figcaption b")
+        state = browser.evaluate("document.querySelector('#state').textContent")
+        live.shutdown()
+    assert "run: step 3 of 100" in state and "other: step 5 of 100" in state
+    for name in ("run", "other"):
+        assert {f"sign of the rollouts' credit of {name}", f"time of a step by phase of {name}"} <= set(captions)
+    assert "pass@k, test" in captions and texts(browser, "details summary")[1].startswith("5 warnings of other")
+    dashed = "document.querySelectorAll('figure path[style*=dasharray]').length"
+    assert browser.evaluate(dashed) >= 5 and not browser.problems

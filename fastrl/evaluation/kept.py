@@ -5,6 +5,7 @@ NAME.completions.jsonl.gz, a line per completion: `problem_id`, `prompt`, `sampl
 """
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def load_kept(evaluation: Path) -> list[dict]:
     """Those of an evaluation's file; none where it kept none. ValueError for a file that is not ours."""
     path = kept_path(evaluation)
     try:
-        return read_jsonl(path) if path.exists() else []
-    except (OSError, EOFError) as error:
+        rows = read_jsonl(path) if path.exists() else []
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a file of completions ({error})") from None
+    if not all(isinstance(row, dict) and isinstance(row.get("completion"), str) for row in rows):
+        raise ValueError(f"{path} is not a file of completions (a line has no text named completion)")
+    return rows

@@ -5,6 +5,7 @@ Legend: S steps that have a line.
 
 import json
 import math
+import os
 from array import array
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Series:
         """Take in what was written since. A file that another has replaced, as a resumed run does, is read anew."""
         try:
             with self.path.open("rb") as file:
-                found = self.path.stat()
+                found = os.fstat(file.fileno())  # of what is open: the path may be another file by now
                 if found.st_ino != self._inode or found.st_size < self._offset:
                     self._forget()
                     self._inode = found.st_ino

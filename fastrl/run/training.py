@@ -313,7 +313,14 @@ class Run:
             self.records.wait()
 
     def _write_report(self) -> None:
-        """The run as one page, report.html, of what is on disk by then."""
+        """The run as one page, report.html, of what is on disk by then; without it the run is as whole as with it."""
         alive("report")
-        if self.records:
+        if not self.records:
+            return
+        try:
             write_report(self.folder.path)
+        except Exception as error:  # of any kind: all that the run made is on disk by now
+            self.progress.message(
+                f"report.html could not be written ({error!r}); all else is there: fastrl watch "
+                f"{self.folder.path} --report writes it again"
+            )

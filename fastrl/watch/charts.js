@@ -58,7 +58,7 @@ function lineChart(options, series) {
       for (const p of one.points) chart.append(svg("line", { class: "whisker", x1: xOf(p[0]), x2: xOf(p[0]), y1: yOf(p[2]), y2: yOf(p[3]), style: { stroke: color(one.color) } }));
     }
     chart.append(svg("path", { class: "line", d: path(one.points.map(p => [xOf(p[0]), yOf(p[1])])), style }));
-    if (one.points.length < 12) for (const p of one.points) chart.append(svg("circle", { cx: xOf(p[0]), cy: yOf(p[1]), r: 3, style: { fill: color(one.color) } }));
+    if (one.points.length < 12) for (const p of one.points) chart.append(svg("circle", { cx: xOf(p[0]), cy: yOf(p[1]), r: 3, style: { fill: color(one.color), opacity: one.opacity || 1 } }));
   }
   return panel(options, chart, drawn, xOf);
 }
@@ -115,7 +115,7 @@ function panel(options, chart, series, xOf) {
     told.textContent = `${options.x || "step"} ${plain(nearest)}: ` + said.map(([name, p]) => `${name} ${(options.form || plain)(p[1])}`).join(", ");
   });
   chart.addEventListener("pointerleave", () => { told.textContent = "\u00a0"; cursor.setAttribute("x1", -9), cursor.setAttribute("x2", -9); });
-  const legend = el("p", { class: "legend" }, ...series.filter(one => !one.isDashed).map(one =>
+  const legend = el("p", { class: "legend" }, ...series.filter(one => !one.isDashed || series.every(other => other.isDashed)).map(one =>
     el("span", {}, el("i", { style: { background: color(one.color), opacity: one.opacity || 1 } }), visible(one.name))));
   return el("figure", {}, el("figcaption", {}, el("b", {}, options.title), options.unit ? `, ${options.unit}` : ""), legend, chart, told,
     options.note ? el("p", { class: "note" }, options.note) : null);

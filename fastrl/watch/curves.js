@@ -15,6 +15,9 @@ const CURVES = [
   { title: "memory", unit: "GiB", fromZero: true, metrics: [["memory/resident_gib", "resident", 0], ["memory/gpu_peak_gib", "GPU peak so far", 1]] },
   { title: "KL to the reference (k3)", metrics: [["kl/reference_k3", "k3", 0]] },
 ];
+// reward/FUNCTION/mean and its like, one chart a kind; what has no such end is drawn with the means.
+const REWARDS_BY = [["mean", "reward by function"], ["positive", "reward by function, of positive credit"], ["negative", "reward by function, of negative credit"], ["judged_share", "share of rollouts judged, by function"]];
+const endOf = name => REWARDS_BY.map(([end]) => end).find(end => name.endsWith(`/${end}`)) || "mean";
 const OWN_REWARDS = new Set(["reward/mean", "reward/correct_share"]);
 
 function pointsOf(run, name) {
@@ -23,62 +26,65 @@ function pointsOf(run, name) {
 }
 
 function curvesView(runs) {
-  const [run] = runs;
   const series = metrics => runs.flatMap((one, number) => metrics.map(([name, label, color]) =>
     ({ name: runs.length > 1 && number ? `${label} (${one.name})` : label, points: pointsOf(one, name), color, isDashed: number > 0 })));
   const line = curve => lineChart(curve, series(curve.metrics));
-  const rewards = Object.keys(run.metrics).filter(name => name.startsWith("reward/") && !OWN_REWARDS.has(name) && pointsOf(run, name).some(p => p[1]));
-  const byFunction = rewards.length ? line({ title: "reward by function", metrics: rewards.map((name, i) => [name, name.slice(7), i]) }) : null;
-  const signs = stackChart({ title: "sign of the rollouts' credit", unit: "rollouts a step", fromZero: true },
+  const isTold = (run, name) => name.endsWith("/judged_share") ? pointsOf(run, name).some(p => p[1] !== 1) : name.includes("/", 7) || pointsOf(run, name).some(p => p[1]);
+  const isOwn = (run, name) => name.startsWith("reward/") && !OWN_REWARDS.has(name) && isTold(run, name);
+  const rewards = [...new Set(runs.flatMap(run => Object.keys(run.metrics).filter(name => isOwn(run, name))))];
+  const byFunction = REWARDS_BY.map(([end, title]) => line({ title, metrics: rewards.filter(name => endOf(name) === end)
+    .map((name, i) => [name, name.slice(7).replace(new RegExp(`/${end}$`), ""), i]) }));
+  const whose = run => runs.length > 1 ? ` of ${run.name}` : "";
+  const signs = run => stackChart({ title: `sign of the rollouts' credit${whose(run)}`, unit: "rollouts a step", fromZero: true },
     SIGNS.map(([name, label, color]) => ({ name: label, color, points: run.steps.map((step, i) => [step, run.metrics[name]?.[i] ?? 0]) })));
   const [first, ...others] = CURVES;
-  const charts = [line(first), byFunction, signs, ...others.map(line), timeChart(run), ...passCharts(runs)].filter(Boolean);
+  const charts = [line(first), ...byFunction, ...runs.map(signs), ...others.map(line), ...runs.map(run => timeChart(run, whose(run))), ...passCharts(runs)].filter(Boolean);
   if (!charts.length) return el("p", { class: "empty" }, "No step has been written yet.");
-  return el("div", {}, notesOn(runs), el("div", { class: "charts" }, ...charts), warnings(run));
+  return el("div", {}, notesOn(runs), el("div", { class: "charts" }, ...charts), ...runs.map((run, number) => warnings(run, whose(run), number)));
 }
 
 function notesOn(runs) {
   const [run, other] = runs, said = [];
   if (other) said.push(`solid: ${run.name}, dashed: ${other.name}`);
-  if (run.steps_a_point > 1) said.push(`each point is the mean of ${run.steps_a_point} steps`);
+  for (const one of runs) if (one.steps_a_point > 1) said.push(`each point${other ? ` of ${one.name}` : ""} is the mean of ${one.steps_a_point} steps`);
   return said.length ? el("p", { class: "note" }, visible(said.join(" · "))) : null;
 }
 
-function timeChart(run) {
+function timeChart(run, whose) {
   const total = name => run.metrics[name].reduce((sum, value) => sum + (value || 0), 0);
   const names = Object.keys(run.metrics).filter(name => name.startsWith("time/")).sort((a, b) => total(b) - total(a));
   const all = names.reduce((sum, name) => sum + total(name), 0);
   const large = names.filter(name => total(name) > all / 200).slice(0, 7), small = names.filter(name => !large.includes(name));
   const points = some => run.steps.map((step, i) => [step, some.reduce((sum, name) => sum + (run.metrics[name][i] || 0), 0)]);
   const series = large.map((name, i) => ({ name: name.slice(5, -2), color: i, points: points([name]) }));
-  return stackChart({ title: "time of a step by phase", unit: "s" }, [...series, { name: "other", color: 7, points: points(small) }]);
-}
-
-function evaluatedSplits(run) {
-  const splits = [...new Set(run.evaluations.map(e => e.split))];
-  return splits.map(split => [split, run.evaluations.filter(e => e.split === split)]);
+  return stackChart({ title: `time of a step by phase${whose}`, unit: "s" }, [...series, { name: "other", color: 7, points: points(small) }]);
 }
 
 function passCharts(runs) {
-  const [run] = runs, found = [];
-  for (const [split, evaluations] of evaluatedSplits(run)) {
-    const ks = [...new Set(evaluations.flatMap(e => Object.keys(e.pass_at_k).map(Number)))].sort((a, b) => a - b);
+  const found = [], of = (run, split) => run.evaluations.filter(e => e.split === split);
+  for (const split of new Set(runs.flatMap(run => run.evaluations.map(e => e.split)))) {
+    const ks = [...new Set(runs.flatMap(run => of(run, split)).flatMap(e => Object.keys(e.pass_at_k).map(Number)))].sort((a, b) => a - b);
     const some = [...new Set([ks[0], ks[Math.floor(ks.length / 2)], ks.at(-1)])];
-    if (evaluations.length > 1) {
-      const grown = (one, isDashed) => some.map((k, i) => ({ name: `k = ${k}`, color: i, isDashed, points:
-        one.evaluations.filter(e => e.split === split && e.pass_at_k[k]).map(e => [e.step, ...e.pass_at_k[k]]) }));
-      found.push(lineChart({ title: `pass@k along the run, ${split}`, form: percent }, [...grown(run, false), ...(runs[1] ? grown(runs[1], true) : [])]));
+    if (runs.some(run => of(run, split).length > 1)) {
+      const grown = (run, number) => some.map((k, i) => ({ name: `k = ${k}${number ? ` (${run.name})` : ""}`, color: i, isDashed: number > 0, points:
+        of(run, split).filter(e => e.pass_at_k[k]).map(e => [e.step, ...e.pass_at_k[k]]) }));
+      found.push(lineChart({ title: `pass@k along the run, ${split}`, form: percent }, runs.flatMap(grown)));
     }
-    found.push(lineChart({ title: `pass@k, ${split}`, x: "k", isLog: true, ticks: ks, form: percent, note: "Bands: 95 % bootstrap over problems, of the last evaluation." },
-      evaluations.map((e, i) => ({ name: `step ${e.step}`, color: i === evaluations.length - 1 ? 1 : 0, opacity: i === evaluations.length - 1 ? 1 : 0.25 + 0.6 * i / evaluations.length,
-        points: Object.entries(e.pass_at_k).map(([k, v]) => [Number(k), ...(i === evaluations.length - 1 ? v : v.slice(0, 1))]) }))));
+    const drawn = (run, number) => of(run, split).slice(number ? -1 : 0).map((e, i, all) => evaluationCurve(e, i + 1 === all.length, (i + 1) / all.length, number ? run : null));
+    found.push(lineChart({ title: `pass@k, ${split}`, x: "k", isLog: true, ticks: ks, form: percent, note: "Bands: 95 % bootstrap over problems, of the last evaluation." }, runs.flatMap(drawn)));
   }
   return found;
 }
 
-function warnings(run) {
+// The last one has its band, those before are the paler the older; of a second run there is the last one.
+function evaluationCurve(found, isLast, age, other) {
+  const points = Object.entries(found.pass_at_k).map(([k, v]) => [Number(k), ...(isLast ? v : v.slice(0, 1))]);
+  return { name: `step ${found.step}${other ? ` (${other.name})` : ""}`, color: isLast ? 1 : 0, opacity: isLast ? 1 : 0.1 + 0.75 * age, isDashed: other !== null, points };
+}
+
+function warnings(run, whose, number) {
   if (!run.warnings.length) return null;
-  return el("details", {}, el("summary", {}, `${run.warnings.length} warnings, the last at step ${run.warnings.at(-1)[0]}`),
+  return el("details", { open: state.isWarned[number], ontoggle: event => { state.isWarned[number] = event.target.open; } }, el("summary", {}, `${run.warnings.length} warnings${whose}, the last at step ${run.warnings.at(-1)[0]}`),
     table(["step", "warning"], run.warnings.map(([step, text]) => [step, text]), "wraps"));
 }
 

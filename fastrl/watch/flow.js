@@ -6,7 +6,8 @@ const KINDS = [["penalised", "penalised", 1], ["correct", "correct", 0], ["other
 function ledgerView(runs) {
   const parts = runs.flatMap(run => run.ledger.length ? [el("h2", {}, visible(run.name)), ...ledgerOf(run.ledger)] : []);
   if (parts.length) return el("div", {}, ...parts);
-  return el("p", { class: "empty" }, "This run keeps no ledger: ledger.every is 0.");
+  const isKept = runs.some(run => run.config["ledger.every"]), isBroken = runs.some(run => run.unreadable.some(said => said.includes("ledger.jsonl")));
+  return el("p", { class: "empty" }, isBroken ? "The ledger cannot be read." : isKept ? "No measurement has been written yet." : "This run keeps no ledger: ledger.every is 0.");
 }
 
 function ledgerOf(lines) {

@@ -3,7 +3,7 @@
 
 const LOOK_EVERY_MS = 2000;
 const TABS = { curves: ["Curves", curvesView], rollouts: ["Rollouts", rolloutsView], evaluations: ["Evaluations", evaluationsView], ledger: ["Ledger", ledgerView], settings: ["Settings", configView] };
-const state = { runs: [], tab: TABS[location.hash.slice(1)] ? location.hash.slice(1) : "curves", asked: { name: null, text: "", which: "", offset: 0, run: 0 } };
+const state = { runs: [], tab: TABS[location.hash.slice(1)] ? location.hash.slice(1) : "curves", isWarned: [], asked: { name: null, text: "", which: "", offset: 0, run: 0 } };
 
 function evaluationsView(runs) {
   const parts = [];
@@ -23,12 +23,14 @@ function evaluationsView(runs) {
 
 async function drawAnswers(section) {
   const { name, offset, run } = state.asked, again = change => { Object.assign(state.asked, change); drawAnswers(section); };
+  const asked = JSON.stringify(state.asked), isOutdated = () => asked !== JSON.stringify(state.asked);
   let found;
   try {
     found = await source.completions(run, name, offset, state.asked.text, state.asked.which);
   } catch (error) {
-    return section.replaceChildren(el("p", { class: "empty" }, visible(error.message)));
+    return isOutdated() || section.replaceChildren(el("p", { class: "empty" }, visible(error.message)));
   }
+  if (isOutdated()) return;  // another question was asked meanwhile
   const search = el("input", { type: "search", value: state.asked.text, onchange: () => again({ text: search.value, offset: 0 }) });
   const last = Math.min(found.total, offset + found.rows.length);
   const pages = el("p", { class: "filters" }, choice("which", [["", "all"], ["correct", "correct"], ["wrong", "wrong"]], state.asked.which, which => again({ which, offset: 0 })),
@@ -37,7 +39,7 @@ async function drawAnswers(section) {
     el("button", { type: "button", disabled: !offset, onclick: () => again({ offset: Math.max(0, offset - 50) }) }, "before"),
     el("button", { type: "button", disabled: last >= found.total, onclick: () => again({ offset: last }) }, "next"));
   const byProblem = Map.groupBy(found.rows, row => row.problem_id);
-  section.replaceChildren(el("h2", {}, visible(`what was answered: ${name}`)), pages, ...[...byProblem].map(([problem, rows]) =>
+  section.replaceChildren(el("h2", {}, visible(`what was answered: ${state.runs.length > 1 ? `${state.runs[run].name}, ` : ""}${name}`)), pages, ...[...byProblem].map(([problem, rows]) =>
     el("div", { class: "problem" }, el("h3", {}, visible(String(problem))), textBox(rows[0].prompt, "prompt"), el("div", { class: "answers" }, ...rows.map(answerNode)))));
 }
 
@@ -55,12 +57,16 @@ function draw() {
 }
 
 function describe() {
-  const [run] = state.runs;
   document.getElementById("name").replaceChildren(visible(state.runs.map(one => one.name).join(" · ")));
+  return state.runs.map(run => (state.runs.length > 1 ? `${run.name}: ` : "") + stateOf(run)).join(" · ");
+}
+
+function stateOf(run) {
   const age = run.written === null ? null : Math.max(0, Date.now() / 1000 - run.written);
   const ago = age === null ? "" : age < 120 ? `${Math.round(age)} s ago` : age < 7200 ? `${Math.round(age / 60)} min ago` : new Date(1000 * run.written).toLocaleString("en-GB");
   const when = source.isLive ? `, written ${ago}` : `, report of ${run.written === null ? "an empty run" : new Date(1000 * run.written).toLocaleString("en-GB")}`;
-  return run.steps.length ? `step ${run.last_step} of ${run.num_steps ?? "?"}${when}` : "no step has been written yet";
+  const broken = run.unreadable.map(said => ` · cannot be read: ${said}`).join("");
+  return (run.steps.length ? `step ${run.last_step} of ${run.num_steps ?? "?"}${when}` : "no step has been written yet") + broken;
 }
 
 // A text box that is being typed into, or an open page of answers, is not drawn anew.
@@ -74,7 +80,7 @@ async function look() {
     const found = await source.runs(state.runs.map(run => run.version));
     const isNew = found.some(Boolean), isFirst = !state.runs.length;
     state.runs = found.map((run, i) => run || state.runs[i]);
-    line.textContent = describe();
+    line.replaceChildren(visible(describe()));
     line.className = "";
     if (isFirst || (isNew && !isBusy())) draw();
     lookAgain();

@@ -4,24 +4,28 @@ The files are streamed one after the other, the newest first, and looked at agai
 page cache and one file's line; the disk holds the first SEARCHED_CHARS characters of each completion.
 """
 
-import gzip
-import json
 import math
 import sqlite3
 import tempfile
 import threading
-import zlib
 from array import array
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from fastrl.watch.rollout_view import mean_credit
+from fastrl.watch.rollout_view import (
+    BROKEN,
+    MOST_LINES,
+    mean_credit,
+    reward_of,
+    rollout_file,
+    rollout_files,
+    rollout_rows,
+)
 from fastrl.watch.snapshot import signature
 
 SEARCHED_CHARS, SNIPPET_CHARS = 20_000, 160
 MOST_ROWS = 200  # of one answer
-MOST_LINES = 1 << 20  # of a file: a place is step · MOST_LINES + line
 ORDERS = {
     "newest": "step DESC, line",
     "oldest": "step, line",
@@ -32,7 +36,7 @@ ORDERS = {
     "shortest": "tokens, step DESC, line",
 }
 TABLES = """
-PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;
+PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;
 CREATE TABLE rollout (step INTEGER, line INTEGER, problem TEXT, reward REAL, credit REAL, tokens INTEGER, reason TEXT,
                       PRIMARY KEY (step, line)) WITHOUT ROWID;
 CREATE TABLE body (step INTEGER, line INTEGER, text TEXT, PRIMARY KEY (step, line));
@@ -96,17 +100,26 @@ class RolloutIndex:
         self._answered: tuple[Filter, int] | None = None
         self.num_files = 0
         self.unreadable: dict[int, str] = {}
+        self.trouble = ""
 
     @property
     def num_indexed(self) -> int:
         return len(self._known)
 
     def file(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.jsonl.gz"
+        return rollout_file(self.folder, step)
 
     def refresh(self, should_stop: threading.Event | None = None) -> None:
-        """Take in files that are new or have changed, and let go of those that were deleted."""
-        found = {_step_of(path): signature(path) for path in self.folder.glob("step-*.jsonl.gz")}
+        """Take in files that are new or have changed, let go of those that were deleted, until there is `trouble`."""
+        if self.trouble:
+            return
+        try:
+            self._follow(should_stop)
+        except sqlite3.Error as error:  # no room, as a rule
+            self.trouble = f"the index in {self._scratch.name} takes in no more: {error}"
+
+    def _follow(self, should_stop: threading.Event | None) -> None:
+        found = {step: signature(path) for step, path in rollout_files(self.folder).items()}
         self.num_files = len(found)
         for step in [s for s in self._known if s not in found]:
             self._replace(step, [])
@@ -120,12 +133,10 @@ class RolloutIndex:
     def _take(self, step: int) -> None:
         self.unreadable.pop(step, None)
         try:
-            with gzip.open(self.file(step), "rt", encoding="utf-8") as file:
-                lines = enumerate(islice(file, MOST_LINES))
-                rows = [_indexed(step, number, json.loads(line)) for number, line in lines]
+            rows = [_indexed(step, line, row) for line, row in enumerate(rollout_rows(self.file(step)))]
         except FileNotFoundError:
             rows = []
-        except (OSError, EOFError, ValueError, zlib.error, AttributeError) as error:
+        except BROKEN as error:
             rows, self.unreadable[step] = [], str(error)[:200]
         self._replace(step, rows)
 
@@ -147,10 +158,14 @@ class RolloutIndex:
             places = found[offset : offset + min(limit, MOST_ROWS)]
             rows = [self._connection.execute(one, divmod(place, MOST_LINES)).fetchone() for place in places]
         state = {"num_indexed": self.num_indexed, "num_files": self.num_files, "num_unreadable": len(self.unreadable)}
+        state["trouble"] = self.trouble
         return {"total": len(found), "rows": [dict(zip(LISTED, row, strict=True)) for row in rows], **state}
 
     def _places(self, asked: Filter) -> array:
-        """All that is found, in order; remembered until the folder or the question changes: pages follow each other."""
+        """All that is found, in order, as step · MOST_LINES + line.
+
+        Remembered until the folder or the question changes: pages follow each other.
+        """
         if self._answered != (asked, self._num_changes):
             condition, values = asked.sql()
             source = "rollout JOIN body USING (step, line)" if asked.text else "rollout"
@@ -162,9 +177,8 @@ class RolloutIndex:
     def row(self, step: int, line: int) -> dict | None:
         """A whole line of a file; None where it is not there, or not any more."""
         try:
-            with gzip.open(self.file(step), "rt", encoding="utf-8") as file:
-                return next((json.loads(text) for number, text in enumerate(file) if number == line), None)
-        except (OSError, EOFError, ValueError, zlib.error):
+            return next(islice(rollout_rows(self.file(step)), line, None), None)
+        except BROKEN:
             return None
 
     def close(self) -> None:
@@ -173,14 +187,9 @@ class RolloutIndex:
         self._scratch.cleanup()
 
 
-def _step_of(path: Path) -> int:
-    digits = path.name.removeprefix("step-").removesuffix(".jsonl.gz")
-    return int(digits) if digits.isascii() and digits.isdigit() else -1
-
-
 def _indexed(step: int, line: int, row: dict) -> tuple:
     text = f"{row.get('completion') or ''}"[:SEARCHED_CHARS]
     num_tokens = len(row.get("completion_ids") or ())
     problem = _storable(str(row.get("problem_id")))
     reason = _storable(str(row.get("reason") or ""))
-    return step, line, problem, row.get("reward"), mean_credit(row), num_tokens, reason, _storable(text)
+    return step, line, problem, reward_of(row), mean_credit(row), num_tokens, reason, _storable(text)

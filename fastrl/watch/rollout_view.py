@@ -1,12 +1,46 @@
 """One rollout, or one completion of an evaluation, as it is shown: token by token, and of a bounded size."""
 
-from collections.abc import Sequence
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 
 from fastrl.evaluation.kept import prompt_text
 
 NUM_TOKENS, NUM_CHARS, NUM_PROMPT_CHARS = 20_000, 200_000, 50_000
-DIGITS = 4
-PLAIN = ("problem_id", "reward", "penalty", "reason", "advantage", "finish_reason", "group", "weight_version")
+DIGITS = 5  # as the files
+MOST_LINES = 1 << 20  # of a file
+BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    zlib.error,
+)  # a file that is not ours
+PLAIN = ("penalty", "reason", "advantage", "finish_reason", "group", "weight_version")
+
+
+def rollout_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.jsonl.gz"
+
+
+def rollout_files(folder: Path) -> dict[int, Path]:
+    """By step, in order; files of other names, such as copies, are not the run's."""
+    found = [
+        (path.name.removeprefix("step-").removesuffix(".jsonl.gz"), path) for path in folder.glob("step-*.jsonl.gz")
+    ]
+    steps = [(int(name), path) for name, path in found if name.isascii() and name.isdigit() and len(name) < 10]
+    return {step: path for step, path in sorted(steps) if path == rollout_file(folder, step)}
+
+
+def rollout_rows(path: Path) -> Iterator[dict]:
+    """Line by line; what cannot be read raises one of BROKEN."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, islice(lines, MOST_LINES))
 
 
 def shown(row: dict, num_tokens: int = NUM_TOKENS, num_chars: int = NUM_CHARS) -> dict:
@@ -33,6 +67,9 @@ def shown(row: dict, num_tokens: int = NUM_TOKENS, num_chars: int = NUM_CHARS) -
     }
     has_pieces = bool(row.get("pieces"))
     return {
+        "problem_id": str(row.get("problem_id")),
+        "reward": reward_of(row),
+        "rewards": dict(row.get("rewards") or {}),
         **{name: row.get(name) for name in PLAIN},
         "prompt": prompt[:NUM_PROMPT_CHARS],
         "prompt_characters": len(prompt),
@@ -64,10 +101,14 @@ def _rounded(values: Sequence) -> list:
     return [value if value is None else round(value, DIGITS) for value in values]
 
 
+def reward_of(row: dict) -> float | None:
+    return None if row.get("reward") is None else float(row["reward"])
+
+
 def mean_credit(row: dict) -> float | None:
-    """Of the model's own tokens."""
+    """Of the model's own tokens, of those where it is a number."""
     if row.get("advantage") is not None:
         return row["advantage"]
     credits, turns = row.get("credits") or [], row.get("turns")
-    own = [c for i, c in enumerate(credits) if not turns or turns[i] > 0]
+    own = [c for i, c in enumerate(credits) if c is not None and (not turns or turns[i] > 0)]
     return sum(own) / len(own) if own else None

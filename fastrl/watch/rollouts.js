@@ -53,11 +53,14 @@ async function fetchPage(page) {
   try {
     const found = await source.rollouts(run, filter, page * ROWS_A_PAGE, ROWS_A_PAGE);
     if (generation !== listing.generation) return;
+    const isSame = found.total === listing.total && JSON.stringify(found.rows) === JSON.stringify(listing.pages.get(page));
+    if (found.total !== listing.total) listing.pages.clear();  // all of them have moved
     listing.pages.set(page, found.rows);
     listing.total = found.total;
     listing.state = found;
+    if (isSame) return say();  // the rows stay: one may be under a finger
   } catch (error) {
-    if (generation === listing.generation) listing.nodes.status.textContent = error.message;
+    if (generation === listing.generation) listing.nodes.status.replaceChildren(visible(error.message));
     return;
   } finally {
     if (generation === listing.generation) listing.waiting.delete(page);
@@ -70,8 +73,9 @@ function say() {
   if (total > MOST_LISTED) said.push(`the first ${MOST_LISTED.toLocaleString("en")} are listed`);
   if (state.num_indexed < state.num_files) said.push(`${state.num_indexed} of ${state.num_files} steps are indexed so far`);
   if (state.num_unreadable) said.push(`${state.num_unreadable} files cannot be read`);
+  if (state.trouble) said.push(state.trouble);
   if (!source.isLive) said.push(`a sample: ${state.num_sampled_files} of ${state.num_files} steps; fastrl watch shows all`);
-  listing.nodes.status.textContent = said.join(" · ");
+  listing.nodes.status.replaceChildren(visible(said.join(" · ")));
 }
 
 function drawRows() {
@@ -85,7 +89,7 @@ function drawRows() {
 }
 
 function rowNode(i, row) {
-  const isChosen = i === listing.chosen;
+  const isChosen = Boolean(row) && isSameRollout(row, listing.chosen);
   const node = el("div", { class: `row ${isChosen ? "chosen" : ""}`, role: "option", "aria-selected": String(isChosen), style: { top: `${i * ROW_HIGH}px` }, onclick: () => choose(i) });
   if (!row) return fill(node, {}, ["…"]);
   const sign = row.credit > 0 ? "positive" : row.credit < 0 ? "negative" : "zero";
@@ -93,11 +97,24 @@ function rowNode(i, row) {
   return fill(node, {}, [facts, fill(el("span", { class: "snippet", dir: "auto" }), {}, [visible(row.snippet.replaceAll("\n", "↵"))])]);
 }
 
+function isSameRollout(row, chosen) {
+  return chosen !== null && chosen.run === listing.run && row.step === chosen.step && row.line === chosen.line;
+}
+
+// Where the chosen one is by now, or where it was: rows move when a run goes on.
+function chosenIndex() {
+  for (const [page, rows] of listing.pages) {
+    const found = rows.findIndex(row => isSameRollout(row, listing.chosen));
+    if (found >= 0) return page * ROWS_A_PAGE + found;
+  }
+  return listing.chosen ? listing.chosen.index : -1;
+}
+
 function moveChoice(event) {
   const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (!move || !listing.total) return;
   event.preventDefault();
-  const next = Math.max(0, Math.min(Math.min(listing.total, MOST_LISTED) - 1, (listing.chosen ?? -1) + move)), { list } = listing.nodes;
+  const next = Math.max(0, Math.min(Math.min(listing.total, MOST_LISTED) - 1, chosenIndex() + move)), { list } = listing.nodes;
   if (next * ROW_HIGH < list.scrollTop) list.scrollTop = next * ROW_HIGH;
   if ((next + 1) * ROW_HIGH > list.scrollTop + list.clientHeight) list.scrollTop = (next + 1) * ROW_HIGH - list.clientHeight;
   choose(next);
@@ -105,12 +122,12 @@ function moveChoice(event) {
 
 async function choose(i) {
   const row = listing.pages.get(Math.floor(i / ROWS_A_PAGE))?.[i % ROWS_A_PAGE], { detail } = listing.nodes;
-  listing.chosen = i;
-  drawRows();
   if (!row) return;
+  const chosen = listing.chosen = { run: listing.run, step: row.step, line: row.line, index: i };
+  drawRows();
   try {
     const rollout = await source.rollout(listing.run, row);
-    if (listing.chosen !== i) return;
+    if (listing.chosen !== chosen) return;
     const draw = () => detail.replaceChildren(rolloutView(rollout, row, draw));
     draw();
     detail.scrollTop = 0;
@@ -122,8 +139,7 @@ async function choose(i) {
 // What was written meanwhile: at the top of the list, where nobody reads further down.
 function lookAgain() {
   if (!listing.nodes || !source.isLive || listing.waiting.size) return;
-  if (listing.nodes.list.scrollTop === 0 && listing.chosen === null) {
-    listing.pages.clear();
+  if (listing.nodes.list.scrollTop === 0) {
     fetchPage(0);
   } else if (listing.state.num_indexed < listing.state.num_files) {
     source.rollouts(listing.run, listing.filter, 0, 1).then(found => { listing.state = found; say(); }, () => {});

@@ -24,6 +24,7 @@ from fastrl.watch.rollout_view import shown
 from fastrl.watch.snapshot import RunView
 
 HOST, LOOK_EVERY_S = "127.0.0.1", 2.0
+MOST_SOUGHT = 1000  # characters; SQLite has a bound of its own
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -31,6 +32,10 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
+
+
+class NotThereError(LookupError):
+    """A path, a run, a rollout or an evaluation that there is not."""
 
 
 class Asked(dict):
@@ -44,10 +49,12 @@ class Asked(dict):
         return int(text)
 
     def filter(self) -> Filter:
-        """ValueError for a bound that is not a number."""
+        """ValueError for a bound that is not a number, and for a text that is longer than is searched for."""
         values = {}
         for field in fields(Filter):
             if text := self.get(field.name, ""):
+                if len(text) > MOST_SOUGHT:
+                    raise ValueError(f"{field.name} has more than {MOST_SOUGHT} characters")
                 values[field.name] = text if isinstance(field.default, str) else float(text)
                 if isinstance(values[field.name], float) and math.isnan(values[field.name]):
                     raise ValueError(f"{field.name} = {text[:40]!r} is not a number")
@@ -98,25 +105,28 @@ class WatchServer(ThreadingHTTPServer):
             return [None if run.version() in known else run.snapshot() for run in self.runs]
 
     def answer(self, path: str, asked: Asked) -> object:
-        """KeyError for a path that there is not, LookupError for a thing, ValueError for a bad question."""
+        """NotThereError for a path or a thing that there is not, ValueError for a bad question."""
         if path == "/api/runs":
             return self.snapshots(asked.get("versions", ""))
-        run, index = self.runs[asked.whole("run")], self.indexes[asked.whole("run")]
+        number = asked.whole("run")
+        if number >= len(self.runs):
+            raise NotThereError("there is no such run")
+        run, index = self.runs[number], self.indexes[number]
         if path == "/api/rollouts":
             return index.page(asked.filter(), asked.whole("offset"), asked.whole("limit", 100))
         if path == "/api/rollout":
             row = index.row(asked.whole("step"), asked.whole("line"))
             if row is None:
-                raise LookupError("this rollout is not there any more")
+                raise NotThereError("this rollout is not there any more")
             return shown(row)
         if path == "/api/completions":
             file = next((f for f in run.evaluation_files() if f.stem == asked.get("name")), None)
             if file is None:
-                raise LookupError("there is no such evaluation")
+                raise NotThereError("there is no such evaluation")
             return completions_page(
                 load_kept(file), asked.whole("offset"), asked.get("text", ""), asked.get("which", "")
             )
-        raise KeyError(path)
+        raise NotThereError("there is nothing of that name")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -125,21 +135,28 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         port = self.server.server_port
-        if self.headers.get_all("Host") not in ([f"{HOST}:{port}"], [f"localhost:{port}"]):
+        ends = (f":{port}", "") if port == 80 else (f":{port}",)  # a browser leaves out :80
+        if self.headers.get_all("Host") not in [[name + end] for name in (HOST, "localhost") for end in ends]:
             return self._send(HTTPStatus.FORBIDDEN, "text/plain", f"ask for {self.server.url}")
-        url = urlsplit(self.path)
-        if url.path == "/":
+        if self.path.partition("?")[0] == "/":
             title = " and ".join(run.name for run in self.server.runs)
             return self._send(HTTPStatus.OK, "text/html", page(f"{title}: fastrl"))
-        asked = Asked({name: values[-1] for name, values in parse_qs(url.query, max_num_fields=40).items()})
+        status, text = self._answer()
+        return self._send(status, "application/json", text)
+
+    def _answer(self) -> tuple[HTTPStatus, str]:
+        """Whatever goes wrong over what a run's folder holds, the page says it: a closed line would say nothing."""
         try:
-            found, status = self.server.answer(url.path, asked), HTTPStatus.OK
-        except LookupError as error:
-            said = error.args[0] if type(error) is LookupError else "there is nothing of that name"
-            found, status = {"error": said}, HTTPStatus.NOT_FOUND
+            url = urlsplit(self.path)
+            asked = Asked({name: values[-1] for name, values in parse_qs(url.query, max_num_fields=40).items()})
+            return HTTPStatus.OK, json.dumps(as_json(self.server.answer(url.path, asked)), allow_nan=False)
+        except NotThereError as error:
+            status, said = HTTPStatus.NOT_FOUND, str(error)
         except (ValueError, OSError) as error:
-            found, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
-        return self._send(status, "application/json", json.dumps(as_json(found), allow_nan=False))
+            status, said = HTTPStatus.BAD_REQUEST, str(error)
+        except Exception as error:
+            status, said = HTTPStatus.INTERNAL_SERVER_ERROR, repr(error)
+        return status, json.dumps({"error": said})
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
         content = text.encode()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastrl.config.flat import flat_config
@@ -24,7 +24,7 @@ class RunView:
         if not (path / "config.toml").is_file():
             raise ValueError(f"{str(path)!r} is not a run folder: it holds no config.toml (looked in {Path.cwd()})")
         self.series = Series(path / "metrics.jsonl")
-        self._evaluations: dict[Path, tuple[tuple, dict]] = {}
+        self._evaluations: dict[Path, tuple[tuple, dict, list[str]]] = {}
 
     @property
     def name(self) -> str:
@@ -40,10 +40,14 @@ class RunView:
         return sorted((self.path / "eval").glob("*.json"))
 
     def snapshot(self) -> dict:
-        """`config` flat; `metrics` by name, a value per entry of `steps`; `evaluations`; `ledger`; `warnings`."""
+        """`config` flat; `metrics` by name, a value per entry of `steps`; `evaluations`; `ledger`; `warnings`.
+
+        What cannot be read is said in `unreadable`, and the rest is there. OSError where the folder is gone.
+        """
+        unreadable: list[str] = []
         self.series.read()
         steps, metrics, width = self.series.thinned(MOST_POINTS)
-        config = flat_config(self.path / "config.toml")
+        config = _or_say(lambda: flat_config(self.path / "config.toml"), {}, unreadable)
         written = (self.path / "metrics.jsonl").stat().st_mtime if steps else None
         return {
             "name": self.name,
@@ -56,50 +60,68 @@ class RunView:
             "steps_a_point": width,
             "metrics": metrics,
             "warnings": self.series.warnings,
-            "evaluations": sorted(self._read_evaluations(), key=lambda e: (e["step"], e["name"])),
-            "ledger": _ledger(self.path / "ledger.jsonl"),
+            "evaluations": sorted(self._read_evaluations(unreadable), key=lambda e: (e["step"], e["name"])),
+            "ledger": _or_say(lambda: _ledger(self.path / "ledger.jsonl"), [], unreadable),
+            "unreadable": unreadable,
         }
 
-    def _read_evaluations(self) -> Iterator[dict]:
+    def _read_evaluations(self, unreadable: list[str]) -> Iterator[dict]:
         for path in self.evaluation_files():
             mark = (signature(path), signature(kept_path(path)))
             if self._evaluations.get(path, (None,))[0] != mark:
-                self._evaluations[path] = mark, _evaluation(path)
-            if self._evaluations[path][1]:
-                yield self._evaluations[path][1]
+                said: list[str] = []
+                self._evaluations[path] = mark, _or_say(lambda path=path: _evaluation(path), {}, said), said
+            _, found, said = self._evaluations[path]
+            unreadable += said
+            if found:
+                yield found
+
+
+def _or_say(read: Callable[[], dict | list], instead: dict | list, said: list[str]) -> dict | list:
+    try:
+        return read()
+    except ValueError as error:
+        said.append(str(error))
+        return instead
 
 
 def signature(path: Path) -> tuple[int, ...]:
     """Equal for a file that nobody touched."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:  # gone, or not to be looked at
         return ()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _evaluation(path: Path) -> dict:
-    """What is shown of one; empty for a file that is none."""
+    """What is shown of one. ValueError for a file that is none."""
     try:
         found = json.loads(path.read_text())
         curve = {k: [v["mean"], v["low"], v["high"]] for k, v in found["pass_at_k"].items()}
-        problems = found["problems"]
-    except (ValueError, KeyError, TypeError, OSError):
-        return {}
+        step, num_solved = int(found.get("step") or 0), sum(p["num_correct"] > 0 for p in found["problems"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} is no evaluation ({error!r})") from None
     return {
         "name": path.stem,
-        "step": found.get("step") or 0,
-        "split": found.get("split", ""),
-        "pass_at_k": curve,
+        "step": step,
+        "split": found.get("split") or "",
+        "pass_at_k": {k: interval for k, interval in curve.items() if None not in interval},
         "has_completions": kept_path(path).exists(),
-        "num_solved": sum(p["num_correct"] > 0 for p in problems),
+        "num_solved": num_solved,
         **{name: found.get(name) for name in EVALUATED},
     }
 
 
 def _ledger(path: Path) -> list[dict]:
-    """Lines of a ledger without what is told of single prompts and tokens; the first and the last among them."""
+    """Lines of a ledger without what is told of single prompts and tokens; the first and the last among them.
+
+    ValueError for a line that another version wrote.
+    """
     rows = read_jsonl(path) if path.exists() and path.stat().st_size else []
     stride = max(1, -(-len(rows) // MOST_MEASUREMENTS))
     kept = rows[::stride] + (rows[-1:] if rows and (len(rows) - 1) % stride else [])
-    return [{name: row[name] for name in MEASURED} for row in kept]
+    try:
+        return [{name: row[name] for name in MEASURED} for row in kept]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no ledger of this version (a line has no {error})") from None

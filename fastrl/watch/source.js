@@ -45,6 +45,7 @@ const embedded = {
   async completions(run, name, offset, text, which) {
     const all = EMBEDDED.completions[name];
     if (!all) throw new Error("the completions of this evaluation are not part of this file; fastrl watch shows them");
+    if (all.error) throw new Error(all.error);
     const found = all.rows.filter(row => (!which || row.is_correct === (which === "correct")) &&
       (!text || has(`${row.problem_id}\n${row.prompt}\n${row.completion}`, text)));
     return { total: found.length, rows: found.slice(offset, offset + ANSWERS_A_PAGE), kept: all.total, embedded: all.rows.length };

@@ -26,6 +26,7 @@ SHOWN = {
     "memory/resident_gib": "resident GiB",
     "memory/gpu_peak_gib": "GPU peak GiB",
 }
+OF_FUNCTIONS = ("/positive", "/negative", "/judged_share")  # the page has them; a screen has few rows
 MOVED = {
     "left_penalised": "left the penalised",
     "to_correct": "correct",
@@ -59,11 +60,12 @@ def run_parts(found: dict, width: int = 80) -> list:
         parts.append(_evaluations(found["evaluations"], width))
     if found["ledger"]:
         moved = found["ledger"][-1]["moved"]
-        said = ", ".join(f"{name} {moved[key]:+.4f}" for key, name in MOVED.items())
+        said = ", ".join(f"{name} {'–' if moved[key] is None else f'{moved[key]:+.4f}'}" for key, name in MOVED.items())
         parts.append(Text(f"probability a prompt since step 0: {said}"))
     if found["warnings"]:
         step, text = found["warnings"][-1]
         parts.append(Text(f"step {step}: {_safe(text)}", style="yellow"))
+    parts += [Text.assemble("cannot be read: ", _safe(said), style="yellow") for said in found["unreadable"]]
     return parts
 
 
@@ -82,11 +84,12 @@ def _curves(found: dict, width: int) -> Table:
     for name in ("", *numbers):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_column(f"steps {found['steps'][0]}–{found['steps'][-1]}", no_wrap=True)
-    own = {name: name for name in found["metrics"] if name.startswith("reward/") and name not in SHOWN}
-    num_blocks = min(60, width - 28 - 10 * len(numbers))
+    rewards = [name for name in found["metrics"] if name.startswith("reward/") and not name.endswith(OF_FUNCTIONS)]
+    own = {name: name for name in rewards if name not in SHOWN}
+    num_blocks = max(8, min(60, width - 28 - 10 * len(numbers)))
     for name, label in (SHOWN | own).items():
         values = [v for v in found["metrics"].get(name, ()) if v is not None]
-        if values and len(label) <= 40:
+        if values and len(label) <= 40 and (name in SHOWN or any(values)):
             cells = (f"{number(values):.3g}" for number in numbers.values())
             table.add_row(_safe(label), *cells, sparkline(found["metrics"][name], num_blocks))
     return table

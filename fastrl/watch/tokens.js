@@ -15,10 +15,10 @@ function rolloutView(rollout, row, redraw) {
   const mode = rollout[MODES[tokenMode].of] ? tokenMode : known[0]?.[0];
   const switcher = el("p", { class: "modes" }, "colour: ", ...Object.entries(MODES).map(([name, { label, of }]) =>
     el("button", { type: "button", "aria-pressed": String(name === mode), disabled: !rollout[of], title: rollout[of] ? null : missing(name), onclick: () => { tokenMode = name; redraw(); } }, label)));
-  const facts = [["step", row.step], ["problem", rollout.problem_id], ["reward", plain(rollout.reward)], ["penalty", plain(rollout.penalty)], ["reason", rollout.reason],
+  const facts = [["step", row.step], ["problem", rollout.problem_id], ["reward", plain(rollout.reward)], ...Object.entries(rollout.rewards).map(([name, value]) => [`reward ${name}`, plain(value)]), ["penalty", plain(rollout.penalty)], ["reason", rollout.reason],
     ["credit", rollout.advantage === null ? "differs by token" : signed(rollout.advantage)], ["tokens", rollout.tokens], ["finish", rollout.finish_reason], ["weights of step", rollout.weight_version]];
   return el("article", {},
-    el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), fill(el("dd"), {}, [visible(String(value ?? "–"))])))),
+    el("dl", {}, ...facts.map(([name, value]) => el("div", {}, fill(el("dt"), {}, [visible(name)]), fill(el("dd"), {}, [visible(String(value ?? "–"))])))),
     el("h3", {}, "prompt"), textBox(rollout.prompt), cutNote(rollout.prompt.length, rollout.prompt_characters, "characters of the prompt"),
     el("h3", {}, "completion"), switcher, mode ? scale(rollout, mode) : el("p", { class: "note" }, "This file holds no texts of tokens: an older version wrote it."),
     coloured(rollout, mode), rollout.is_cut ? cutNote(rollout.pieces.length, rollout.tokens, "tokens") : null);
