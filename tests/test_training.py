@@ -178,12 +178,20 @@ def test_resume_continues_bitwise(finished, countdown_folder, tmp_path):
     newest = folder / "checkpoints" / "step-000004"
     model_file = newest / "model.safetensors"
     model_file.write_bytes(model_file.read_bytes()[:-100])  # a torn write: the previous checkpoint must be taken
+    (folder / "rollouts" / "step-000009.jsonl.gz").write_bytes(b"")  # of a branch that went further
     train(config, resume=True)
     assert checkpoints.defect(newest) is None
     assert_bitwise_equal(weights(finished), weights(folder))
     assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == STEPS
     assert [row["step"] for row in read_jsonl(folder / "metrics.dropped.jsonl")] == [3, 4, 4]
     assert (folder / "checkpoints" / "damaged-step-000004.0").is_dir()
+    assert [p.name[:11] for p in sorted((folder / "rollouts").iterdir())] == [f"step-00000{i}" for i in range(1, 5)]
+    aside = {p.parent.name: sorted(q.name for q in p.parent.iterdir()) for p in (folder / "dropped").glob("*/*")}
+    assert aside["rollouts"] == [f"step-00000{i}.jsonl.gz" for i in (3, 4, 9)]
+    evaluated = [
+        f"{name}.{ending}" for name in ("test", "validation-000004") for ending in ("completions.jsonl.gz", "json")
+    ]
+    assert aside["eval"] == evaluated
     first, second = ((f / "metrics.jsonl").read_text().splitlines()[4] for f in (finished, folder))
     untimed = [
         {k: v for k, v in json.loads(x).items() if not k.startswith(("time/", "throughput", "memory/"))}

@@ -28,9 +28,9 @@ from fastrl.policy.distributions import Position, token_distributions
 from fastrl.policy.model import Policy
 from fastrl.policy.scoring import score
 from fastrl.process.seeds import seed_of
+from fastrl.records.dropped import drop_lines_after
 from fastrl.records.durable import replacing
 from fastrl.records.jsonl import read_jsonl
-from fastrl.records.metrics import drop_lines_after
 from fastrl.rollouts import Rollouts
 from fastrl.sample_and_judge import Arena
 

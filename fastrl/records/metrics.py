@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastrl.records.dropped import drop_lines_after
 from fastrl.records.durable import make_folder, sync, write_file
-from fastrl.records.jsonl import append, append_jsonl, as_json, dump_line, read_jsonl
+from fastrl.records.jsonl import append, as_json
 
 
 class Sink(Protocol):
@@ -78,14 +79,6 @@ def check_sinks(sinks: Iterable[str]) -> None:
             raise ValueError(f"unknown metrics sink {name!r}; did you mean {nearest!r}? Known: {', '.join(SINKS)}")
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"the metrics sink {name!r} needs a package: pip install fastrl[track]")
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Keep the rows up to `step`; later ones go to NAME.dropped.jsonl beside it."""
-    rows = read_jsonl(path) if path.exists() else []
-    if dropped := [row for row in rows if row["step"] > step]:
-        append_jsonl(path.with_suffix(".dropped.jsonl"), dropped)
-    write_file(path, "".join(dump_line(row) for row in rows if row["step"] <= step))
 
 
 class TensorBoardSink:

@@ -1,7 +1,7 @@
 """The run folder: one config and one owner at a time, and no files but its own.
 
 config.toml · metrics.jsonl · tensorboard/ · rollouts/step-NNNNNN.jsonl.gz · checkpoints/ · eval/*.json,
-eval/*.completions.jsonl.gz · report.html
+eval/*.completions.jsonl.gz · report.html, and of a resumed run *.dropped.jsonl · dropped/
 """
 
 from pathlib import Path

@@ -14,6 +14,7 @@ from fastrl.config.schema import TrainConfig
 from fastrl.evaluation.results import evaluation_metrics, save_evaluation
 from fastrl.prompts.pieces import Pieces
 from fastrl.prompts.tokens import completion_texts
+from fastrl.records.dropped import drop_files_after
 from fastrl.records.jsonl import append_jsonl
 from fastrl.records.metrics import MetricsLog
 from fastrl.records.rollout_files import RolloutFiles
@@ -42,6 +43,8 @@ class Records:
         resume_step: int | None,
     ):
         folder.create()
+        if resume_step is not None:
+            drop_files_after(folder.path, resume_step)
         settings = dataclasses.asdict(config)
         self._log = MetricsLog(folder.path, sinks=config.run.sinks, config=settings, resume_step=resume_step)
         self._rollouts = RolloutFiles(folder.path / "rollouts", config.run.rollouts_mib, say)
