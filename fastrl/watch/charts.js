@@ -1,7 +1,7 @@
 "use strict";
 // Charts as SVG: lines with bands, stacked areas. Every chart tells its values where the pointer is.
 
-const WIDE = 460, HIGH = 230, LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 26;
+const WIDE = 460, HIGH = 230, LEFT = 52, RIGHT = 18, TOP = 8, BOTTOM = 26;
 const color = number => `var(--c${number % 8})`;
 
 function ticks(low, high, most) {
