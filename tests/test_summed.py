@@ -1,6 +1,8 @@
 """Sums of rewards, awaited rewards and TRL's: by hand, in real workers."""
 
 import asyncio
+import json
+import re
 import time
 
 import numpy as np
@@ -61,6 +63,12 @@ async def hangs(prompt, completion, **row):
 async def blocks(prompt, completion, **row):
     time.sleep(0.3)
     return 1.0
+
+def one_number(prompt, completions, **row):
+    return 0.5
+
+def too_few(prompt, completions, **row):
+    return [0.5]
 
 class Judge:
     async def __call__(self, prompt, completion, **row):
@@ -156,6 +164,38 @@ def test_trl_gets_lists_of_everything_and_chats_for_chats(folder):
     assert [v.reward for v in found] == [2.0, 0.0]
     (found,) = verdicts(task_of(folder, name="needs_ids"), "2")
     assert "asks for completion_ids, which verifier workers do not have" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("one_number", r"reward one_number returned 0\.5 \(float\) for 2 completions; expected a list, one for each"),
+        ("too_few", "reward too_few returned 1 numbers for 2 completions"),
+    ],
+)
+def test_what_is_no_number_for_each_is_shown(folder, name, message):
+    for found in verdicts(task_of(folder, **{name: 1.0}), "2", "3"):
+        assert found.is_fault and re.search(message, found.reason)
+
+
+@pytest.mark.parametrize("row", [{"prompt": None}, {"prompt": ""}, {"self": 1}, {"function": 2}])
+def test_no_column_of_the_data_takes_a_place_that_is_ours(folder, tmp_path, row):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "1+1=", "answer": "2"} | row) + "\n")
+    for name, rewards in (("right", {}), ("batched", {}), ("right", {"many_rewards:batched": 1.0})):
+        config = TaskConfig(f"many_rewards:{name}", str(folder), rewards=rewards, train=str(tmp_path / "rows.jsonl"))
+        for rule in ("verifier", "binary"):
+            task = trained_by(load_task(config), rule)
+            with VerifierPool(task.reward, num_workers=1) as pool:
+                found = pool.score([(p.prompt, text, p.row) for p in task.train for text in ("2", "3")])
+            assert not any(v.is_fault for v in found) and found[0].reward > found[1].reward, (name, rule)
+
+
+@pytest.mark.parametrize("column", ["prompts", "completions"])
+def test_columns_that_trl_has_itself_are_refused(folder, column):
+    task = task_of(folder, "chats")
+    with VerifierPool(task.reward, num_workers=1) as pool:
+        (found,) = pool.score([("1+1=", "2", {"answer": "2", column: ["gold"]})])
+    assert found.is_fault and f"the data has a column '{column}'" in found.reason
 
 
 def test_signatures_say_what_they_are():

@@ -34,7 +34,7 @@ class GivenReward:
         """Make it, in a worker, and do what it wants to have done before."""
         self.__wrapped__ = prepared(made(self.given))
 
-    def __call__(self, *args, **row):
+    def __call__(self, /, *args, **row):
         return self.__wrapped__(*args, **row)
 
 
