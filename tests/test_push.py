@@ -3,9 +3,11 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from test_training import config_of
 
 from fastrl import train
 from fastrl.cli import main
+from fastrl.hub.card import is_hub_id
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -25,6 +28,7 @@ class Hub(BaseHTTPRequestHandler):
     received: dict[str, bytes]
     created: list[dict]
     status = 200
+    private = True
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -47,7 +51,7 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(answer)
 
     def do_GET(self):
-        self._answer({})
+        self._answer({"id": "me/tiny", "private": self.private} if self.path == "/api/models/me/tiny" else {})
 
     def _answer(self, answer: dict) -> None:
         text = json.dumps(answer).encode()
@@ -63,7 +67,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    Hub.received, Hub.created, Hub.status = {}, [], 200
+    Hub.received, Hub.created, Hub.status, Hub.private = {}, [], 200, True
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -139,6 +143,35 @@ def test_a_push_is_one_commit_of_the_model_and_its_card(run, hub):
     weights = run / "checkpoints" / "step-000002" / "model.safetensors"
     assert Hub.received["model.safetensors"] == weights.read_bytes()
     assert ModelCard(Hub.received["README.md"].decode()).data.eval_results
+
+
+def test_nothing_private_goes_to_a_public_repository(run, hub):
+    Hub.private = False
+    result = push(hub, str(run), "--repo", "me/tiny", "--private")
+    assert result.returncode == 2 and "--private: me/tiny is there already, and public" in result.stderr
+    assert not Hub.received
+    assert push(hub, str(run), "--repo", "me/tiny").returncode == 0 and Hub.received
+
+
+def test_no_folder_of_this_machine_is_pushed(tmp_path, countdown_folder, hub):
+    """Neither in the files of an adapter nor in the card, also when the base is no longer where it was."""
+    base = tmp_path / "base"
+    shutil.copytree(countdown_folder, base)
+    config = config_of(tmp_path / "run", base, num_steps=1)
+    path = train(replace(config, model=replace(config.model, lora_rank=2)))
+    assert str(base) in (path / "checkpoints" / "step-000001" / "adapter_config.json").read_text()
+    for place in (base, tmp_path / "elsewhere"):
+        base = base.rename(place)
+        result = push(hub, str(path), "--repo", "me/tiny")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(Hub.received["adapter_config.json"])["base_model_name_or_path"] == "base"
+        assert not [name for name, content in Hub.received.items() if str(tmp_path).encode() in content]
+        assert ModelCard(Hub.received["README.md"].decode()).data.base_model is None
+
+
+@pytest.mark.parametrize("name", ["/data/rows", "/rows", "./rows", "rows/", "a/b/c", "~/rows", "../rows", ""])
+def test_a_path_is_no_id_of_the_hub(name):
+    assert not is_hub_id(name) and is_hub_id("me/rows") and is_hub_id("gpt2")
 
 
 def test_what_the_hub_refuses_is_one_message(run, hub):

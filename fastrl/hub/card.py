@@ -7,6 +7,8 @@ from typing import Any
 
 import tomli_w
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import settings_of
@@ -39,7 +41,7 @@ def model_card(published: Published, name: str, license: str = "") -> ModelCard:
     library = "peft" if published.is_adapter else "transformers"
     base = published.config.model.path
     data = ModelCardData(
-        base_model=None if Path(base).exists() else base,
+        base_model=base if is_hub_id(base) else None,
         library_name=library,
         pipeline_tag="text-generation",
         license=license or _license_of(Path(base)) or None,
@@ -55,8 +57,8 @@ def _text(published: Published, name: str, library: str) -> str:
     config = published.config
     parts = [
         f"# {name.rpartition('/')[2]}",
-        f"{_shown(config.model.path)} after {published.step} steps of reinforcement learning from verifiable rewards "
-        f"with fastrl {importlib.metadata.version('fastrl')}: task `{config.task.name}`, "
+        f"{without_folders(config.model.path)} after {published.step} steps of reinforcement learning from verifiable "
+        f"rewards with fastrl {importlib.metadata.version('fastrl')}: task `{config.task.name}`, "
         f"objective `{config.algorithm.objective}`, surrogate `{config.algorithm.surrogate}`.",
         "## Evaluation",
         _evaluation_text(published),
@@ -130,11 +132,11 @@ def _settings(config: TrainConfig) -> str:
         section = sections
         for part in path:
             section = section.setdefault(part, {})
-        section[key] = _shown(value) if isinstance(value, str) else value
+        section[key] = without_folders(value) if isinstance(value, str) else value
     return tomli_w.dumps(sections)
 
 
-def _shown(value: str) -> str:
+def without_folders(value: str) -> str:
     """A path without the folders of this machine."""
     return os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else value
 
@@ -142,8 +144,18 @@ def _shown(value: str) -> str:
 def _datasets(config: TrainConfig) -> list[str]:
     """The hub datasets among the task's sources."""
     sources = {config.task.train, config.task.validation, config.task.test} - {""}
-    ids = {source.partition(":")[0] for source in sources if not Path(source.partition(":")[0]).exists()}
-    return sorted(one for one in ids if one.count("/") == 1 and not one.endswith((".jsonl", ".json", ".ndjson")))
+    ids = {source.partition(":")[0] for source in sources}
+    files = (".jsonl", ".json", ".ndjson", ".parquet")
+    return sorted(one for one in ids if one.count("/") == 1 and is_hub_id(one) and not one.endswith(files))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it can be on the hub and is no path: one of this machine, or of another where the run was made."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
 
 
 def _license_of(base: Path) -> str:

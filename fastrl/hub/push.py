@@ -1,5 +1,6 @@
 """`fastrl push`: a checkpoint, with its model card, as one commit of a repository on the Hugging Face hub."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from fastrl.config.schema import WithPaths
-from fastrl.hub.card import model_card
+from fastrl.hub.card import model_card, without_folders
 from fastrl.hub.published import find_published
 from fastrl.records.durable import write_file
 
@@ -23,7 +24,7 @@ class PushCommand(WithPaths):
     repo: str
     """owner/name on the hub; made if it is not there. The token is that of `hf auth login`, or HF_TOKEN."""
     private: bool = False
-    """A repository that is made is private."""
+    """A repository that is made is private; one that is there must be."""
     license: str = ""
     """Of the model, as the hub spells it; empty: the base model's, where its folder has a card that says it."""
     evaluations: Annotated[tuple[Path, ...], tyro.conf.arg(name="evaluation")] = ()
@@ -42,9 +43,20 @@ def push(command: PushCommand) -> str:
     if command.card_only:
         write_file(command.card_only, str(card))
         return str(command.card_only)
-    files = [CommitOperationAdd(path.name, path) for path in published.files()]
+    files = [CommitOperationAdd(path.name, _published(path)) for path in published.files()]
     files.append(CommitOperationAdd("README.md", str(card).encode()))
     api = HfApi(library_name="fastrl")
     address = api.create_repo(command.repo, private=command.private, exist_ok=True)
+    if command.private and not api.model_info(command.repo).private:
+        raise ValueError(f"--private: {command.repo} is there already, and public: make it private, or push elsewhere")
     api.create_commit(command.repo, files, commit_message=f"Step {published.step} of {published.config.task.name}")
     return str(address)
+
+
+def _published(path: Path) -> Path | bytes:
+    """A file, or its content where that says in which folder of this machine the base of an adapter lies."""
+    if path.name != "adapter_config.json":
+        return path
+    config = json.loads(path.read_bytes())
+    base = without_folders(config["base_model_name_or_path"])
+    return json.dumps(config | {"base_model_name_or_path": base}, indent=2).encode()
