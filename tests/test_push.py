@@ -17,7 +17,8 @@ from test_training import config_of
 
 from fastrl import train
 from fastrl.cli import main
-from fastrl.hub.card import is_hub_id
+from fastrl.hub.card import is_hub_id, model_card
+from fastrl.hub.published import find_published
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -170,8 +171,23 @@ def test_no_folder_of_this_machine_is_pushed(tmp_path, countdown_folder, hub):
 
 
 @pytest.mark.parametrize("name", ["/data/rows", "/rows", "./rows", "rows/", "a/b/c", "~/rows", "../rows", ""])
-def test_a_path_is_no_id_of_the_hub(name):
-    assert not is_hub_id(name) and is_hub_id("me/rows") and is_hub_id("gpt2")
+def test_a_path_is_no_id_of_the_hub(name, tmp_path):
+    assert not is_hub_id(name, tmp_path) and is_hub_id("me/rows", tmp_path) and is_hub_id("gpt2", tmp_path)
+
+
+def test_places_of_the_run_stay_out_of_the_card(run, tmp_path, monkeypatch):
+    """A relative path was one where the run began, wherever it is pushed; and a task's server has an address."""
+    monkeypatch.chdir(tmp_path)
+    published = find_published(run)
+    config = published.config
+    assert (run.parent / "base").is_dir() and not Path("base").exists()
+    near = replace(config, model=replace(config.model, path="base"), task=replace(config.task, train="base/rows"))
+    (run.parent / "base" / "rows").mkdir(exist_ok=True)
+    card = model_card(replace(published, config=near), "me/tiny")
+    assert card.data.base_model is None and not card.data.datasets
+    served = replace(config, task=replace(config.task, name="openenv:http://10.0.0.7:8000"))
+    card = str(model_card(replace(published, config=served), "me/tiny"))
+    assert "10.0.0.7" not in card and "task `openenv:http://…`" in card
 
 
 def test_what_the_hub_refuses_is_one_message(run, hub):

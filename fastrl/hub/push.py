@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from fastrl.config.schema import WithPaths
-from fastrl.hub.card import model_card, without_folders
+from fastrl.hub.card import model_card, without_places
 from fastrl.hub.published import find_published
 from fastrl.records.durable import write_file
 
@@ -49,7 +49,8 @@ def push(command: PushCommand) -> str:
     address = api.create_repo(command.repo, private=command.private, exist_ok=True)
     if command.private and not api.model_info(command.repo).private:
         raise ValueError(f"--private: {command.repo} is there already, and public: make it private, or push elsewhere")
-    api.create_commit(command.repo, files, commit_message=f"Step {published.step} of {published.config.task.name}")
+    message = f"Step {published.step} of {without_places(published.config.task.name)}"
+    api.create_commit(command.repo, files, commit_message=message)
     return str(address)
 
 
@@ -58,5 +59,5 @@ def _published(path: Path) -> Path | bytes:
     if path.name != "adapter_config.json":
         return path
     config = json.loads(path.read_bytes())
-    base = without_folders(config["base_model_name_or_path"])
+    base = without_places(config["base_model_name_or_path"])
     return json.dumps(config | {"base_model_name_or_path": base}, indent=2).encode()
