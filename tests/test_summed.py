@@ -12,6 +12,7 @@ from rollout_cases import Rollout, batch_of, credited
 from fastrl.config.schema import TaskConfig
 from fastrl.records.step_metrics import part_metrics
 from fastrl.tasks import load_task
+from fastrl.tasks.awaited import then, together
 from fastrl.tasks.problem import Score, Weighted
 from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.signatures import is_async, is_of_trl, judges_groups
@@ -240,8 +241,29 @@ def test_together_and_then_wait_only_where_something_waits():
     async def later(value):
         return value
 
-    from fastrl.tasks.awaited import then, together
-
     assert then(together([1, 2]), sum) == 3
     assert asyncio.run(then(together([1, later(2), 3]), list)) == [1, 2, 3]
     assert Score(1.0).parts == ()
+
+
+def test_when_one_raises_the_others_do_not_run_on():
+    ended = []
+
+    async def slow():
+        try:
+            await asyncio.sleep(0.1)
+            ended.append("ran on")
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def fails():
+        raise KeyError("x")
+
+    async def both():
+        with pytest.raises(KeyError, match="x"):
+            await together([slow(), fails()])
+        await asyncio.sleep(0.2)
+
+    asyncio.run(both())
+    assert ended == ["cancelled"]
