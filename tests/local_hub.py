@@ -10,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What a push asks of the hub. Files come in the commit itself: `received` holds them; `status`: of each answer."""
+    """What a push asks of the hub. Files come in the commit itself: `received` holds them; `status`: of each answer;
+    `private`: whether a repository that is there is."""
 
     received: dict[str, bytes]
     created: list[dict]
     status = 200
+    private = True
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -37,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(answer)
 
     def do_GET(self):
-        self._answer({})
+        self._answer({"id": self.path.removeprefix("/api/models/"), "private": self.private})
 
     def _answer(self, answer: dict) -> None:
         text = json.dumps(answer).encode()
@@ -54,7 +56,7 @@ class Hub(BaseHTTPRequestHandler):
 @contextmanager
 def serve() -> Iterator[str]:
     """A fresh one; its address."""
-    Hub.received, Hub.created, Hub.status = {}, [], 200
+    Hub.received, Hub.created, Hub.status, Hub.private = {}, [], 200, True
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,9 +1,12 @@
 """docs/environments.md followed to the letter: environments of verifiers and OpenEnv, judged, played, trained with."""
 
+import asyncio
 import importlib.util
 import os
 import re
+import socketserver
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -138,6 +141,98 @@ def test_what_needs_more_than_texts_is_refused(folder, name, method, more, messa
         find_kind(f"verifiers:{name}")
 
 
+def changed(folder: Path, name: str, *pairs: tuple[str, str]) -> None:
+    """A module of this name: the page's `higher` with other texts."""
+    source = (folder / "higher.py").read_text()
+    for old, new in pairs:
+        assert old in source
+        source = source.replace(old, new)
+    (folder / f"{name}.py").write_text(source)
+
+
+BODY = (ROOT / "docs" / "environments.md").read_text().partition("        secret = str(task.data.secret)\n")[2]
+BODY = BODY.partition("\n\n\n__all__")[0]
+UNPROMPTED = ('prompt="0:9=", ', "")
+
+
+@needs_verifiers
+def test_an_environment_that_does_not_look_for_the_end_is_played(folder):
+    """It asks three times whatever it is told; verifiers' own interaction says `terminated` each time, too."""
+    changed(folder, "stubborn", (BODY, """
+        async with agents.player.interaction(task) as interaction:
+            await interaction.turn()
+            for number in range(3):
+                await interaction.turn(str(number))
+"""))  # fmt: skip
+    task = task_of("verifiers:stubborn", num_train=1)
+    with VerifierPool(task.reward, num_workers=1, timeout_s=20) as pool:
+        calls = [Call("0:9=", said, task.train[0].row) for said in (["3"], ["1", "3"], ["3", "1", "1", "1"])]
+        found = pool.play(calls)
+    assert [(v.reply, v.is_done, v.reward) for v in found] == [("0", False, 1.0), ("1", False, 1.0), ("", True, 0.0)]
+
+
+@needs_verifiers
+def test_all_traces_of_an_environment_are_added_up(folder):
+    """The agent runs twice; the secret is 3."""
+    changed(folder, "again", (BODY, """
+        for _ in range(2):
+            await agents.player.run(task)
+"""))  # fmt: skip
+    task = task_of("verifiers:again", num_train=1)
+    with VerifierPool(task.reward, num_workers=1) as pool:
+        calls = [Call("0:9=", said, task.train[0].row) for said in (["3", "3"], ["3", "1"], ["1", "3"], ["1", "1"])]
+        found = pool.play(calls)
+    assert [v.reward for v in found] == [2.0, 1.0, 1.0, 0.0] and found[1].reason == "is_found 1, is_found 0"
+
+
+@needs_verifiers
+def test_an_environment_may_speak_first_also_in_a_notebook(folder):
+    """A cell runs inside of an event loop."""
+
+    async def cell():
+        return task_of("verifiers:opening", num_train=1).train[0].prompt
+
+    changed(folder, "opening", UNPROMPTED, ("await interaction.turn()", 'await interaction.turn("guess")'))
+    assert asyncio.run(cell()) == "guess"
+    changed(folder, "failing", UNPROMPTED, ("await interaction.turn()", 'await interaction.turn({}["x"])'))
+    with pytest.raises(ValueError, match="fails before the model's first turn: KeyError: 'x'"):
+        task_of("verifiers:failing", num_train=1)
+    changed(folder, "silent", UNPROMPTED)
+    with pytest.raises(ValueError, match="says nothing before the model's first turn"):
+        task_of("verifiers:silent", num_train=1)
+
+
+@needs_verifiers
+def test_what_an_environment_has_started_ends_with_its_conversation(folder):
+    changed(
+        folder,
+        "leaving",
+        ("import verifiers.v1 as vf", "import asyncio\nimport verifiers.v1 as vf\nTASKS = []"),
+        (
+            "        secret = str",
+            "        TASKS.append(asyncio.create_task(asyncio.sleep(1000)))\n        secret = str",
+        ),
+    )
+    task = task_of("verifiers:leaving", num_train=1)
+    game = task.reward
+    for _ in range(2):
+        game.reset("0:9=", **task.train[0].row)
+        game.step("1")
+    tasks = sys.modules["leaving"].TASKS
+    assert [one.done() for one in tasks] == [True, False]
+    game._play.close()
+    assert tasks[1].cancelled()
+
+
+@needs_verifiers
+def test_a_taskset_by_its_name_on_the_hub_is_the_module_of_its_last_part(folder):
+    """So a resumed run sees that it has changed."""
+    kind = find_kind("verifiers:somebody/Sums@1.0?num_tasks=20")
+    assert kind.module == "sums" and kind.reward.source.folder == str(folder)
+    task = TaskConfig(name="verifiers:somebody/sums", reward_folder=str(folder))
+    assert reward_fingerprint(task.name, task, None) == reward_fingerprint("verifiers:sums", task, None)
+
+
 @needs_verifiers
 @pytest.mark.parametrize(
     ("name", "message"),
@@ -145,11 +240,20 @@ def test_what_needs_more_than_texts_is_refused(folder, name, method, more, messa
         ("verifiers:", "names no taskset"),
         ("verifiers:nowhere", "finds no taskset 'nowhere'"),
         ("verifiers:sums?num=3", "num"),
+        ("verifiers:sums?num_tasks", "task 'verifiers:sums.num_tasks': bad query field: 'num_tasks'"),
+        ("verifiers:sums?id=higher", "says twice what 'id' is"),
+        ("verifiers:sums?num_tasks=3&num_tasks=4", "says twice what 'num_tasks' is"),
+        ("verifiers:sums?num_tasks=0", "task 'verifiers:sums.num_tasks=0' has no problem to train on"),
+        ("verifiers:unread", "task 'verifiers:unread' cannot be loaded: SyntaxError"),
+        ("verifiers:unfinished", "task 'verifiers:unfinished' cannot be loaded: KeyError: 'x'"),
         ("openenv:lower_env", "expected openenv:<module>:<app>"),
         ("openenv:http://127.0.0.1:1", "no OpenEnv server answers at http://127.0.0.1:1/schema"),
+        ("openenv:no_such_env:app", "the process that should serve no_such_env:app has ended, see above"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_said(name, message):
+def test_a_name_that_leads_nowhere_is_said(folder, name, message):
+    (folder / "unread.py").write_text("def (\n")
+    changed(folder, "unfinished", ("secret = 0\n", 'secret = {}["x"]\n'))
     with pytest.raises(ValueError, match=message):
         task_of(name)
 
@@ -184,6 +288,90 @@ def test_an_openenv_server_is_played_and_ends_with_its_worker(folder):
 def servers() -> list[psutil.Process]:
     """OpenEnv servers that this process, or what it started, has started."""
     return [p for p in psutil.Process().children(recursive=True) if "lower_env" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"SSH-2.0-OpenSSH", "no OpenEnv server answers at .*/schema: SSH"),
+        (b"[]", "tells of no 'action', but "),
+        (b'{"x": 1}', "tells of no 'action', but {'x': 1}"),
+        (b'{"action": {}}', "no OpenEnv session at ws://.*/ws: .*HTTP"),
+    ],
+)
+@needs_openenv
+def test_a_server_of_something_else_is_one_message(answer, message):
+    if not answer.startswith(b"SSH"):
+        answer = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer)
+
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(4096)
+            self.request.sendall(answer + b"\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ValueError, match=message):
+            task_of(f"openenv:http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+
+
+BOARD = """
+from pydantic import field_validator
+
+
+class Move(Action):
+    move: int
+
+    @field_validator("move")
+    @classmethod
+    def on_the_board(cls, move):
+        if move > 8:
+            raise ValueError("off the board")
+        return move
+
+
+class BoardEnvironment(LowerEnvironment):
+    def step(self, action, timeout_s=None, **kwargs):
+        if action.move == 8:
+            import os
+            os._exit(1)
+        return Hint(text="on", reward=1.0)
+
+
+app = create_fastapi_app(BoardEnvironment, Move, Hint)
+"""
+HOSTILE = ["9" * 5000, "[" * 3000, '{"move":' * 3000, '{"move": 1, "x": "\\ud800"}', "1e999", "NaN", "9", "x", ""]
+
+
+@needs_openenv
+def test_whatever_the_model_writes_is_its_own_doing_and_a_dying_server_says_so(folder, monkeypatch, capfd):
+    """A proxy of the environment leads to no server of this machine."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    (folder / "board_env.py").write_text((folder / "lower_env.py").read_text() + BOARD)
+    task = task_of("openenv:board_env:app", num_train=1)
+    row = task.train[0].row
+    with VerifierPool(task.reward, num_workers=1, timeout_s=20) as pool:
+        found = pool.play([Call("0:9=", ["1", text], row) for text in HOSTILE])
+        assert [(v.reason, v.is_done, v.reward) for v in found] == [("invalid action", True, 1.0)] * len(HOSTILE)
+        assert pool.num_restarts == 0
+        (dead,) = pool.play([Call("0:9=", ["8"], row)])
+    assert dead.is_fault and "exited with status 3" in dead.reason
+    said = "verifier worker: openenv:board_env:app: ConnectionError: the OpenEnv server has closed the session"
+    assert said in capfd.readouterr().err
+
+
+@needs_openenv
+def test_a_server_that_hangs_is_left_soon(folder, monkeypatch):
+    monkeypatch.setattr("fastrl.tasks.bridges.openenv_server.REPLY_S", 1.0)
+    monkeypatch.setattr("fastrl.tasks.bridges.openenv_server.CLOSE_S", 1.0)
+    source = (folder / "lower_env.py").read_text()
+    (folder / "slow_env.py").write_text(source.replace("return Hint(text=", "import time; time.sleep(60)\n        #"))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"openenv:slow_env:app cannot be reset: timed out in 1\.0s"):
+        task_of("openenv:slow_env:app", num_train=1)
+    assert time.monotonic() - start < 30
 
 
 @needs_openenv

@@ -100,8 +100,9 @@ def test_what_is_no_callback_is_said(tmp_path):
     for wrong in (3, Listener):
         with pytest.raises(ValueError, match="expected objects of a class of Callback, or functions of a step"):
             Callbacks([wrong])
-    with pytest.raises(ValueError, match=r"answered 0\.5; a callback returns 'stop' or None"):
-        Callbacks([lambda step: 0.5]).step(None)
+    for answer in (0.5, np.array([1, 2]), np.array("stop"), True, "STOP", ""):
+        with pytest.raises(ValueError, match=r"answered .*; a callback returns 'stop' or None"):
+            Callbacks([lambda step, answer=answer: answer]).step(None)
 
 
 @pytest.mark.distributed

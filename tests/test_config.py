@@ -118,6 +118,15 @@ def test_numbers_outside_of_sections_are_checked_too(value):
         check_eval(EvalConfig(model=ModelConfig("m"), correct_threshold=value))
 
 
+@pytest.mark.parametrize(
+    "name", ["sampler.stop", "sampler.stop_token_ids", "task.stop", "model.lora_targets", "algorithm.signals"]
+)
+def test_a_text_is_no_list_of_its_characters(name):
+    config = with_settings(TrainConfig(model=ModelConfig("m")), {name: "END"})
+    with pytest.raises(ValueError, match=rf"{name} must be a list of texts, such as \['END'\], got 'END'"):
+        check_train(config)
+
+
 def test_a_model_is_needed():
     with pytest.raises(ValueError, match=r"model\.path is missing"):
         check_train(TrainConfig())

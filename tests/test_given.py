@@ -44,6 +44,12 @@ def test_closures_lambdas_and_partials_run_in_a_worker():
     assert scored(partial(lambda bonus, prompt, completion, **row: bonus, 3), "a") == [3.0]
 
 
+@pytest.mark.parametrize("weight", ["1", None, True, [1.0]])
+def test_a_weight_is_a_number(weight):
+    with pytest.raises(ValueError, match=r"reward python:closed_over has the weight .*: expected a number"):
+        with_given(TaskConfig(), {closed_over: weight})
+
+
 PID = os.getpid()
 
 

@@ -1,8 +1,10 @@
 """The model card of a run, read by the hub's own parser, and the push, to a hub that is a server of these tests."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from test_training import config_of
 
 from fastrl import train
 from fastrl.cli import main
+from fastrl.hub.card import is_hub_id, model_card
+from fastrl.hub.published import find_published
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -83,6 +87,50 @@ def test_a_push_is_one_commit_of_the_model_and_its_card(run, hub):
     weights = run / "checkpoints" / "step-000002" / "model.safetensors"
     assert Hub.received["model.safetensors"] == weights.read_bytes()
     assert ModelCard(Hub.received["README.md"].decode()).data.eval_results
+
+
+def test_nothing_private_goes_to_a_public_repository(run, hub):
+    Hub.private = False
+    result = push(hub, str(run), "--repo", "me/tiny", "--private")
+    assert result.returncode == 2 and "--private: me/tiny is there already, and public" in result.stderr
+    assert not Hub.received
+    assert push(hub, str(run), "--repo", "me/tiny").returncode == 0 and Hub.received
+
+
+def test_no_folder_of_this_machine_is_pushed(tmp_path, countdown_folder, hub):
+    """Neither in the files of an adapter nor in the card, also when the base is no longer where it was."""
+    base = tmp_path / "base"
+    shutil.copytree(countdown_folder, base)
+    config = config_of(tmp_path / "run", base, num_steps=1)
+    path = train(replace(config, model=replace(config.model, lora_rank=2)))
+    assert str(base) in (path / "checkpoints" / "step-000001" / "adapter_config.json").read_text()
+    for place in (base, tmp_path / "elsewhere"):
+        base = base.rename(place)
+        result = push(hub, str(path), "--repo", "me/tiny")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(Hub.received["adapter_config.json"])["base_model_name_or_path"] == "base"
+        assert not [name for name, content in Hub.received.items() if str(tmp_path).encode() in content]
+        assert ModelCard(Hub.received["README.md"].decode()).data.base_model is None
+
+
+@pytest.mark.parametrize("name", ["/data/rows", "/rows", "./rows", "rows/", "a/b/c", "~/rows", "../rows", ""])
+def test_a_path_is_no_id_of_the_hub(name, tmp_path):
+    assert not is_hub_id(name, tmp_path) and is_hub_id("me/rows", tmp_path) and is_hub_id("gpt2", tmp_path)
+
+
+def test_places_of_the_run_stay_out_of_the_card(run, tmp_path, monkeypatch):
+    """A relative path was one where the run began, wherever it is pushed; and a task's server has an address."""
+    monkeypatch.chdir(tmp_path)
+    published = find_published(run)
+    config = published.config
+    assert (run.parent / "base").is_dir() and not Path("base").exists()
+    near = replace(config, model=replace(config.model, path="base"), task=replace(config.task, train="base/rows"))
+    (run.parent / "base" / "rows").mkdir(exist_ok=True)
+    card = model_card(replace(published, config=near), "me/tiny")
+    assert card.data.base_model is None and not card.data.datasets
+    served = replace(config, task=replace(config.task, name="openenv:http://10.0.0.7:8000"))
+    card = str(model_card(replace(published, config=served), "me/tiny"))
+    assert "10.0.0.7" not in card and "task `openenv:http://…`" in card
 
 
 def test_what_the_hub_refuses_is_one_message(run, hub):

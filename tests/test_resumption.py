@@ -1,7 +1,9 @@
 """What a resumed run goes on with: changed inputs are named, settings that change no number are free."""
 
 import shutil
+import sys
 from dataclasses import replace
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from fastrl.config.files import load_config, to_toml
 from fastrl.config.schema import EvaluationConfig, TaskConfig, TrainConfig
 from fastrl.config.settings import with_settings
 from fastrl.records.changes import FREE_ON_RESUME, differences
+from fastrl.records.fingerprints import _reward as reward_fingerprint
 from fastrl.run.training import train
 
 REWARD = "from judging import verdict\n\ndef reward(prompt, completion, **row):\n    return verdict(completion)\n"
@@ -113,6 +116,24 @@ def test_a_micro_batch_is_free_unless_the_reduction_depends_on_it():
     assert not differences(config, smaller)
     by_cut = [replace(c, algorithm=replace(c.algorithm, reduction="micro-batch-mean")) for c in (config, smaller)]
     assert differences(*by_cut) == ["batch.micro_batch_tokens is 200 there, 100 here"]
+
+
+def test_a_module_that_only_an_import_hook_finds_is_compared(tmp_path, monkeypatch):
+    """As setuptools makes one for an editable install. What is built into Python has no source."""
+    path = tmp_path / "hooked_reward.py"
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            return spec_from_file_location(name, tmp_path / "hooked_reward.py") if name == "hooked_reward" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    task, found = TaskConfig(name="hooked_reward:reward"), []
+    for value in ("1.0", "0.0", "1.0"):
+        path.write_text(f"def reward(prompt, completion, **row): return {value}\n")
+        found.append(reward_fingerprint(task.name, task, None))
+    assert found[0] == found[2] != found[1]
+    assert reward_fingerprint("sys:exit", task, None) == reward_fingerprint("sys:exit", task, None) != found[0]
 
 
 def test_settings_of_sections_within_sections_are_compared():

@@ -1,6 +1,8 @@
 """Sums of rewards, awaited rewards and TRL's: by hand, in real workers."""
 
 import asyncio
+import json
+import re
 import time
 
 import numpy as np
@@ -10,6 +12,7 @@ from rollout_cases import Rollout, batch_of, credited
 from fastrl.config.schema import TaskConfig
 from fastrl.records.step_metrics import part_metrics
 from fastrl.tasks import load_task
+from fastrl.tasks.awaited import then, together
 from fastrl.tasks.problem import Score, Weighted
 from fastrl.tasks.reward_rules import trained_by
 from fastrl.tasks.signatures import is_async, is_of_trl, judges_groups
@@ -61,6 +64,12 @@ async def hangs(prompt, completion, **row):
 async def blocks(prompt, completion, **row):
     time.sleep(0.3)
     return 1.0
+
+def one_number(prompt, completions, **row):
+    return 0.5
+
+def too_few(prompt, completions, **row):
+    return [0.5]
 
 class Judge:
     async def __call__(self, prompt, completion, **row):
@@ -158,6 +167,38 @@ def test_trl_gets_lists_of_everything_and_chats_for_chats(folder):
     assert "asks for completion_ids, which verifier workers do not have" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("one_number", r"reward one_number returned 0\.5 \(float\) for 2 completions; expected a list, one for each"),
+        ("too_few", "reward too_few returned 1 numbers for 2 completions"),
+    ],
+)
+def test_what_is_no_number_for_each_is_shown(folder, name, message):
+    for found in verdicts(task_of(folder, **{name: 1.0}), "2", "3"):
+        assert found.is_fault and re.search(message, found.reason)
+
+
+@pytest.mark.parametrize("row", [{"prompt": None}, {"prompt": ""}, {"self": 1}, {"function": 2}])
+def test_no_column_of_the_data_takes_a_place_that_is_ours(folder, tmp_path, row):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "1+1=", "answer": "2"} | row) + "\n")
+    for name, rewards in (("right", {}), ("batched", {}), ("right", {"many_rewards:batched": 1.0})):
+        config = TaskConfig(f"many_rewards:{name}", str(folder), rewards=rewards, train=str(tmp_path / "rows.jsonl"))
+        for rule in ("verifier", "binary"):
+            task = trained_by(load_task(config), rule)
+            with VerifierPool(task.reward, num_workers=1) as pool:
+                found = pool.score([(p.prompt, text, p.row) for p in task.train for text in ("2", "3")])
+            assert not any(v.is_fault for v in found) and found[0].reward > found[1].reward, (name, rule)
+
+
+@pytest.mark.parametrize("column", ["prompts", "completions"])
+def test_columns_that_trl_has_itself_are_refused(folder, column):
+    task = task_of(folder, "chats")
+    with VerifierPool(task.reward, num_workers=1) as pool:
+        (found,) = pool.score([("1+1=", "2", {"answer": "2", column: ["gold"]})])
+    assert found.is_fault and f"the data has a column '{column}'" in found.reason
+
+
 def test_signatures_say_what_they_are():
     def ours(prompt, completions, **row): ...
     def theirs(prompts, completions, **columns): ...
@@ -200,8 +241,29 @@ def test_together_and_then_wait_only_where_something_waits():
     async def later(value):
         return value
 
-    from fastrl.tasks.awaited import then, together
-
     assert then(together([1, 2]), sum) == 3
     assert asyncio.run(then(together([1, later(2), 3]), list)) == [1, 2, 3]
     assert Score(1.0).parts == ()
+
+
+def test_when_one_raises_the_others_do_not_run_on():
+    ended = []
+
+    async def slow():
+        try:
+            await asyncio.sleep(0.1)
+            ended.append("ran on")
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def fails():
+        raise KeyError("x")
+
+    async def both():
+        with pytest.raises(KeyError, match="x"):
+            await together([slow(), fails()])
+        await asyncio.sleep(0.2)
+
+    asyncio.run(both())
+    assert ended == ["cancelled"]

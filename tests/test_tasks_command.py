@@ -55,6 +55,9 @@ def test_your_own_reward_is_shown(capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": [{"role": "user", "content": "Hm?"}]}\n')
     text = said(capsys, "mine:reward", "--train", str(tmp_path / "rows.jsonl"), "--reward-folder", str(tmp_path))
     assert "[user] Hm?" in text and "no answer is known" in text and "answer ''\n  reward  -2.5" in text
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hm?", "task": "hm", "entry": ["?"], "answer": "yes"}\n')
+    text = said(capsys, "mine:reward", "--train", str(tmp_path / "rows.jsonl"), "--reward-folder", str(tmp_path))
+    assert "answer '<answer>yes</answer>'\n  reward  17.5" in text
 
 
 @pytest.mark.parametrize(

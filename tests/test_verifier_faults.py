@@ -247,6 +247,18 @@ def test_a_module_may_raise_anything_while_it_is_imported(tmp_path, monkeypatch)
     assert verdict.is_fault and "cannot be loaded: SystemExit: not today" in verdict.reason
 
 
+def test_a_group_reward_that_can_be_loaded_once_says_why_not_again(tmp_path, monkeypatch):
+    """A worker that cannot load it cannot know that it judges groups."""
+    source = "import os\ndef reward(prompt, completions, **row):\n    os._exit(7)\n"
+    (tmp_path / "once.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with VerifierPool(CustomReward("once:reward"), num_workers=1) as pool:
+        assert pool.unit() == "group"
+        (tmp_path / "once.py").write_text("raise OSError('the disk has gone')")
+        with pytest.raises(VerifierError, match="has started anew, and the reward cannot be loaded: OSError: the disk"):
+            pool.score(items("text"))
+
+
 def test_numbers_of_any_library_are_numbers(rewards):
     good = {"np.bool_": 1.0, "bool": 1.0, "item": 0.25}
     good |= dict.fromkeys(["np.float16", "0-d", "one", "decimal", "fraction"], 0.5)

@@ -16,7 +16,8 @@ class VerifyCommand(WithPaths):
     """Score a JSON-lines file of completions: rows `completion` and what the task needs; adds `reward` and `reason`."""
 
     task: str
-    """countdown | math | reasoning-gym:<dataset> | module:function"""
+    """countdown | math | reasoning-gym:<dataset> | verifiers:<taskset> (single-turn) | module:function. Environments,
+    openenv:… among them, judge conversations, which a file of completions does not hold."""
     input: Path
     """Rows to score."""
     output: Path
@@ -40,7 +41,8 @@ class AuditCommand(WithPaths):
     input: tyro.conf.Positional[Path]
     """A run folder, or JSON lines with `completion` and what the task needs, as for `fastrl verify`."""
     task: str = ""
-    """The reward that is audited: countdown | math | reasoning-gym:<dataset> | module:function; empty: the run's."""
+    """The reward that is audited, no environment: countdown | math | reasoning-gym:<dataset> | verifiers:<taskset> |
+    module:function; empty: the run's."""
     reference: str = ""
     """Task whose reward says what is correct; empty: the audited reward itself, which cannot show that it is wrong."""
     output: Path | None = None

@@ -19,7 +19,7 @@ class PushCommand(WithPaths):
     repo: str
     """owner/name on the hub; made if it is not there. The token is that of `hf auth login`, or HF_TOKEN."""
     private: bool = False
-    """A repository that is made is private."""
+    """A repository that is made is private; one that is there must be."""
     license: str = ""
     """Of the model, as the hub spells it; empty: the base model's, where its folder has a card that says it."""
     evaluations: Annotated[tuple[Path, ...], tyro.conf.arg(name="evaluation")] = ()

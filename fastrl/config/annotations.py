@@ -84,6 +84,9 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
         raise ValueError(f"'{name}' is a section, got {value!r}")
     if is_number_type(annotation):
         _check_number(name, value)
+    is_row = tuple in (get_origin(annotation), get_origin(getattr(annotation, "__origin__", None)))
+    if is_row and isinstance(value, str):  # which Python takes for a row of characters
+        raise ValueError(f"{name} must be a list of texts, such as [{value!r}], got {value!r}")
     if get_origin(annotation) is dict and isinstance(value, dict):
         for key, entry in value.items():
             check_value(f"{name}.{key}", entry, get_args(annotation)[1])

@@ -7,6 +7,8 @@ from typing import Any
 
 import tomli_w
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from fastrl.config.schema import TrainConfig
 from fastrl.config.settings import settings_of
@@ -17,6 +19,7 @@ from fastrl.records.tables import measure_table, pass_table
 
 TAGS = ["fastrl", "reinforcement-learning", "rlvr"]
 PACKAGES = ("fastrl", "torch", "transformers")
+SERVED = ("openenv:http://", "openenv:https://")  # begins the name of a task whose server lies somewhere
 PRIVATE = {"run.folder", "task.reward_folder"}  # where things lie on one machine
 _LOAD = {
     "transformers": """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,12 +42,12 @@ def model_card(published: Published, name: str, license: str = "") -> ModelCard:
     library = "peft" if published.is_adapter else "transformers"
     base = published.config.model.path
     data = ModelCardData(
-        base_model=None if Path(base).exists() else base,
+        base_model=base if is_hub_id(base, published.run) else None,
         library_name=library,
         pipeline_tag="text-generation",
         license=license or _license_of(Path(base)) or None,
         tags=[*TAGS, published.config.algorithm.objective],
-        datasets=_datasets(published.config) or None,
+        datasets=_datasets(published) or None,
         model_name=name.rpartition("/")[2],
         eval_results=_eval_results(published) or None,
     )
@@ -55,8 +58,8 @@ def _text(published: Published, name: str, library: str) -> str:
     config = published.config
     parts = [
         f"# {name.rpartition('/')[2]}",
-        f"{_shown(config.model.path)} after {published.step} steps of reinforcement learning from verifiable rewards "
-        f"with fastrl {importlib.metadata.version('fastrl')}: task `{config.task.name}`, "
+        f"{without_places(config.model.path)} after {published.step} steps of reinforcement learning from verifiable "
+        f"rewards with fastrl {importlib.metadata.version('fastrl')}: task `{without_places(config.task.name)}`, "
         f"objective `{config.algorithm.objective}`, surrogate `{config.algorithm.surrogate}`.",
         "## Evaluation",
         _evaluation_text(published),
@@ -96,8 +99,8 @@ def _evaluation_text(published: Published) -> str:
 
 def _eval_results(published: Published) -> list[EvalResult]:
     """pass@k as fractions, with the ends of its band in the metric's arguments."""
-    task = published.config.task.name
-    dataset = next(iter(_datasets(published.config)), task)
+    task = without_places(published.config.task.name)
+    dataset = next(iter(_datasets(published)), task)
     return [
         EvalResult(
             task_type="text-generation",
@@ -130,20 +133,33 @@ def _settings(config: TrainConfig) -> str:
         section = sections
         for part in path:
             section = section.setdefault(part, {})
-        section[key] = _shown(value) if isinstance(value, str) else value
+        section[key] = without_places(value) if isinstance(value, str) else value
     return tomli_w.dumps(sections)
 
 
-def _shown(value: str) -> str:
-    """A path without the folders of this machine."""
+def without_places(value: str) -> str:
+    """A path without the folders of this machine, a task without the address of its server."""
+    if value.startswith(SERVED):
+        return f"{SERVED[0]}…"
     return os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else value
 
 
-def _datasets(config: TrainConfig) -> list[str]:
+def _datasets(published: Published) -> list[str]:
     """The hub datasets among the task's sources."""
-    sources = {config.task.train, config.task.validation, config.task.test} - {""}
-    ids = {source.partition(":")[0] for source in sources if not Path(source.partition(":")[0]).exists()}
-    return sorted(one for one in ids if one.count("/") == 1 and not one.endswith((".jsonl", ".json", ".ndjson")))
+    task = published.config.task
+    sources = {task.train, task.validation, task.test} - {""}
+    ids = {source.partition(":")[0] for source in sources}
+    files = (".jsonl", ".json", ".ndjson", ".parquet")
+    return sorted(i for i in ids if i.count("/") == 1 and is_hub_id(i, published.run) and not i.endswith(files))
+
+
+def is_hub_id(name: str, run: Path) -> bool:
+    """Whether it can be on the hub and is no path, from here or from a folder above the run, where that was started."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not any((place / name).exists() for place in (Path(), *run.absolute().parents))
 
 
 def _license_of(base: Path) -> str:

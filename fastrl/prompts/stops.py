@@ -43,9 +43,9 @@ class Stops:
 
     def length(self, ids: Sequence[int]) -> int | None:
         """Tokens up to the first end, which counts; None without one."""
-        if not self.texts:
-            return next((t for t, token in enumerate(ids, start=1) if token in self.end_ids), None)
-        return next((t for t in range(1, len(ids) + 1) if self.is_end(ids[:t])), None)
+        may_end = self.end_ids | self.text_ids
+        places = (t for t, token in enumerate(ids, start=1) if token in may_end)
+        return next((t for t in places if self.is_end(ids[:t])), None)
 
 
 NO_STOPS = Stops()

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -117,8 +118,10 @@ def _source(module: str, folder: str) -> str:
 
 def _sources(module: str, home: str) -> set[Path]:
     """The file of a module, or all of its package, and what they import from the same folder. Nothing is imported."""
-    spec = PathFinder.find_spec(module.partition(".")[0], [home or os.getcwd(), *sys.path])
-    if spec is None:  # built into Python
+    top = module.partition(".")[0]
+    spec = PathFinder.find_spec(top, [home or os.getcwd(), *sys.path])
+    spec = spec or find_spec(top)  # an editable install may have a finder of its own
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):  # built into Python
         return set()
     waiting = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin]]
     root, found = waiting[0].parent, set()

@@ -112,6 +112,6 @@ def _callback(one: Callback | Callable[[StepEnd], Answer]) -> Callback:
 
 
 def _checked(one: Callback, answer: Answer) -> Answer:
-    if answer is not None and answer != "stop":
+    if answer is not None and not (isinstance(answer, str) and answer == "stop"):
         raise ValueError(f"{type(one).__name__} answered {answer!r:.80}; a callback returns 'stop' or None")
     return answer

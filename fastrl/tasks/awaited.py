@@ -16,13 +16,18 @@ def then(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def together(values: Sequence[Any]) -> list[Any] | Awaitable[list[Any]]:
-    """The list of values; where some are awaitable, an awaitable of it that waits for all of these at once."""
+    """The list of values; where some are awaitable, an awaitable of it that waits for all of these at once.
+
+    What one of them raises is raised, and the others are cancelled.
+    """
 
     async def later() -> list[Any]:
-        waiting = [i for i, value in enumerate(values) if isawaitable(value)]
-        found = dict(enumerate(values)) | dict(
-            zip(waiting, await asyncio.gather(*(values[i] for i in waiting)), strict=True)
-        )
-        return list(found.values())
+        waiting = {i: asyncio.ensure_future(value) for i, value in enumerate(values) if isawaitable(value)}
+        try:
+            await asyncio.gather(*waiting.values())
+        finally:
+            for task in waiting.values():
+                task.cancel()  # of those that still run when one has raised
+        return [waiting[i].result() if i in waiting else value for i, value in enumerate(values)]
 
     return later() if any(map(isawaitable, values)) else list(values)

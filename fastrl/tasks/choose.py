@@ -123,7 +123,10 @@ def _load_split(kind: TaskKind, config: "TaskConfig", split: str) -> Sequence[Pr
         rows = read_rows(source, default_split=split)[: count or None]
         return _read_problems(kind, source, rows, config.columns)
     if kind.generate is not None and not config.train:
-        return kind.generate(config, split)
+        problems = kind.generate(config, split)
+        if split == "train" and not problems:
+            raise ValueError(f"task {config.name!r} has no problem to train on")
+        return problems
     if split == "train":
         raise ValueError(f"task {config.name!r} generates no problems: set train to a JSON-lines file or a dataset id")
     return []

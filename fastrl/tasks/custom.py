@@ -49,7 +49,7 @@ class CustomReward:
         environment."""
         return _load(self.name, self.folder)
 
-    def __call__(self, *args, **row):
+    def __call__(self, /, *args, **row):
         return self.__wrapped__(*args, **row)
 
 
@@ -104,11 +104,11 @@ def read_prompt(fields: dict, where: str) -> Prompt:
 
 
 def read_row(fields: dict, where: str) -> dict:
-    """Every field but the prompt. ValueError for a field `completion`, which only the model writes."""
+    """Every field but the prompt, and an empty `prompt`. ValueError for `completion`, which only the model writes."""
     if "completion" in fields:
         raise ValueError(f"{where}: field 'completion' is what the model writes; rename it in the data")
     prompt_field = next((name for name in PROMPT_FIELDS if fields.get(name)), None)
-    return {name: value for name, value in fields.items() if name != prompt_field}
+    return {name: value for name, value in fields.items() if name not in (prompt_field, "prompt")}
 
 
 @cache

@@ -8,6 +8,7 @@ otherwise (`__main__`, closures, lambdas), with the globals that they use.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -34,7 +35,7 @@ class GivenReward:
         """Make it, in a worker, and do what it wants to have done before."""
         self.__wrapped__ = prepared(made(self.given))
 
-    def __call__(self, *args, **row):
+    def __call__(self, /, *args, **row):
         return self.__wrapped__(*args, **row)
 
 
@@ -56,8 +57,10 @@ def with_given(task: "TaskConfig", given: Given | None) -> tuple["TaskConfig", d
     weights = _weights(given)
     names = _names([reward for reward, _ in weights])
     found = {name: GivenReward(name, reward) for name, (reward, _) in zip(names, weights, strict=True)}
-    for name, reward in found.items():
+    for (name, reward), (_, weight) in zip(found.items(), weights, strict=True):
         _check(name, reward)
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise ValueError(f"reward {name} has the weight {weight!r}: expected a number")
     own, *others = zip(names, (float(weight) for _, weight in weights), strict=True)
     kept = {n: w for n, w in task.rewards.items() if not n.startswith(PYTHON) and n != AS_IT_IS}
     rewards = ({AS_IT_IS: own[1]} if own[1] != 1 else {}) | kept | dict(others)

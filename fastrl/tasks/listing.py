@@ -79,9 +79,10 @@ def _answers(task: Task, problem: Problem, pool: VerifierPool) -> str:
 
 def _known_answers(task: Task, problem: Problem) -> list[str]:
     """What should be right, as it is and in the marks that rewards look for."""
-    nested = problem.row.get("entry") or problem.row.get("task") or {}
+    found = (problem.row.get(name) for name in ("entry", "task"))  # of reasoning-gym and verifiers
+    nested = next((one["answer"] for one in found if isinstance(one, dict) and one.get("answer") is not None), None)
     try:
-        answer = str(nested["answer"]) if nested.get("answer") is not None else task.answer_of(problem)
+        answer = task.answer_of(problem) if nested is None else str(nested)
     except ValueError:
         return []
     return [answer, f"<answer>{answer}</answer>", f"\\boxed{{{answer}}}"]

@@ -185,7 +185,7 @@ class RuledReward:
     def is_async(self) -> bool:
         return is_async(self.verifier)
 
-    def __call__(self, prompt: Prompt, completions: list[str], **row) -> list[Score]:
+    def __call__(self, prompt: Prompt, completions: list[str], /, **row) -> list[Score]:
         if is_environment(getattr(self.verifier, "__wrapped__", self.verifier)):
             raise TypeError("an environment scores conversations, on which no rule works: set task.reward = 'verifier'")
         if judges_groups(self.verifier):

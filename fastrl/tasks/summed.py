@@ -16,7 +16,7 @@ from typing import Any
 from .awaited import then, together
 from .problem import Prompt, Score, Weighted
 from .signatures import is_async, is_environment, judges_groups
-from .verifier.verdict import Verdict, describe, verdict_of
+from .verifier.verdict import Verdict, describe, shown, verdict_of
 
 NOTHING = Verdict(math.nan, "")
 
@@ -45,14 +45,14 @@ class SummedReward:
         """It judges groups if one of them does."""
         return self.of_group if any(judges_groups(one.reward) for one in self.summed) else self.of_completion
 
-    def __call__(self, *args, **row):
+    def __call__(self, /, *args, **row):
         return self.__wrapped__(*args, **row)
 
-    def of_completion(self, prompt: Prompt, completion: str, **row) -> Score:
+    def of_completion(self, prompt: Prompt, completion: str, /, **row) -> Score:
         values = [_asked(one, prompt, completion, row) for one in self.summed]
         return then(together(values), lambda found: self._sum(found, completion))
 
-    def of_group(self, prompt: Prompt, completions: list[str], **row) -> list[Score]:
+    def of_group(self, prompt: Prompt, completions: list[str], /, **row) -> list[Score]:
         values = [self._of_all(one, prompt, completions, row) for one in self.summed]
         return then(together(values), lambda found: self._sums(found, completions))
 
@@ -65,8 +65,11 @@ class SummedReward:
         columns = [values.tolist() if hasattr(values, "tolist") else values for values in found]
         for one, values in zip(self.summed, columns, strict=True):
             if not isinstance(values, list | tuple) or len(values) != len(completions):
-                num = len(values) if isinstance(values, list | tuple) else "no"
-                raise ValueError(f"reward {one.name} returned {num} numbers for {len(completions)} completions")
+                found = f"{len(values)} numbers" if isinstance(values, list | tuple) else shown(values)
+                raise ValueError(
+                    f"reward {one.name} returned {found} for {len(completions)} completions; expected a list, one for "
+                    "each"
+                )
         return [self._sum(values, text) for *values, text in zip(*columns, completions, strict=True)]
 
     def _sum(self, values: Sequence[Any], completion: str) -> Score:

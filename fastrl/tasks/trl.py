@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .problem import Prompt
 from .signatures import is_async, is_of_trl
 
+OURS = ("prompts", "completions")
 NOT_HERE = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 
@@ -33,7 +34,9 @@ class TrlReward:
     def is_async(self) -> bool:
         return is_async(self.function)
 
-    def __call__(self, prompt: Prompt, completions: list[str], **row):
+    def __call__(self, prompt: Prompt, completions: list[str], /, **row):
+        if taken := [name for name in OURS if name in row]:
+            raise ValueError(f"the data has a column {taken[0]!r}, which TRL's rewards get from the trainer: rename it")
         is_chat = not isinstance(prompt, str)
         texts = [[{"role": "assistant", "content": text}] for text in completions] if is_chat else completions
         given = {"prompts": [prompt] * len(texts), "completions": texts}

@@ -12,11 +12,13 @@ be played again, and its conversations are faults.
 import json
 import os
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from ..custom import home_of
 from ..problem import Problem, Prompt, Score, TaskKind, content_id, with_different_ids
 from ..rows import PROMPT_FIELDS, require_prompt
+from ..verifier.verdict import describe
 from .openenv_server import InvalidAction, Session
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ class OpenEnvGame:
     def _asked(self, ask, *arguments, **named) -> dict:
         try:
             return ask(*arguments, **named)
-        except OSError:
+        except OSError as error:
+            print(f"verifier worker: openenv:{self.target}: {describe(error)}", file=sys.stderr, flush=True)
             os._exit(3)
 
 

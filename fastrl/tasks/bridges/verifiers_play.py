@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -25,18 +25,31 @@ from ..problem import Prompt, Score
 class Source:
     """Which environment: an installed taskset or a module, options of its taskset, the folder where it may lie."""
 
-    module: str
+    taskset: str
     options: tuple[tuple[str, str], ...] = ()
     folder: str = ""
 
     @classmethod
     def of(cls, text: str, reward_folder: str) -> "Source":
-        """From `<taskset>` or `<taskset>?option=value&…`. ValueError where no taskset is named."""
-        module, _, options = text.partition("?")
-        if not module:
+        """From `<taskset>` or `<taskset>?option=value&…`. ValueError where no taskset is named, and for what are no
+        options of one."""
+        taskset, _, options = text.partition("?")
+        if not taskset:
             raise ValueError(f"task 'verifiers:{text}' names no taskset: expected verifiers:<taskset>?option=value&…")
-        pairs = tuple(parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options)))
-        return cls(module, pairs, home_of(module.replace("-", "_").lower(), reward_folder))
+        try:
+            pairs = tuple(parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options)))
+        except ValueError as error:
+            raise ValueError(f"task 'verifiers:{text}': {error}; expected verifiers:<taskset>?option=value&…") from None
+        names = ["id", *(name for name, _ in pairs)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"task 'verifiers:{text}' says twice what {twice!r} is: leave one of them out")
+        source = cls(taskset, pairs)
+        return replace(source, folder=home_of(source.module, reward_folder))
+
+    @property
+    def module(self) -> str:
+        """What the library imports: of `owner/name@version` as of a bare name."""
+        return self.taskset.rpartition("/")[2].partition("@")[0].replace("-", "_").lower()
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,14 @@ class Play:
 
     def __init__(self, env: Any, data: dict):
         """data: of one of its tasks, as JSON."""
+        task = task_of(env, data)
         self.traces: list[Any] = []
-        self._loop = asyncio.new_event_loop()
+        self._is_over = False  # no more text will come
         self._asked: asyncio.Queue[str] = asyncio.Queue()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
-        self._episode = self._loop.create_task(self._run(env, task_of(env, data)))
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._episode = self._loop.create_task(self._run(env, task))
 
     async def _run(self, env: Any, task: Any) -> None:
         from verifiers.v1 import Episode, TraceTask
@@ -123,25 +139,29 @@ class Play:
         self._said.put_nowait(text)
 
     async def answer(self, request: str) -> str | None:
-        """For the seat: the model's answer; None when no more will come."""
+        """For the seat: the model's answer; None when no more will come, however often it asks."""
+        if self._is_over:
+            return None
         self._asked.put_nowait(request)
-        return await self._said.get()
+        text = await self._said.get()
+        self._is_over = text is None
+        return text
 
     def score(self) -> Score:
         """End the episode; the sum of all rewards, and one by one in the reason."""
         if not self._episode.done():
             self._said.put_nowait(None)
         self._loop.run_until_complete(self._episode)
-        found = {name: reward for trace in self.traces for name, reward in trace.rewards.items() if reward}
-        reason = ", ".join(f"{name} {reward.score:g}" for name, reward in found.items())
-        return Score(sum(reward.value for reward in found.values()), reason or "no reward")
+        found = [(name, reward) for trace in self.traces for name, reward in trace.rewards.items() if reward]
+        reason = ", ".join(f"{name} {reward.score:g}" for name, reward in found)
+        return Score(sum(reward.value for _, reward in found), reason or "no reward")
 
     def close(self) -> None:
         """Leave nothing of it running."""
         self._episode.cancel()
         with suppress(BaseException):  # whatever it says to its end
             self._loop.run_until_complete(self._episode)
-        self._loop.close()
+        self._runner.close()  # what else the environment has started, too
 
 
 class _Seat:
@@ -232,7 +252,8 @@ def load(source: Source) -> Any:
     except ImportError as error:
         raise ValueError(f"tasks named verifiers:<taskset> need: pip install 'fastrl[verifiers]' ({error})") from error
     try:
-        config = loaders.resolve_env_config({"taskset": {"id": source.module, **dict(source.options)}})
+        config = loaders.resolve_env_config({"taskset": {"id": source.taskset, **dict(source.options)}})
         return loaders.load_environment(config)
     except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"verifiers finds no taskset {source.module!r}: {error}") from error
+        why = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"verifiers finds no taskset {source.taskset!r}: {error}{why}") from error

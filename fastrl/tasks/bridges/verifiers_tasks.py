@@ -9,11 +9,15 @@ whatever the counts. What needs a sandbox is refused: tools, containers, hooks a
 """
 
 import inspect
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..problem import Problem, Prompt, TaskKind, content_id, with_different_ids
+from ..verifier.verdict import describe
 from .verifiers_play import MultiTurn, Play, SingleTurn, Source, load, seats_of, task_of, text_of
 
 if TYPE_CHECKING:
@@ -26,12 +30,14 @@ _PLACES = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}  
 def verifiers_kind(name: str, reward_folder: str = "") -> TaskKind:
     """The task of one environment. ValueError where it cannot be loaded or needs what is not here."""
     source = Source.of(name, reward_folder)
-    env = load(source)
+    with _told(name):
+        env = load(source)
     check_playable(env, name)
     is_single = type(env).__name__ == "SingleAgentEnv"
 
     def generate(config: "TaskConfig", split: str) -> list[Problem]:
-        return generate_problems(env, split, getattr(config, f"num_{split}"))
+        with _told(name):
+            return generate_problems(env, split, getattr(config, f"num_{split}"))
 
     return TaskKind(
         reward=SingleTurn(source) if is_single else MultiTurn(source),
@@ -39,9 +45,20 @@ def verifiers_kind(name: str, reward_folder: str = "") -> TaskKind:
         read_row=partial(read_row, env=env),
         template="chat",
         packages=("verifiers",),
-        module=source.module.replace("-", "_").lower(),
+        module=source.module,
         generate=generate,
     )
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a taskset raises, as a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # its author's, whatever it is
+        raise ValueError(f"task 'verifiers:{name}' cannot be loaded: {describe(error)}") from error
 
 
 def check_playable(env: Any, name: str) -> None:
@@ -88,13 +105,13 @@ def generate_problems(env: Any, split: str, count: int) -> list[Problem]:
 def prompt_of(env: Any, data: dict) -> Prompt:
     """What the model reads first: text, or messages where there is a system prompt.
 
-    Where a task has no prompt, the environment opens the conversation, and is run up to there.
+    Where a task has no prompt, the environment opens the conversation, and is run up to there: ValueError where that
+    says nothing, or fails.
     """
     task = task_of(env, data).data
     if task.prompt is None:
-        play = Play(env, data)
-        messages = [{"role": "user", "content": play.next_request() or ""}]
-        play.close()
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own event loop runs in this one
+            messages = [{"role": "user", "content": thread.submit(_opening, env, data).result()}]
     elif isinstance(task.prompt, str):
         messages = [{"role": "user", "content": task.prompt}]
     else:
@@ -102,6 +119,19 @@ def prompt_of(env: Any, data: dict) -> Prompt:
     if task.system_prompt:
         return [{"role": "system", "content": task.system_prompt}, *messages]
     return messages[0]["content"] if len(messages) == 1 else messages
+
+
+def _opening(env: Any, data: dict) -> str:
+    play = Play(env, data)
+    try:
+        said = play.next_request()
+    except Exception as error:  # the environment's own
+        raise ValueError(f"the environment fails before the model's first turn: {describe(error)}") from error
+    finally:
+        play.close()
+    if not said:
+        raise ValueError(f"the environment says nothing before the model's first turn, and {data!r:.80} has no prompt")
+    return said
 
 
 def read_row(fields: dict, where: str, *, env: Any) -> dict:

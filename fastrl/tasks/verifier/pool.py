@@ -182,10 +182,10 @@ class VerifierPool(AbstractContextManager):
     def _welcome(self, worker: WorkerProcess) -> None:
         self._failed_starts = 0
         if self._unit not in (None, worker.unit):
-            raise VerifierError(
-                f"the reward judges a {self._unit} at once in one worker and a {worker.unit} in another: it cannot "
-                "always be loaded, or it changed"
+            changed = (
+                f"the reward judges a {self._unit} at once in one worker and a {worker.unit} in another: it changed"
             )
+            raise VerifierError(f"a worker has started anew, and {worker.broken}" if worker.broken else changed)
         self._unit = worker.unit
 
     def _take_in(self, batch: Batch, worker: WorkerProcess, index: int, verdicts: Sequence[Verdict]) -> None:

@@ -28,7 +28,8 @@ class WorkerProcess:
 
     indices: the calls of its chunk without verdicts yet; the first is the one it is at.
     deadline: until when it must send its next message, in monotonic seconds.
-    unit: what a call of its reward judges, once it is ready; is_concurrent: calls of a chunk run at the same time.
+    unit: what a call of its reward judges, once it is ready; is_concurrent: calls of a chunk run at the same time;
+    broken: why the reward cannot be loaded, if so.
 
     It does not import the trainer's main script, has a session of its own and no standard input: Ctrl-C and the
     terminal are the trainer's.
@@ -50,6 +51,7 @@ class WorkerProcess:
         self.pid: int | None = None  # of the worker, when it is ready
         self.unit: Unit = "completion"
         self.is_concurrent = False
+        self.broken = ""
         self.indices: list[int] = []
         self._limits_s: list[float] = []  # of each of them
         self.num_chunks = 0
@@ -98,6 +100,7 @@ class WorkerProcess:
                     del self._limits_s[0]
                 else:
                     self.pid, self.unit, self.is_concurrent = message.pid, message.unit, message.is_concurrent
+                    self.broken = message.broken
                 self.deadline = time.monotonic() + sum(self._limits_s[:1])
         except (OSError, EOFError):
             self.has_gone = True

@@ -54,6 +54,7 @@ class Message:
     """What a worker sends: when it is ready, what its reward judges; then the verdicts of each call, in their order.
 
     is_grown: it holds so much memory that it should be replaced. is_concurrent: calls of its reward wait together.
+    broken: why the reward cannot be loaded, which is what it says of each call, too; empty: it can.
     """
 
     pid: int
@@ -61,6 +62,7 @@ class Message:
     verdicts: tuple[Verdict, ...] = ()
     is_grown: bool = False
     is_concurrent: bool = False
+    broken: str = ""
 
 
 Judge = Callable[[Call], list[Verdict]]
@@ -73,8 +75,8 @@ def work(channel: Connection) -> None:
     try:
         orders: Orders = pickle.loads(channel.recv_bytes())
         _limit(orders.memory_mb)
-        judge, unit, is_concurrent = _load(orders)
-        channel.send(Message(pid, unit, is_concurrent=is_concurrent))
+        judge, unit, is_concurrent, broken = _load(orders)
+        channel.send(Message(pid, unit, is_concurrent=is_concurrent, broken=broken))
         limit_bytes = 0.0
 
         def send(verdicts: list[Verdict]) -> None:
@@ -117,8 +119,9 @@ async def _judge_together(calls: list[Call], judge: AwaitedJudge, send: Callable
     await asyncio.gather(*map(settle, range(len(calls))))
 
 
-def _load(orders: Orders) -> tuple[Judge | AwaitedJudge, Unit, bool]:
-    """(the reward as a function that never raises, even if it cannot be loaded; what it judges; whether it is awaited).
+def _load(orders: Orders) -> tuple[Judge | AwaitedJudge, Unit, bool, str]:
+    """(the reward as a function that never raises, even if it cannot be loaded; what it judges; whether it is awaited;
+    why it cannot be loaded).
 
     One that is awaited gives coroutines of its verdicts.
     """
@@ -131,8 +134,8 @@ def _load(orders: Orders) -> tuple[Judge | AwaitedJudge, Unit, bool]:
         is_awaited = unit != "conversation" and is_async(reward)
     except BaseException as error:  # a user's module may raise anything while it is imported
         broken = fault(f"the reward cannot be loaded: {describe(error)} (with task.memory_mb = {orders.memory_mb})")
-        return lambda call: [broken] * len(call.completions), "completion", False
-    return (_awaited_judge if is_awaited else _judge)(reward, unit), unit, is_awaited
+        return lambda call: [broken] * len(call.completions), "completion", False, broken.reason
+    return (_awaited_judge if is_awaited else _judge)(reward, unit), unit, is_awaited, ""
 
 
 def _unit(reward: Reward | GroupReward | Environment) -> Unit:
