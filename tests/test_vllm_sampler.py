@@ -155,6 +155,7 @@ def test_the_chooser_says_why(monkeypatch):
     assert kind == "embedded" and "no CUDA device" in reason
 
 
+@pytest.mark.vllm
 def test_a_kv_cache_on_the_cpu_stays():
     with pytest.raises(ValueError, match=r"sampler.release_kv_cache = true needs vLLM on a CUDA device"):
         choose_sampler(SamplerConfig(kind="vllm", release_kv_cache=True), torch.device("cpu"))
@@ -228,6 +229,7 @@ def test_an_fp8_cache_is_noise_that_a_stale_sampler_exceeds(narrow):
         probe.check(stale)
 
 
+@pytest.mark.vllm
 def test_a_sequence_that_fits_no_memory_is_an_error_before_the_engine(family_folder):
     model = AutoModelForCausalLM.from_pretrained(family_folder("qwen3"))
     with pytest.raises(ValueError, match=r"one sequence of 1000000000 tokens needs \d+ bytes of KV cache"):
