@@ -85,9 +85,23 @@ def test_the_mean_reward_by_hand():
 def test_files_that_are_no_evaluations_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no evaluation file"):
         load_evaluation(tmp_path / "none.json")
-    (tmp_path / "x.json").write_text('{"loss": 1}')
-    with pytest.raises(ValueError, match="not an evaluation"):
-        load_evaluation(tmp_path / "x.json")
+    band = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    whole = {"num_problems": 1, "num_samples": 2, "truncated_share": 0.0, "settings": {}, "pass_at_k": {"1": band}}
+    whole["problems"] = [{"id": "a"}]
+    (tmp_path / "x.json").write_text(json.dumps(whole))
+    assert load_evaluation(tmp_path / "x.json") == whole
+    without = [{k: v for k, v in whole.items() if k != name} for name in whole]
+    wrong = [
+        {"pass_at_k": [band]},
+        {"pass_at_k": {"1": 0.5}},
+        {"problems": [{}]},
+        {"settings": 1},
+        {"num_samples": "x"},
+    ]
+    for damaged in [{"loss": 1}, [whole], *without, *(whole | one for one in wrong)]:
+        (tmp_path / "x.json").write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="not an evaluation"):
+            load_evaluation(tmp_path / "x.json")
 
 
 def test_doctor_names_what_will_run(capsys):

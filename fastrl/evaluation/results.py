@@ -23,8 +23,10 @@ def load_evaluation(path: str | Path) -> dict:
         raise FileNotFoundError(f"no evaluation file {path}")
     try:
         evaluation = json.loads(path.read_text())
-        _ = evaluation["pass_at_k"], evaluation["problems"]
-    except (ValueError, KeyError, TypeError) as error:
+        _ = {name: float(evaluation[name]) for name in ("num_problems", "num_samples", "truncated_share")}
+        _ = dict(evaluation["settings"]), [problem["id"] for problem in evaluation["problems"]]
+        _ = [Interval(**band) for band in evaluation["pass_at_k"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an evaluation written by fastrl ({error!r})") from None
     return evaluation
 
