@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def torchrun(num_ranks: int, command: Sequence[str], *, timeout_s: float = 280) -> subprocess.CompletedProcess:
@@ -51,4 +52,5 @@ def _full(num_ranks: int, command: Sequence[str], options: Sequence[str] = ("--s
 
 
 def _env() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where console scripts lie
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PATH": path}
