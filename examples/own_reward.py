@@ -13,7 +13,7 @@ from fastrl import TrainConfig, train
 def last_number(prompt: str, completion: str, *, answer: str, **row: object) -> float:
     """1 where the completion's last number is the answer."""
     numbers = re.findall(r"-?\d+", completion)
-    return float(numbers[-1:] == [answer])
+    return float(numbers[-1:] == [str(answer)])
 
 
 if __name__ == "__main__":

@@ -334,5 +334,7 @@ def test_bad_input_is_one_message_before_a_model_is_loaded(finished, countdown_f
     assert "takes adapters from model.path" in error_of(capsys, "eval", *model[3:], "--model.lora-rank", "4")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find_spec(name, *a))
-    assert 'model.lora_rank = 4, but peft is not installed: pip install "fastrl[lora]"' in error_of(capsys, *rank)
+    assert "model.lora_rank = 4, but peft is not installed: pip install '.[lora]' in fastrl's clone" in error_of(
+        capsys, *rank
+    )
     assert not (tmp_path / "run").exists()

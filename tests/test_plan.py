@@ -349,6 +349,6 @@ def test_the_command_prints_parts_paths_and_verdict(config, capsys):
     assert "of 2.000 GiB: fits" in out and "attention: sdpa, packed" in out and "kernel: native" in out
     assert main(["plan", *arguments, "--memory-gib", "0.001"]) == 0
     out = capsys.readouterr().out
-    assert "DOES NOT FIT" in out and "no setting that saves memory makes it fit" in out
+    assert "DOES NOT FIT" in out and "no saving that is tried makes it fit" in out
     assert main(["plan", *arguments, "--prompt-tokens", "60"]) == 2
     assert "make 76 tokens, more than batch.micro_batch_tokens=64" in capsys.readouterr().err

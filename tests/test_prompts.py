@@ -147,6 +147,15 @@ def test_a_chat_template_that_fails_is_one_message(folder, capsys, template):
     assert "chat template cannot render problem countdown-" in said
 
 
+def test_a_chat_of_messages_needs_a_tokenizer_that_can_read_it(folder, capsys):
+    messages = {"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}
+    Path("chats.jsonl").write_text(json.dumps(messages) + "\n")
+    for template in ("auto", "none", "simple"):
+        task = {"task__name": "math", "task__train": "chats.jsonl", "task__template": template}
+        said = refused(capsys, "train", folder, **task)
+        assert "is a chat of messages, and the tokenizer of the model has no chat template" in said
+
+
 def test_the_prompt_that_is_too_long_is_named_and_can_be_dropped(folder, capsys):
     rows = [{"problem": "1+2", "answer": "3"}, {"problem": "1" * 500, "answer": "1"}, {"problem": "1+1", "answer": "2"}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -212,9 +212,9 @@ def test_a_users_reward_gets_every_field_but_the_prompt(own_rewards):
         ("text", r"returned '1' \(str\)"),
         ("raises", "IndexError: string index out of range"),
         ("hangs", "timeout"),
-        ("wrong_arguments", "TypeError: wrong_arguments"),
+        ("wrong_arguments", r"TypeError: wrong_arguments.*end the arguments with \*\*row$"),
         ("constant", "own_rewards:constant is 3, not a function"),
-        ("missing", "has no attribute 'missing'"),
+        ("missing", r"has no attribute 'missing'.*2048\)$"),
     ],
 )
 def test_a_broken_reward_is_found_before_training(own_rewards, function, message):

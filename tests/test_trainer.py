@@ -139,9 +139,15 @@ def test_overlong_completions_lose_reward(run):
         assert [r["advantage"] for r in part] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("reward", "times"), [("constant", 1), ("even", 0)])
+def test_a_reward_that_finds_nothing_right_is_said_once(run, capsys, reward, times):
+    run(reward, num_steps=11)
+    assert capsys.readouterr().out.count("every completion of 5 steps was wrong") == times
+
+
 def test_fractional_rewards_under_a_sign_objective_are_announced_once(run, capsys):
     run("length", num_steps=3)
-    assert capsys.readouterr().out.count("rewards are fractional") == 1
+    assert capsys.readouterr().out.count("rewards are more than right and wrong") == 1
 
 
 def test_dynamic_sampling_replaces_groups_without_contrast(run, tmp_path):

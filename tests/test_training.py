@@ -322,6 +322,8 @@ def test_bad_input_is_one_message_and_exit_status_2(countdown_folder, tmp_path, 
     assert "no config file" in bad_input(capsys, str(tmp_path / "none.toml"))
     assert "at least 1, got 0" in bad_input(capsys, *model, "--batch.rollouts-per-prompt", "0")
     assert "no config.json there" in bad_input(capsys, "--model.path", "./none", "--run.folder", str(tmp_path / "run"))
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    assert "a run's models lie in" in bad_input(capsys, "--model.path", str(tmp_path / "other"), *model[2:])
     math = [*model, "--task.name", "math"]
     assert "none.jsonl" in bad_input(capsys, *math, "--task.train", str(tmp_path / "none.jsonl"))
     good = tmp_path / "good.jsonl"

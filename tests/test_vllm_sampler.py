@@ -147,6 +147,8 @@ def test_the_chooser_says_why(monkeypatch):
     assert choose_sampler(SamplerConfig(kind="embedded"), torch.device("cuda"))[0] == "embedded"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choose_sampler(SamplerConfig(), torch.device("cuda")) == ("embedded", "vLLM is not installed")
+    for kind in ("auto", "vllm"):  # a plan for another machine
+        assert choose_sampler(SamplerConfig(kind=kind), torch.device("cuda"), is_here=False)[0] == "vllm"
     with pytest.raises(ValueError, match="vLLM is not installed: pip install"):
         choose_sampler(SamplerConfig(kind="vllm"), torch.device("cpu"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())

@@ -17,10 +17,10 @@ REWARD = '''"""The reward: 1 for what is right, 0 for anything else. Change it t
 import re
 
 
-def reward(prompt: str, completion: str, answer: str) -> float:
+def reward(prompt: str, completion: str, *, answer: str, **row: object) -> float:
     """Whether the first number of the completion is the `answer` of the row; each field of a row is an argument."""
     number = re.search(r"-?[0-9]+", completion)
-    return float(number is not None and number.group() == answer)
+    return float(number is not None and number.group() == str(answer))
 '''
 
 CONFIG = """# Made by fastrl init. In this folder:

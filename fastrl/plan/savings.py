@@ -50,7 +50,7 @@ def _rounding(config: TrainConfig, dtype: torch.dtype, num_ranks: int) -> list[d
 def savings_text(settings: dict[str, object]) -> str:
     """One line, as in a config file."""
     if not settings:
-        return "no setting that saves memory makes it fit"
+        return "no saving that is tried makes it fit (sampler.batch_size and sampler.max_new_tokens stay as they are)"
     values = {name: str(v).lower() if isinstance(v, bool) else repr(v) for name, v in settings.items()}
     return f"would fit with: {', '.join(f'{name} = {value}' for name, value in values.items())}"
 

@@ -95,7 +95,7 @@ def workload(config: TrainConfig, base: Pretrained, device_type: str, prompt_tok
     sequence_tokens = _longest_sequence(config, base, prompt_tokens)
     is_compiled = wants_compiled(config.model.compile, device)
     left_out = bytes_left_out(base.architecture, dtype, attention, config.model) if is_compiled else None
-    sampler = choose_sampler(config.sampler, device)
+    sampler = choose_sampler(config.sampler, device, is_here=not device_type)
     return Workload(config, device, dtype, attention, *sampler, sequence_tokens, num_ranks, left_out)
 
 

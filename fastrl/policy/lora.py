@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from fastrl.config.schema import ModelConfig
 
 NAME = "default"  # what peft and transformers call the only adapter
-INSTALL = 'pip install "fastrl[lora]"'
+INSTALL = "pip install '.[lora]' in fastrl's clone"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def attach(model: PreTrainedModel, config: ModelConfig, checkpoint: Path | None,
     model.peft_config[NAME].base_model_name_or_path = str(base.resolve()) if base.is_dir() else model.name_or_path
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     share = num_trained / sum(p.numel() for p in model.parameters())
-    return f"LoRA: {len(adapters(model))} layers, rank {config.lora_rank}, {num_trained} trained values ({share:.2%})"
+    return f"LoRA: {len(adapters(model))} matrices, rank {config.lora_rank}, {num_trained} trained values ({share:.2%})"
 
 
 def load_adapters(model: PreTrainedModel, folder: str) -> None:

@@ -32,9 +32,11 @@ class Pretrained:
         path = base_path(self.settings.path)
         is_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
         if is_local and not (Path(path).expanduser() / "config.json").is_file():
-            raise FileNotFoundError(
-                f"model.path = '{path}': no config.json there; a Hugging Face folder or hub id is needed"
+            is_run = (Path(path).expanduser() / "checkpoints").is_dir()
+            needed = (
+                f"a run's models lie in {path}/checkpoints" if is_run else "a Hugging Face folder or hub id is needed"
             )
+            raise FileNotFoundError(f"model.path = '{path}': no config.json there; {needed}")
         if not is_local:
             print(f"model.path = '{path}' is no folder in {Path.cwd()}: taking it for a hub id", file=sys.stderr)
         return path

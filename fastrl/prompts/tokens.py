@@ -54,9 +54,15 @@ def _chat_ids(task: Task, problem: Problem, tokenizer: PreTrainedTokenizerBase) 
     try:
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if tokenizer.chat_template is None and not isinstance(problem.prompt, str):
+            raise ValueError(
+                f"problem {where} is a chat of messages, and the tokenizer of the model has no chat template: give it "
+                "one (chat_template in tokenizer_config.json), or prompts that are texts"
+            ) from None
         raise ValueError(
             f"the tokenizer's chat template cannot render problem {where} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); another task.template does without it"
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); for prompts that are texts another "
+            "task.template does without it"
         ) from error
     if next((i for i in reversed(ids) if tokenizer.decode([i]).strip()), None) == tokenizer.eos_token_id:
         raise ValueError(

@@ -78,7 +78,7 @@ def check_sinks(sinks: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(name, SINKS, n=1, cutoff=0.0)[0]
             raise ValueError(f"unknown metrics sink {name!r}; did you mean {nearest!r}? Known: {', '.join(SINKS)}")
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"the metrics sink {name!r} needs a package: pip install fastrl[track]")
+            raise ValueError(f"the metrics sink {name!r} needs a package: pip install '.[track]' in fastrl's clone")
 
 
 class TensorBoardSink:

@@ -50,7 +50,10 @@ class RunFolder:
         if found := differences(self.previous, self.config):
             raise ValueError(f"{self.path} holds a run with another config: {'; '.join(found)}")
         if not is_resumed:
-            raise ValueError(f"{self.path} already holds this run; continue it with --resume or choose run.folder")
+            raise ValueError(
+                f"{self.path} already holds this run; continue it with --resume, in Python resume=True, or choose "
+                "run.folder"
+            )
 
     def create(self) -> None:
         """Make the folder if need be, and save the resolved config. ValueError if another process was faster."""

@@ -34,6 +34,8 @@ from fastrl.run.resumption import Beginning, resumption
 from fastrl.tasks.given import Given, with_given
 from fastrl.watch.report import write_report
 
+NOTHING_RIGHT = 5  # steps in a row without a right completion, after which it is said
+
 
 def train(
     config: TrainConfig,
@@ -101,6 +103,7 @@ class Run:
         self.best: float = state.get("best", -math.inf)
         self.best_step: int | None = state.get("best_step")
         self.has_announced = self.has_importance_choice = self.is_moving = False
+        self.num_nothing_right = 0  # steps in a row
         self.parts = build_parts(ready, self.ranks, begin, self.progress, self.stack)
         torch.manual_seed(seed_of(config.run.seed, "torch"))
         if checkpoint:
@@ -213,6 +216,7 @@ class Run:
             if self.records:
                 self.records.step(batch, metrics)
         self._announce(batch.rollouts)
+        self._announce_nothing_right(metrics)
         self.progress.update(step, metrics)
         self.ranks.agree(lambda: self.divergence.check(step, metrics))
         self._record_ledger(batch.scored)
@@ -267,9 +271,19 @@ class Run:
             return
         self.has_announced = True
         self.progress.message(
-            f"rewards are fractional (such as {fractional:g}); objective {algorithm.objective} only asks whether "
-            f"reward >= algorithm.correct_threshold = {algorithm.correct_threshold:g}"
+            f"rewards are more than right and wrong (such as {fractional:g}); objective {algorithm.objective} only "
+            f"asks whether reward >= algorithm.correct_threshold = {algorithm.correct_threshold:g}"
         )
+
+    def _announce_nothing_right(self, metrics: dict) -> None:
+        """Say once that the reward finds nothing right: a sign objective would go on to penalise whatever is drawn."""
+        self.num_nothing_right = self.num_nothing_right + 1 if metrics["reward/correct_share"] == 0 else 0
+        if self.num_nothing_right == NOTHING_RIGHT:
+            self.progress.message(
+                f"every completion of {NOTHING_RIGHT} steps was wrong (reward < algorithm.correct_threshold = "
+                f"{self.config.algorithm.correct_threshold:g}): look at rollouts/ whether the reward knows what is "
+                "right"
+            )
 
     def _evaluate(self, split: str, name: str, *, in_metrics: bool = False) -> dict:
         alive(f"evaluate {name}")

@@ -17,11 +17,13 @@ SAMPLERS = {
 }
 
 
-def choose_sampler(config: SamplerConfig, device: torch.device) -> tuple[str, str]:
-    """(kind, reason). ValueError for an unknown kind, when vLLM is asked for and not installed, and for settings that
-    the kind or the device cannot honour.
+def choose_sampler(config: SamplerConfig, device: torch.device, *, is_here: bool = True) -> tuple[str, str]:
+    """(kind, reason). is_here: on this machine; on another vLLM is taken to be installed.
+
+    ValueError for an unknown kind, when vLLM is asked for and not installed, and for settings that the kind or the
+    device cannot honour.
     """
-    kind, reason = _chosen(config, device)
+    kind, reason = _chosen(config, device, not is_here or importlib.util.find_spec("vllm") is not None)
     if kind == "embedded":
         _check_embedded(config)
     elif config.kv_cache_dtype == "fp8":
@@ -49,12 +51,11 @@ def _check_fp8(device: torch.device) -> None:
         )
 
 
-def _chosen(config: SamplerConfig, device: torch.device) -> tuple[str, str]:
+def _chosen(config: SamplerConfig, device: torch.device, is_installed: bool) -> tuple[str, str]:
     if config.kind not in ("auto", *SAMPLERS):
         raise ValueError(f"sampler.kind = '{config.kind}' is unknown{nearest(config.kind, ['auto', *SAMPLERS])}")
-    is_installed = importlib.util.find_spec("vllm") is not None
     if config.kind == "vllm" and not is_installed:
-        raise ValueError("sampler.kind = 'vllm', but vLLM is not installed: pip install 'fastrl[vllm]'")
+        raise ValueError("sampler.kind = 'vllm', but vLLM is not installed: pip install '.[vllm]' in fastrl's clone")
     if config.release_kv_cache and device.type != "cuda":
         raise ValueError("sampler.release_kv_cache = true needs vLLM on a CUDA device; on the CPU it stays")
     if config.kind != "auto":

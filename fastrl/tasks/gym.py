@@ -183,7 +183,9 @@ def known_datasets() -> dict:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ValueError("tasks named reasoning-gym:<dataset> need: pip install 'fastrl[tasks]'") from error
+        raise ValueError(
+            "tasks named reasoning-gym:<dataset> need: pip install '.[tasks]' in fastrl's clone"
+        ) from error
     return DATASETS
 
 

@@ -26,7 +26,7 @@ def read_hugging_face(source: str, default_split: str) -> Iterator[tuple[str, di
     except ImportError as error:
         raise ValueError(
             f"{source!r} is no file of JSON lines, and reading it as a Hugging Face dataset needs: "
-            "pip install 'fastrl[tasks]'"
+            "pip install '.[tasks]' in fastrl's clone"
         ) from error
     name, config, split = _split_source(source, default_split)
     try:

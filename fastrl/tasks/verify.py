@@ -46,10 +46,18 @@ def check_reward(task: Task, config: "TaskConfig") -> bool:
         what, given = ("environment", "turn") if is_environment else ("reward", "completion")
         raise ValueError(
             f"the {what} of task {task.name!r} failed on problem {problem.where or problem.id!r} with an empty "
-            f"{given}: {verdict.reason} ({limits}). It must return a finite float for every {given}, for example "
-            "0.0 for this one"
+            f"{given}: {verdict.reason} ({limits}){_advice(verdict.reason, given)}"
         )
     return is_environment
+
+
+def _advice(reason: str, given: str) -> str:
+    """How to mend what a reward does wrong most often."""
+    if "returned" in reason:
+        return f". It must return a finite float for every {given}, for example 0.0 for this one"
+    if "unexpected keyword argument" in reason:
+        return ". Every field of a row is handed over by its name: end the arguments with **row"
+    return ""
 
 
 def verify_file(

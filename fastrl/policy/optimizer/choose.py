@@ -36,7 +36,9 @@ def check_optimizer(kind: str, dtype: torch.dtype, device: torch.device) -> None
     if kind == "adamw":
         return
     if importlib.util.find_spec("torchao") is None:
-        raise ValueError(f"optimizer.kind = '{kind}', but torchao is not installed: pip install 'fastrl[low-memory]'")
+        raise ValueError(
+            f"optimizer.kind = '{kind}', but torchao is not installed: pip install '.[low-memory]' in fastrl's clone"
+        )
     from fastrl.policy.optimizer.rounding import compiler_problem
 
     if problem := compiler_problem(device):

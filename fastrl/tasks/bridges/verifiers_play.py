@@ -250,7 +250,9 @@ def load(source: Source) -> Any:
     try:
         loaders = importlib.import_module("verifiers.v1.utils.loaders")
     except ImportError as error:
-        raise ValueError(f"tasks named verifiers:<taskset> need: pip install 'fastrl[verifiers]' ({error})") from error
+        raise ValueError(
+            f"tasks named verifiers:<taskset> need: pip install '.[verifiers]' in fastrl's clone ({error})"
+        ) from error
     try:
         config = loaders.resolve_env_config({"taskset": {"id": source.taskset, **dict(source.options)}})
         return loaders.load_environment(config)
