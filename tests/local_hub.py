@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +62,6 @@ def serve() -> Iterator[str]:
         server.shutdown()
 
 
-def environment_of(address: str) -> dict[str, str]:
-    """Of a process that takes the server for the hub."""
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    return environment
+def at_hub(address: str) -> dict[str, str]:
+    """The environment's variables of a process that takes the server for the hub."""
+    return {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}

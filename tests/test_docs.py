@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from shell import ENVIRONMENT
 
 from fastrl.config.schema import EvalConfig, TrainConfig, WarmupConfig
 from fastrl.config.settings import settings_of
@@ -169,10 +170,8 @@ def newcomer(tmp_path_factory) -> Path:
     (folder / "my.toml").write_text(config)
     shell = "".join(block for page in ("quick-start.md", "memory.md", "evaluating.md") for block in blocks(page, "sh"))
     shell = shell.replace("step-000020", "step-000003").replace("--run.num-steps 25", "--run.num-steps 4")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-c", RUN, json.dumps(shell.splitlines())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     (folder / "said.txt").write_text(result.stdout)
     return folder

@@ -1,14 +1,12 @@
 """docs/library.md followed to the letter: the script, then the commands that publish its run."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from local_hub import Hub, environment_of
+from local_hub import Hub, at_hub
+from shell import follow
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "library.md").read_text()
@@ -21,11 +19,7 @@ def ran(tmp_path_factory) -> tuple[Path, str]:
     (script,) = re.findall(r"```python\n# library\.py\n(.*?)```", PAGE, re.DOTALL)
     (folder / "library.py").write_text(script)
     (folder / "models").symlink_to(ROOT / "models")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "library.py"]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    return folder, follow("python library.py", folder, timeout=280)
 
 
 def test_the_script_runs(ran):
@@ -38,11 +32,7 @@ def test_the_script_runs(ran):
 def test_the_commands_publish_what_it_made(ran, hub):
     folder, _ = ran
     (commands,) = re.findall(r"```bash\n# after library\.py\n(.*?)```", PAGE, re.DOTALL)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = environment_of(hub) | {"OMP_NUM_THREADS": "1", "PATH": path}
-    command = ["bash", "-euo", "pipefail", "-c", commands]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert result.returncode == 0, result.stderr
+    follow(commands, folder, timeout=280, **at_hub(hub))
     written, pushed = (
         ModelCard.load(folder / "runs" / "card.md").data,
         ModelCard(Hub.received["README.md"].decode()).data,

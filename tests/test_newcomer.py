@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,23 +10,12 @@ from pathlib import Path
 
 import pytest
 from letter_model import save_letter_model
+from shell import ENVIRONMENT, follow
 
 from fastrl.evaluation.results import load_evaluation
 from fastrl.records.jsonl import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = os.environ | {
-    "OMP_NUM_THREADS": "1",
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-}
-
-
-def follow(commands: str, folder: Path, timeout: float) -> str:
-    """Run shell lines one after the other; what they said."""
-    command = ["bash", "-euo", "pipefail", "-c", commands]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def write_sums(path: Path, numbers: range) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from local_hub import Hub, environment_of
+from local_hub import Hub, at_hub
+from shell import ENVIRONMENT
 from test_training import config_of
 
 from fastrl import train
@@ -22,7 +23,7 @@ FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenize
 
 def push(address: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "fastrl.cli", "push", *arguments]
-    return subprocess.run(command, env=environment_of(address), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=ENVIRONMENT | at_hub(address), capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

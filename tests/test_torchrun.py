@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from fastrl.config.files import to_toml
 from fastrl.records.jsonl import read_jsonl
 
 pytestmark = pytest.mark.distributed
-FASTRL = str(Path(sys.executable).with_name("fastrl"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def configured(tmp_path_factory, countdown_folder):
 
 
 def train(num_ranks: int, config: Path, *options: str) -> str:
-    process = torchrun(num_ranks, [FASTRL, "train", str(config), *options])
+    process = torchrun(num_ranks, ["fastrl", "train", str(config), *options])
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 
@@ -79,7 +77,7 @@ def test_two_machines_make_the_run_of_one(configured):
     """Two torchruns with --nnodes 2 that meet at a port, as on two machines with one file system."""
     alone, apart = configured("one-machine"), configured("two-machines")
     train(1, alone)
-    outputs = torchrun_nodes(2, [FASTRL, "train", str(apart)])
+    outputs = torchrun_nodes(2, ["fastrl", "train", str(apart)])
     assert sum(output.count(f"step {NUM_STEPS}/{NUM_STEPS}") for output in outputs) == 1, outputs
     assert any("FSDP2: float32 shards on 2 ranks" in output for output in outputs)
     assert_close(weights(apart), weights(alone), 2e-5)
@@ -103,7 +101,7 @@ def test_two_ranks_with_an_engine_each_make_the_run_of_one(configured):
 
 def test_a_signal_stops_all_ranks_after_the_same_step(configured):
     config = configured("stopped")
-    with launch(2, [FASTRL, "train", str(config), "--run.num-steps", "100000", "--evaluation.every", "0"]) as process:
+    with launch(2, ["fastrl", "train", str(config), "--run.num-steps", "100000", "--evaluation.every", "0"]) as process:
         wait_for_step(config, 2)
         process.send_signal(signal.SIGTERM)  # torchrun hands it to its workers
         said = process.communicate(timeout=100)[0]
@@ -117,7 +115,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(configured):
 
 def test_a_killed_rank_ends_the_others_soon_and_is_named(configured):
     config = configured("killed")
-    with launch(2, [FASTRL, "train", str(config), "--run.num-steps", "100000", "--evaluation.every", "0"]) as process:
+    with launch(2, ["fastrl", "train", str(config), "--run.num-steps", "100000", "--evaluation.every", "0"]) as process:
         wait_for_step(config, 3)
         os.kill(worker_of(process, rank=1), signal.SIGKILL)
         killed = time.monotonic()
@@ -130,7 +128,7 @@ def test_a_killed_rank_ends_the_others_soon_and_is_named(configured):
 
 
 def test_bad_input_is_said_once(configured):
-    process = torchrun(2, [FASTRL, "train", str(configured("bad")), "--task.train", "missing.jsonl"])
+    process = torchrun(2, ["fastrl", "train", str(configured("bad")), "--task.train", "missing.jsonl"])
     assert process.returncode != 0
     said = process.stdout + process.stderr
     assert said.count("error:") == 1, said
@@ -142,7 +140,7 @@ def test_a_run_that_diverges_says_so_once(configured, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = ("--task.name", "enormous:reward", "--task.train", "rows.jsonl", "--evaluation.every", "0")
     limits = ("--run.max-nonfinite-steps", "1", "--algorithm.objective", "dr-grpo", "--evaluation.at-end", "False")
-    process = torchrun(2, [FASTRL, "train", str(configured("diverged")), *task, *limits])
+    process = torchrun(2, ["fastrl", "train", str(configured("diverged")), *task, *limits])
     said = process.stdout + process.stderr
     assert process.returncode != 0 and said.count("error: no gradient was finite") == 1, said
 

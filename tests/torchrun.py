@@ -1,12 +1,12 @@
 """Starting a script or a command as several processes, as `torchrun` does on one machine or on several."""
 
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+
+from shell import ENVIRONMENT
 
 
 def torchrun(num_ranks: int, command: Sequence[str], *, timeout_s: float = 280) -> subprocess.CompletedProcess:
@@ -52,5 +52,4 @@ def _full(num_ranks: int, command: Sequence[str], options: Sequence[str] = ("--s
 
 
 def _env() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where console scripts lie
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PATH": path}
+    return ENVIRONMENT | {"PYTHONSAFEPATH": "1"}
